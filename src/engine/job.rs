@@ -1,0 +1,154 @@
+//! What the engine is asked for, and what it answers: token ids and numbers, nothing else.
+
+use std::{sync::Arc, time::Instant};
+
+use crate::lora::Lease;
+
+/// An opaque class of work that the scheduler is fair between. Whoever submits decides what it means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane(pub u32);
+
+/// One request for one continuation.
+#[derive(Debug)]
+pub struct Job {
+    /// The tokens to continue; never empty, each below the vocabulary's size.
+    pub prompt: Vec<u32>,
+    /// The adapter to run through, leased for as long as the job lives; `None` is the base.
+    pub adapter: Option<Lease>,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// At most so many tokens are generated; 0 only computes the prompt.
+    pub max_tokens: usize,
+    /// Tokens that end the continuation (end-of-sequence tokens, unless they are to be ignored).
+    pub stop_tokens: Arc<[u32]>,
+    /// With `Some(n)`, each token comes with its log-probability and the `n` likeliest ones.
+    pub logprobs: Option<usize>,
+    /// With `Some(n)`, the prompt's own tokens are scored in the same way, in one [`Event::Prompt`].
+    pub prompt_logprobs: Option<usize>,
+    /// Which class of work this belongs to.
+    pub lane: Lane,
+    /// The job fails with [`Failure::Deadline`] at the first step after this moment.
+    pub deadline: Option<Instant>,
+}
+
+/// How a token is drawn from the logits.
+///
+/// The order is: penalties, then temperature, then `top_k`, `top_p`, `min_p`, then one draw from the job's own generator.
+/// Two jobs with equal fields draw equal tokens, whatever runs beside them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 is greedy.
+    pub temperature: f32,
+    /// Only the so many likeliest tokens; 0 is all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach this probability, in `(0, 1]`.
+    pub top_p: f32,
+    /// Only tokens at least so likely as this times the likeliest, in `[0, 1]`.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens in the prompt or answer (arXiv 1909.05858); 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted once from the logits of tokens in the answer.
+    pub presence_penalty: f32,
+    /// Subtracted from the logits of tokens in the answer, times their count there.
+    pub frequency_penalty: f32,
+    /// Starts the job's own generator.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+/// How likely a token was, before penalties, temperature and truncation (as OpenAI and vLLM report it).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprob {
+    /// The token that was taken.
+    pub token: u32,
+    /// Its natural log-probability.
+    pub logprob: f32,
+    /// The likeliest tokens with their log-probabilities, best first; ties go to the lower id.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// What a job's stream yields, in order: at most one `Prompt`, any number of `Token`, one `Finished` or `Failed`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Scores of the prompt's tokens from the second on (nothing predicts the first).
+    Prompt(Vec<Logprob>),
+    /// The next token of the answer. A stop token is not sent.
+    Token {
+        /// Its id.
+        id: u32,
+        /// Present where the job asked for it.
+        logprob: Option<Logprob>,
+    },
+    /// The answer is complete.
+    Finished(Finish),
+    /// The answer cannot be completed; what was sent so far is right.
+    Failed(Failure),
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token was drawn.
+    Stop,
+    /// `max_tokens` were generated.
+    Length,
+}
+
+/// Why an answer could not be completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The job's deadline passed.
+    #[error("the request's deadline passed before the answer was complete")]
+    Deadline,
+    /// The numbers overflowed in this row; neighbours are not affected.
+    #[error("the model produced a value that is not a number")]
+    NotANumber,
+    /// The step that held this job failed.
+    #[error("the engine could not compute this step")]
+    Step,
+    /// The engine is stopping.
+    #[error("the server is shutting down")]
+    Stopping,
+}
+
+/// Why a job was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The queue has its bound.
+    #[error("{waiting} requests are waiting already")]
+    Full {
+        /// Jobs in the queue.
+        waiting: usize,
+    },
+    /// Prompt and answer do not fit into the context.
+    #[error("{tokens} tokens are asked for and the context holds {context}")]
+    TooLong {
+        /// Prompt tokens plus `max_tokens`.
+        tokens: usize,
+        /// The most one sequence may have.
+        context: usize,
+    },
+    /// The prompt has no token, or one outside the vocabulary.
+    #[error("the prompt must have at least one token, each below {vocab}")]
+    BadPrompt {
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// The engine is stopping.
+    #[error("the engine is stopping")]
+    Stopping,
+}
