@@ -1,0 +1,636 @@
+//! Attention over paged keys and values.
+//!
+//! The cache is cut into pages of sixteen positions, and a sequence owns a list of them. Keys lie with sixteen positions
+//! side by side, so that a score is summed in one lane over the head's dimensions and lanes are never mixed; values lie
+//! position by position. A query walks the positions in blocks of 64 that begin at multiples of 64, with the running
+//! maximum and sum of online softmax (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135). What a
+//! query reads and in which order depends on its position alone, so decoding, any chunking of a prompt, and recomputation
+//! give the same bits.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, CustomOp3, InplaceOp2, Layout, Result, Shape};
+
+use super::{
+    pool::{Disjoint, Pool},
+    simd::{Kernel, LANES, Simd, Tier},
+    slice_of,
+};
+
+/// Positions of one page.
+pub const PAGE: usize = LANES;
+/// Pages and positions of one block of the softmax.
+const BLOCK_PAGES: usize = 4;
+const BLOCK: usize = BLOCK_PAGES * PAGE;
+/// Rows of one task.
+const ROW_BLOCK: usize = 16;
+
+/// The shape of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Heads of queries.
+    pub queries: usize,
+    /// Heads of keys and of values; each serves `queries / keys` heads of queries in turn.
+    pub keys: usize,
+    /// Width of a head.
+    pub dim: usize,
+    /// A query sees so many positions, its own included; `None` is all (Mistral, arXiv 2310.06825).
+    pub window: Option<usize>,
+}
+
+impl Heads {
+    /// Width of a row of `[queries, keys, values]`.
+    pub fn width(self) -> usize {
+        (self.queries + 2 * self.keys) * self.dim
+    }
+
+    /// Width of a head's values in the cache: whole vectors.
+    pub fn padded_dim(self) -> usize {
+        self.dim.next_multiple_of(LANES)
+    }
+
+    /// `[pages, key heads, dim, 16]`
+    pub fn key_shape(self, pages: usize) -> (usize, usize, usize, usize) {
+        (pages, self.keys, self.dim, PAGE)
+    }
+
+    /// `[pages, key heads, 16, padded dim]`
+    pub fn value_shape(self, pages: usize) -> (usize, usize, usize, usize) {
+        (pages, self.keys, PAGE, self.padded_dim())
+    }
+
+    fn key_page(self) -> usize {
+        self.keys * self.dim * PAGE
+    }
+
+    fn value_page(self) -> usize {
+        self.keys * self.padded_dim() * PAGE
+    }
+}
+
+/// Consecutive rows of one sequence, at consecutive positions.
+#[derive(Clone, Debug)]
+pub struct SequenceRows<'a> {
+    /// Rows of the step.
+    pub rows: Range<usize>,
+    /// Position of the first of them.
+    pub position: usize,
+    /// The sequence's pages, from position 0 to the last row's at least.
+    pub pages: &'a [u32],
+}
+
+impl SequenceRows<'_> {
+    /// Page and place in it of row `row` of the step.
+    fn place(&self, row: usize) -> (usize, usize) {
+        let position = self.position + (row - self.rows.start);
+        (self.pages[position / PAGE] as usize, position % PAGE)
+    }
+}
+
+/// Fails unless every row lies within its sequence's pages, and every page within the cache.
+fn check(sequences: &[SequenceRows<'_>], rows: usize, pages: usize) -> Result<()> {
+    for sequence in sequences {
+        let end = sequence.position + sequence.rows.len();
+        if sequence.rows.end > rows || end > sequence.pages.len() * PAGE {
+            candle_core::bail!("attention: {sequence:?} is outside {rows} rows or its own pages");
+        }
+        if let Some(page) = sequence.pages.iter().find(|page| **page as usize >= pages) {
+            candle_core::bail!("attention: page {page} of {pages}");
+        }
+    }
+    Ok(())
+}
+
+/// Puts the keys of a step's rows `[queries, keys, values]` into the cache.
+#[derive(Debug)]
+pub struct WriteKeys<'a> {
+    /// The shape of attention.
+    pub heads: Heads,
+    /// All rows of the step.
+    pub sequences: &'a [SequenceRows<'a>],
+}
+
+impl InplaceOp2 for WriteKeys<'_> {
+    fn name(&self) -> &'static str {
+        "write-keys"
+    }
+
+    fn cpu_fwd(
+        &self,
+        cache: &mut CpuStorage,
+        cache_layout: &Layout,
+        x: &CpuStorage,
+        layout: &Layout,
+    ) -> Result<()> {
+        let (rows, _) = layout.shape().dims2()?;
+        let heads = self.heads;
+        let x = slice_of(x, layout)?;
+        let cache = whole_mut(cache, cache_layout)?;
+        check(self.sequences, rows, cache.len() / heads.key_page())?;
+        for sequence in self.sequences {
+            for row in sequence.rows.clone() {
+                let (page, place) = sequence.place(row);
+                let at = row * heads.width() + heads.queries * heads.dim;
+                let keys = &x[at..at + heads.keys * heads.dim];
+                let page = &mut cache[page * heads.key_page()..(page + 1) * heads.key_page()];
+                for (key, lanes) in keys.iter().zip(page.as_chunks_mut::<PAGE>().0) {
+                    lanes[place] = *key;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts the values of a step's rows `[queries, keys, values]` into the cache.
+#[derive(Debug)]
+pub struct WriteValues<'a> {
+    /// The shape of attention.
+    pub heads: Heads,
+    /// All rows of the step.
+    pub sequences: &'a [SequenceRows<'a>],
+}
+
+impl InplaceOp2 for WriteValues<'_> {
+    fn name(&self) -> &'static str {
+        "write-values"
+    }
+
+    fn cpu_fwd(
+        &self,
+        cache: &mut CpuStorage,
+        cache_layout: &Layout,
+        x: &CpuStorage,
+        layout: &Layout,
+    ) -> Result<()> {
+        let (rows, _) = layout.shape().dims2()?;
+        let heads = self.heads;
+        let x = slice_of(x, layout)?;
+        let cache = whole_mut(cache, cache_layout)?;
+        check(self.sequences, rows, cache.len() / heads.value_page())?;
+        let padded = heads.padded_dim();
+        for sequence in self.sequences {
+            for row in sequence.rows.clone() {
+                let (page, place) = sequence.place(row);
+                let at = row * heads.width() + (heads.queries + heads.keys) * heads.dim;
+                let page = &mut cache[page * heads.value_page()..(page + 1) * heads.value_page()];
+                for (head, values) in page.chunks_exact_mut(PAGE * padded).enumerate() {
+                    let from = at + head * heads.dim;
+                    values[place * padded..place * padded + heads.dim]
+                        .copy_from_slice(&x[from..from + heads.dim]);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn whole_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => candle_core::bail!("the cache is one contiguous f32 tensor"),
+    }
+}
+
+/// `softmax(q K^T / sqrt(dim)) V`, causal: rows `[queries, keys, values]` to `[rows, query heads * dim]`.
+#[derive(Debug)]
+pub struct Attention<'a> {
+    /// The instructions to use.
+    pub tier: Tier,
+    /// The threads to use.
+    pub pool: &'a Pool,
+    /// The shape of attention.
+    pub heads: Heads,
+    /// All rows of the step; their keys and values are in the cache.
+    pub sequences: &'a [SequenceRows<'a>],
+}
+
+impl CustomOp3 for Attention<'_> {
+    fn name(&self) -> &'static str {
+        "paged-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        keys: &CpuStorage,
+        keys_layout: &Layout,
+        values: &CpuStorage,
+        values_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, _) = layout.shape().dims2()?;
+        let heads = self.heads;
+        let x = slice_of(x, layout)?;
+        let (keys, values) = (slice_of(keys, keys_layout)?, slice_of(values, values_layout)?);
+        check(self.sequences, rows, keys.len() / heads.key_page())?;
+        let stride = heads.queries * heads.dim;
+        let mut y = vec![0.0; rows * stride];
+        let mut tasks = Vec::new();
+        for sequence in self.sequences {
+            // Long rows first within a sequence: the last task to finish is a short one.
+            for start in sequence.rows.clone().step_by(ROW_BLOCK).rev() {
+                let rows = start..sequence.rows.end.min(start + ROW_BLOCK);
+                tasks.extend((0..heads.keys).map(|head| (sequence, rows.clone(), head)));
+            }
+        }
+        let out = Disjoint::new(&mut y);
+        self.pool.run(tasks.len(), |task| {
+            let (sequence, rows, head) = &tasks[task];
+            let tile = Tile { heads, x, keys, values, sequence, rows: rows.clone(), head: *head };
+            let group = heads.queries / heads.keys;
+            let answers = self.tier.run(&tile);
+            for (index, answer) in answers.chunks_exact(heads.padded_dim()).enumerate() {
+                let (row, query) = (rows.start + index / group, head * group + index % group);
+                let at = row * stride + query * heads.dim;
+                // SAFETY: a row's query heads of one key head belong to this task alone.
+                let out = unsafe { out.part(at..at + heads.dim) };
+                out.copy_from_slice(&answer[..heads.dim]);
+            }
+        });
+        Ok((CpuStorage::F32(y), (rows, stride).into()))
+    }
+}
+
+/// A few rows of one sequence and the query heads of one key head.
+struct Tile<'a> {
+    heads: Heads,
+    x: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    sequence: &'a SequenceRows<'a>,
+    rows: Range<usize>,
+    head: usize,
+}
+
+/// Online softmax of one query.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f32,
+}
+
+impl Tile<'_> {
+    /// Query heads for each row.
+    fn group(&self) -> usize {
+        self.heads.queries / self.heads.keys
+    }
+
+    fn position(&self, query: usize) -> usize {
+        self.sequence.position + (self.rows.start - self.sequence.rows.start) + query / self.group()
+    }
+
+    fn query(&self, query: usize) -> &[f32] {
+        let row = self.rows.start + query / self.group();
+        let head = self.head * self.group() + query % self.group();
+        let at = row * self.heads.width() + head * self.heads.dim;
+        &self.x[at..at + self.heads.dim]
+    }
+
+    /// Positions that a query sees.
+    fn visible(&self, query: usize) -> Range<usize> {
+        let end = self.position(query) + 1;
+        end.saturating_sub(self.heads.window.unwrap_or(end))..end
+    }
+
+    /// The page of block `block`, `page`; where the sequence has none, another of its pages, whose scores are masked.
+    fn page(&self, block: usize, page: usize) -> usize {
+        let pages = self.sequence.pages;
+        pages[(block * BLOCK_PAGES + page).min(pages.len() - 1)] as usize
+    }
+}
+
+#[expect(clippy::inline_always, reason = "compiled once per tier")]
+impl Kernel for &Tile<'_> {
+    /// `[rows * group, padded dim]`
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+        let queries = self.rows.len() * self.group();
+        let padded = self.heads.padded_dim();
+        let mut answers = vec![0.0; queries * padded];
+        let mut states = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; queries];
+        let blocks = self.visible(0).start / BLOCK..self.visible(queries - 1).end.div_ceil(BLOCK);
+        for block in blocks {
+            let positions = block * BLOCK..(block + 1) * BLOCK;
+            let sees = |query: &usize| {
+                let visible = self.visible(*query);
+                visible.start < positions.end && positions.start < visible.end
+            };
+            // Later rows see later positions, so the queries that see a block are consecutive.
+            let Some(first) = (0..queries).find(sees) else { continue };
+            let end = (first..queries).rfind(sees).map_or(first, |last| last + 1);
+            let mut query = first;
+            while query < end {
+                let left = end - query;
+                let (states, answers) = (&mut states[query..], &mut answers[query * padded..]);
+                if left >= 6 && S::ACCUMULATORS >= 24 {
+                    self.block::<S, 6>(simd, block, query, (states, answers));
+                    query += 6;
+                } else if left >= 3 {
+                    self.block::<S, 3>(simd, block, query, (states, answers));
+                    query += 3;
+                } else {
+                    self.block::<S, 1>(simd, block, query, (states, answers));
+                    query += 1;
+                }
+            }
+        }
+        for (answer, state) in answers.chunks_exact_mut(padded).zip(&states) {
+            answer.iter_mut().for_each(|value| *value /= state.sum);
+        }
+        answers
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Tile<'_> {
+    /// Takes one block of positions into the answers of queries `first` to `first + Q`.
+    #[inline(always)]
+    fn block<S: Simd, const Q: usize>(
+        &self,
+        simd: S,
+        block: usize,
+        first: usize,
+        (states, answers): (&mut [Running], &mut [f32]),
+    ) {
+        let scores = self.scores::<S, Q>(simd, block, first);
+        let mut weights = [[0.0; BLOCK]; Q];
+        let padded = self.heads.padded_dim();
+        for (q, scores) in scores.into_iter().enumerate() {
+            let visible = self.visible(first + q);
+            let keep: [u16; BLOCK_PAGES] =
+                std::array::from_fn(|page| lanes(&visible, block * BLOCK + page * PAGE));
+            let masked: [S::F; BLOCK_PAGES] = std::array::from_fn(|page| {
+                simd.select(keep[page], scores[page], simd.splat(f32::NEG_INFINITY))
+            });
+            let [a, b, c, d] = masked;
+            let max = simd.greatest(simd.max(simd.max(a, b), simd.max(c, d)));
+            let state = &mut states[q];
+            let max = state.max.max(max);
+            let shift = simd.splat(-max);
+            let mut sum = simd.splat(0.0);
+            for (page, out) in weights[q].as_chunks_mut::<PAGE>().0.iter_mut().enumerate() {
+                let weight = simd.exp(simd.add(masked[page], shift));
+                let weight = simd.select(keep[page], weight, simd.splat(0.0));
+                simd.store(weight, out);
+                sum = simd.add(sum, weight);
+            }
+            // The first block finds nothing to rescale; exp(-inf) would not be zero here.
+            let fade =
+                if state.max == f32::NEG_INFINITY { 0.0 } else { exp_one(simd, state.max - max) };
+            *state = Running { max, sum: state.sum * fade + simd.sum(sum) };
+            for value in &mut answers[q * padded..(q + 1) * padded] {
+                *value *= fade;
+            }
+        }
+        self.gather::<S, Q>(simd, block, first, (&weights, answers));
+    }
+
+    /// `q · K^T / sqrt(dim)` for the 64 positions of a block, unmasked.
+    #[inline(always)]
+    fn scores<S: Simd, const Q: usize>(
+        &self,
+        simd: S,
+        block: usize,
+        first: usize,
+    ) -> [[S::F; BLOCK_PAGES]; Q] {
+        let Heads { dim, .. } = self.heads;
+        let page_of = |page: usize| {
+            let at = self.page(block, page) * self.heads.key_page() + self.head * dim * PAGE;
+            self.keys[at..at + dim * PAGE].as_chunks::<PAGE>().0
+        };
+        let keys: [&[[f32; PAGE]]; BLOCK_PAGES] = std::array::from_fn(page_of);
+        let queries: [&[f32]; Q] = std::array::from_fn(|q| self.query(first + q));
+        let mut acc = [[simd.splat(0.0); BLOCK_PAGES]; Q];
+        for d in 0..dim {
+            let keys: [S::F; BLOCK_PAGES] = std::array::from_fn(|page| simd.load(&keys[page][d]));
+            for q in 0..Q {
+                let query = simd.splat(queries[q][d]);
+                for page in 0..BLOCK_PAGES {
+                    acc[q][page] = simd.fma(query, keys[page], acc[q][page]);
+                }
+            }
+        }
+        let scale = simd.splat(1.0 / (dim as f32).sqrt());
+        acc.map(|pages| pages.map(|score| simd.mul(score, scale)))
+    }
+
+    /// `answers += weights V`, position after position.
+    #[inline(always)]
+    fn gather<S: Simd, const Q: usize>(
+        &self,
+        simd: S,
+        block: usize,
+        first: usize,
+        (weights, answers): (&[[f32; BLOCK]; Q], &mut [f32]),
+    ) {
+        let padded = self.heads.padded_dim();
+        // Positions beyond the last query's own may hold another sequence's old values: they are not read.
+        let end = self.visible(first + Q - 1).end.min((block + 1) * BLOCK);
+        for at in (0..padded).step_by(LANES) {
+            let part = |q: usize| q * padded + at..q * padded + at + LANES;
+            let mut acc: [S::F; Q] = std::array::from_fn(|q| {
+                simd.load(answers[part(q)].try_into().expect("a vector was cut"))
+            });
+            for page in 0..BLOCK_PAGES {
+                let start = block * BLOCK + page * PAGE;
+                if start >= end {
+                    break;
+                }
+                let values =
+                    self.page(block, page) * self.heads.value_page() + self.head * PAGE * padded;
+                let values = &self.values[values..values + PAGE * padded];
+                let rows = values.chunks_exact(padded).take(end - start).enumerate();
+                for (place, row) in rows {
+                    let value = simd.load(row[at..at + LANES].try_into().expect("a vector"));
+                    for q in 0..Q {
+                        let weight = simd.splat(weights[q][page * PAGE + place]);
+                        acc[q] = simd.fma(weight, value, acc[q]);
+                    }
+                }
+            }
+            for (q, acc) in acc.into_iter().enumerate() {
+                let out = &mut answers[part(q)];
+                simd.store(acc, out.try_into().expect("a vector was cut"));
+            }
+        }
+    }
+}
+
+/// The lanes of the page at `start` that are visible.
+fn lanes(visible: &Range<usize>, start: usize) -> u16 {
+    let from = visible.start.saturating_sub(start).min(PAGE);
+    let to = visible.end.saturating_sub(start).min(PAGE);
+    let below = |lane: usize| (1_u32 << lane) - 1;
+    u16::try_from(below(to) & !below(from)).expect("sixteen lanes")
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn exp_one<S: Simd>(simd: S, x: f32) -> f32 {
+    let mut out = [0.0; LANES];
+    simd.store(simd.exp(simd.splat(x)), &mut out);
+    out[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The plain reference in `f64`: `qkv` are all rows of one sequence from position 0 on.
+    fn reference(heads: Heads, qkv: &[Vec<f32>], position: usize) -> Vec<f64> {
+        let first = (position + 1).saturating_sub(heads.window.unwrap_or(usize::MAX));
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let part =
+            |row: &[f32], head: usize| row[head * heads.dim..(head + 1) * heads.dim].to_vec();
+        let mut out = Vec::new();
+        for query in 0..heads.queries {
+            let key = query / (heads.queries / heads.keys);
+            let q = part(&qkv[position], query);
+            let rows = &qkv[first..=position];
+            let scores: Vec<f64> = rows
+                .iter()
+                .map(|row| dot(&q, &part(row, heads.queries + key)) / (heads.dim as f64).sqrt())
+                .collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for d in 0..heads.dim {
+                let value =
+                    |row: &Vec<f32>| f64::from(part(row, heads.queries + heads.keys + key)[d]);
+                out.push(rows.iter().zip(&weights).map(|(r, w)| value(r) * w).sum::<f64>() / total);
+            }
+        }
+        out
+    }
+
+    struct World {
+        heads: Heads,
+        pool: Pool,
+        keys: Tensor,
+        values: Tensor,
+    }
+
+    impl World {
+        /// A cache of other people's leftovers, some of them not even numbers.
+        fn new(heads: Heads, pages: usize, threads: usize) -> Self {
+            let full = |shape| Tensor::full(f32::NAN, shape, &Device::Cpu).unwrap();
+            let keys = full(heads.key_shape(pages));
+            let values = full(heads.value_shape(pages));
+            Self { heads, pool: Pool::new(threads), keys, values }
+        }
+
+        fn step(
+            &self,
+            tier: Tier,
+            rows: &[Vec<f32>],
+            sequences: &[SequenceRows<'_>],
+        ) -> Vec<Vec<f32>> {
+            let heads = self.heads;
+            let x = Tensor::from_slice(&rows.concat(), (rows.len(), heads.width()), &Device::Cpu)
+                .unwrap();
+            self.keys.inplace_op2(&x, &WriteKeys { heads, sequences }).unwrap();
+            self.values.inplace_op2(&x, &WriteValues { heads, sequences }).unwrap();
+            let op = Attention { tier, pool: &self.pool, heads, sequences };
+            x.apply_op3_no_bwd(&self.keys, &self.values, &op).unwrap().to_vec2().unwrap()
+        }
+    }
+
+    fn shape() -> impl Strategy<Value = Heads> {
+        let dims = prop::sample::select(vec![4_usize, 16, 24, 64]);
+        let window = prop::option::of(1_usize..90);
+        (1_usize..3, 1_usize..5, dims, window).prop_map(|(keys, group, dim, window)| Heads {
+            queries: keys * group,
+            keys,
+            dim,
+            window,
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// Two sequences side by side, each cut into chunks at random: every row is the reference's, and the same bits as
+        /// when its sequence is computed alone and row by row.
+        #[test]
+        fn any_chunking_in_any_company_gives_the_same_bits(
+            heads in shape(),
+            seed: u64,
+            lengths in (1_usize..150, 1_usize..70),
+            cuts in prop::collection::vec(1_usize..60, 40),
+        ) {
+            let mut state = seed;
+            let mut unit = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+            };
+            let mut sequence = |len: usize| -> Vec<Vec<f32>> {
+                (0..len).map(|_| (0..heads.width()).map(|_| unit() * 2.0).collect()).collect()
+            };
+            let rows = [sequence(lengths.0), sequence(lengths.1)];
+            // Pages out of order, and of both sequences mixed.
+            let pages: [Vec<u32>; 2] = [(0..10).map(|i| 2 * i + 1).rev().collect(), (0..10).map(|i| 2 * i).collect()];
+            let tiers = Tier::available();
+            let mut cuts = cuts.into_iter().cycle();
+            let together = World::new(heads, 20, 2);
+            let mut done = [0, 0];
+            let mut got = [Vec::new(), Vec::new()];
+            while done[0] < rows[0].len() || done[1] < rows[1].len() {
+                let mut step = Vec::new();
+                let mut sequences = Vec::new();
+                for i in 0..2 {
+                    let end = rows[i].len().min(done[i] + cuts.next().unwrap());
+                    let start = step.len();
+                    step.extend_from_slice(&rows[i][done[i]..end]);
+                    if step.len() > start {
+                        sequences.push(SequenceRows { rows: start..step.len(), position: done[i], pages: &pages[i] });
+                    }
+                }
+                let out = together.step(tiers[0], &step, &sequences);
+                for (sequence, i) in sequences.iter().zip(if done[0] < rows[0].len() { [0, 1] } else { [1, 1] }) {
+                    got[i].extend_from_slice(&out[sequence.rows.clone()]);
+                    done[i] += sequence.rows.len();
+                }
+            }
+            for i in 0..2 {
+                let alone = World::new(heads, 20, 1);
+                for (position, row) in rows[i].iter().enumerate() {
+                    let sequences = [SequenceRows { rows: 0..1, position, pages: &pages[i] }];
+                    let tier = tiers[position % tiers.len()];
+                    let out = alone.step(tier, std::slice::from_ref(row), &sequences);
+                    prop_assert_eq!(&out[0], &got[i][position], "position {} on {}", position, tier);
+                    for (got, want) in out[0].iter().zip(reference(heads, &rows[i], position)) {
+                        prop_assert!((f64::from(*got) - want).abs() < 1e-4, "{} is not {}", got, want);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pages_and_rows_outside_are_errors() {
+        let heads = Heads { queries: 2, keys: 1, dim: 4, window: None };
+        let world = World::new(heads, 2, 1);
+        let x = Tensor::zeros((1, heads.width()), candle_core::DType::F32, &Device::Cpu).unwrap();
+        for (rows, position, pages) in [(0..1, 16, &[0_u32][..]), (0..2, 0, &[0]), (0..1, 0, &[2])]
+        {
+            let sequences = [SequenceRows { rows, position, pages }];
+            assert!(
+                world.keys.inplace_op2(&x, &WriteKeys { heads, sequences: &sequences }).is_err()
+            );
+            assert!(
+                world
+                    .values
+                    .inplace_op2(&x, &WriteValues { heads, sequences: &sequences })
+                    .is_err()
+            );
+        }
+    }
+}

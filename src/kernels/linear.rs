@@ -1,0 +1,446 @@
+//! `y = x W^T + b`, with each row's adapter: the product that nearly all time goes into.
+//!
+//! One task is one panel of 32 outputs for a block of rows. An output is summed in input order in one lane of its own
+//! and then gets its row's delta in rank order, so its bits depend on its row, the weights and the adapter alone: not on
+//! how many rows there are, which of them share an adapter, or how many threads.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
+
+use super::{
+    lora::{Delta, Shrunk, StackRows},
+    panels::{COLUMNS, Panels},
+    pool::{Disjoint, Pool},
+    simd::{Kernel, LANES, Simd, Tier},
+    slice_of,
+};
+
+/// Rows of one task: enough to pay for widening a panel, few enough to share the work out.
+const ROW_BLOCK: usize = 96;
+
+/// One frozen map, with the base's own bias.
+#[derive(Debug)]
+pub struct Projection {
+    /// `W [outputs, inputs]`
+    pub weights: Panels,
+    /// `b [outputs]`
+    pub bias: Option<Vec<f32>>,
+}
+
+/// `x [rows, inputs] -> y [rows, sum of outputs]`: maps that share an input, their outputs side by side.
+#[derive(Debug)]
+pub struct Linear<'a> {
+    /// The instructions to use.
+    pub tier: Tier,
+    /// The threads to use.
+    pub pool: &'a Pool,
+    /// The base's maps.
+    pub projections: &'a [Projection],
+    /// Rows that have a delta: ascending, none twice. Rows in none of them are the base's own.
+    pub stacks: &'a [StackRows<'a>],
+}
+
+impl CustomOp1 for Linear<'_> {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, inputs) = layout.shape().dims2()?;
+        let x = slice_of(x, layout)?;
+        if self.projections.iter().any(|p| p.weights.inputs() != inputs) {
+            candle_core::bail!("linear: {inputs} inputs for {:?}", self.projections[0].weights);
+        }
+        let outputs: usize = self.projections.iter().map(|p| p.weights.outputs()).sum();
+        let mut y = vec![0.0; rows * outputs];
+        self.apply(x, rows, &mut y);
+        Ok((CpuStorage::F32(y), (rows, outputs).into()))
+    }
+}
+
+impl Linear<'_> {
+    /// `x [rows, inputs] -> y [rows, outputs]`, both contiguous.
+    ///
+    /// # Panics
+    /// Where a slice is not of its shape.
+    pub fn apply(&self, x: &[f32], rows: usize, y: &mut [f32]) {
+        let inputs = self.projections.first().map_or(0, |p| p.weights.inputs());
+        assert_eq!(x.len(), rows * inputs, "x is [rows, inputs]");
+        let stride: usize = self.projections.iter().map(|p| p.weights.outputs()).sum();
+        assert_eq!(y.len(), rows * stride, "y is [rows, outputs]");
+        let shrunk = Shrunk::new(self.tier, self.pool, x, self.stacks);
+        let mut panels = Vec::new();
+        let mut first = 0;
+        for (site, projection) in self.projections.iter().enumerate() {
+            panels.extend((0..projection.weights.count()).map(|panel| (site, panel, first)));
+            first += projection.weights.outputs();
+        }
+        let y = Disjoint::new(y);
+        let blocks = rows.div_ceil(ROW_BLOCK);
+        self.pool.run(panels.len() * blocks, |task| {
+            // Neighbouring tasks share a panel, which the first of them has brought into the cache.
+            let (site, panel, first) = panels[task / blocks];
+            let block = task % blocks * ROW_BLOCK;
+            let rows = block..rows.min(block + ROW_BLOCK);
+            let column = panel * COLUMNS;
+            self.tier.run(PanelRows {
+                op: self,
+                shrunk: &shrunk,
+                x,
+                y: &y,
+                rows,
+                site,
+                panel,
+                at: first + column,
+                stride,
+            });
+        });
+    }
+
+    /// The stack of `row`, and its place in the list.
+    fn stack_of(&self, row: usize) -> Option<usize> {
+        let after = self.stacks.partition_point(|stack| stack.rows.start <= row);
+        let index = after.checked_sub(1)?;
+        self.stacks[index].rows.contains(&row).then_some(index)
+    }
+}
+
+/// One panel for a block of rows.
+struct PanelRows<'a> {
+    op: &'a Linear<'a>,
+    shrunk: &'a Shrunk,
+    x: &'a [f32],
+    y: &'a Disjoint<'a, f32>,
+    rows: std::ops::Range<usize>,
+    site: usize,
+    panel: usize,
+    /// The panel's first output in a row of y.
+    at: usize,
+    /// Length of a row of y.
+    stride: usize,
+}
+
+#[expect(clippy::inline_always, reason = "compiled once per tier")]
+impl Kernel for PanelRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let left = self.rows.end - row;
+            if left >= 12 && S::ACCUMULATORS >= 24 {
+                self.tile::<S, 12>(simd, row);
+                row += 12;
+            } else if left >= 4 {
+                self.tile::<S, 4>(simd, row);
+                row += 4;
+            } else if left >= 2 {
+                self.tile::<S, 2>(simd, row);
+                row += 2;
+            } else {
+                self.tile::<S, 1>(simd, row);
+                row += 1;
+            }
+        }
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl PanelRows<'_> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize>(&self, simd: S, row: usize) {
+        let weights = &self.op.projections[self.site].weights;
+        let inputs = weights.inputs();
+        let x = std::array::from_fn(|r| &self.x[(row + r) * inputs..(row + r + 1) * inputs]);
+        let acc = weights.accumulate::<S, R>(simd, self.panel, x);
+        for (r, acc) in acc.into_iter().enumerate() {
+            let mut values = [0.0; COLUMNS];
+            let (left, right) = values.split_at_mut(LANES);
+            let y = self.finish(simd, row + r, acc);
+            simd.store(y[0], left.try_into().expect("half of a panel"));
+            simd.store(y[1], right.try_into().expect("half of a panel"));
+            let columns = COLUMNS.min(weights.outputs() - self.panel * COLUMNS);
+            let at = (row + r) * self.stride + self.at;
+            // SAFETY: this task alone writes these rows of this panel.
+            let out = unsafe { self.y.part(at..at + columns) };
+            out.copy_from_slice(&values[..columns]);
+            self.finish_vectors(row + r, out);
+        }
+    }
+
+    /// Adds the low-rank part of the row's delta.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, simd: S, row: usize, y: [S::F; 2]) -> [S::F; 2] {
+        let Some(index) = self.op.stack_of(row) else { return y };
+        let stack = &self.op.stacks[index];
+        match &stack.stack.sites[self.site].low_rank {
+            Some(low_rank) => {
+                let shrunk = self.shrunk.row(index, stack, row);
+                low_rank.expand(simd, shrunk, self.panel * COLUMNS, y)
+            }
+            None => y,
+        }
+    }
+
+    /// The terms of one number per output: delta's bias, gain, and the base's or the adapter's bias.
+    #[inline(always)]
+    fn finish_vectors(&self, row: usize, y: &mut [f32]) {
+        let from = self.panel * COLUMNS;
+        let terms = |all: &Option<Vec<f32>>, y: &mut [f32], apply: fn(&mut f32, f32)| {
+            if let Some(all) = all {
+                y.iter_mut().zip(&all[from..]).for_each(|(y, term)| apply(y, *term));
+            }
+        };
+        let bias = &self.op.projections[self.site].bias;
+        let stack = self.op.stack_of(row).map(|index| self.op.stacks[index].stack);
+        let Some(Delta { low_rank, gain, bias: own }) = stack.map(|s| &s.sites[self.site]) else {
+            return terms(bias, y, |y, b| *y += b);
+        };
+        if let Some(low_rank) = low_rank {
+            terms(&low_rank.bias, y, |y, b| *y += b);
+        }
+        terms(gain, y, |y, gain| *y *= gain);
+        terms(if own.is_some() { own } else { bias }, y, |y, b| *y += b);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kernels::{
+        lora::{LowRank, NumberType, Numbers, Stack, padded_inputs, padded_outputs},
+        panels::Encoding,
+    };
+
+    const ENCODINGS: [Encoding; 11] = [
+        Encoding::F32,
+        Encoding::F16,
+        Encoding::BF16,
+        Encoding::Q4_0,
+        Encoding::Q4_1,
+        Encoding::Q5_0,
+        Encoding::Q5_1,
+        Encoding::Q8_0,
+        Encoding::Q4_K,
+        Encoding::Q5_K,
+        Encoding::Q6_K,
+    ];
+
+    /// A small generator, so that a case is its seed.
+    struct Draw(u64);
+
+    impl Draw {
+        fn next(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ z >> 31
+        }
+
+        /// In [-1, 1).
+        #[expect(clippy::cast_possible_truncation, reason = "24 bits")]
+        fn unit(&mut self) -> f32 {
+            (self.next() >> 40) as u32 as f32 / (1 << 23) as f32 - 1.0
+        }
+
+        fn below(&mut self, bound: usize) -> usize {
+            usize::try_from(self.next() % bound as u64).unwrap()
+        }
+
+        fn floats(&mut self, len: usize) -> Vec<f32> {
+            (0..len).map(|_| self.unit()).collect()
+        }
+    }
+
+    /// Random rows of a file: any codes, scales of a sane size.
+    fn rows(draw: &mut Draw, encoding: Encoding, outputs: usize, inputs: usize) -> Vec<u8> {
+        let (length, bytes) = encoding.block();
+        let halves: &[usize] = match encoding {
+            Encoding::F32 | Encoding::F16 | Encoding::BF16 => &[],
+            Encoding::Q4_0 | Encoding::Q5_0 | Encoding::Q8_0 => &[0],
+            Encoding::Q4_1 | Encoding::Q5_1 | Encoding::Q4_K | Encoding::Q5_K => &[0, 2],
+            Encoding::Q6_K => &[208],
+        };
+        let mut all = Vec::new();
+        for _ in 0..outputs * inputs / length {
+            let mut block: Vec<u8> = (0..bytes).map(|_| draw.next().to_le_bytes()[0]).collect();
+            let value = draw.unit();
+            match encoding {
+                Encoding::F32 => block.copy_from_slice(&value.to_le_bytes()),
+                Encoding::F16 => block.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                Encoding::BF16 => {
+                    block.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+                }
+                _ => {
+                    for at in halves {
+                        let scale = f16::from_f32(draw.unit() * 0.02);
+                        block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                    }
+                }
+            }
+            all.extend(block);
+        }
+        all
+    }
+
+    fn projection(
+        draw: &mut Draw,
+        encoding: Encoding,
+        outputs: usize,
+        inputs: usize,
+    ) -> Projection {
+        let bytes = rows(draw, encoding, outputs, inputs);
+        let weights = Panels::pack(encoding, (outputs, inputs), &bytes, |row| row).unwrap();
+        let bias = draw.next().is_multiple_of(2).then(|| draw.floats(outputs));
+        Projection { weights, bias }
+    }
+
+    fn numbers(draw: &mut Draw, rows: usize, (len, padded): (usize, usize)) -> Numbers {
+        let kinds = [NumberType::F32, NumberType::F16, NumberType::BF16];
+        let mut all = Numbers::zeros(kinds[draw.below(3)], rows * padded);
+        for row in 0..rows {
+            for i in 0..len {
+                all.set(row * padded + i, draw.unit());
+            }
+        }
+        all
+    }
+
+    fn stack(draw: &mut Draw, inputs: usize, outputs: &[usize]) -> Stack {
+        let mut rank = 0;
+        let mut sites = Vec::new();
+        for outputs in outputs {
+            let own = 1 + draw.below(40);
+            let low_rank = draw.next().is_multiple_of(3).then_some(()).map_or_else(
+                || {
+                    let first = rank;
+                    rank += own;
+                    let b = numbers(draw, own, (*outputs, padded_outputs(*outputs)));
+                    let bias = draw.next().is_multiple_of(3).then(|| draw.floats(*outputs));
+                    Some(LowRank { first, rank: own, scale: draw.unit(), b, bias })
+                },
+                |()| None,
+            );
+            let gain = draw.next().is_multiple_of(3).then(|| draw.floats(*outputs));
+            let bias = draw.next().is_multiple_of(3).then(|| draw.floats(*outputs));
+            sites.push(Delta { low_rank, gain, bias });
+        }
+        let a = numbers(draw, rank, (inputs, padded_inputs(inputs)));
+        Stack { a, rank, inputs, sites }
+    }
+
+    /// The plain reference, in `f64`: one row, one output at a time.
+    fn reference(x: &[f32], projections: &[Projection], stack: Option<&Stack>) -> Vec<f64> {
+        let mut y = Vec::new();
+        for (site, projection) in projections.iter().enumerate() {
+            let delta = stack.map(|stack| &stack.sites[site]);
+            for output in 0..projection.weights.outputs() {
+                let mut w = vec![0.0; x.len()];
+                projection.weights.row(output, &mut w);
+                let dot = |w: &dyn Fn(usize) -> f32| -> f64 {
+                    x.iter().enumerate().map(|(k, x)| f64::from(*x) * f64::from(w(k))).sum()
+                };
+                let mut sum = dot(&|k| w[k]);
+                let mut bias = projection.bias.as_ref();
+                if let (Some(delta), Some(stack)) = (delta, stack) {
+                    if let Some(low) = &delta.low_rank {
+                        let stride = padded_inputs(stack.inputs);
+                        let columns = low.b.len() / low.rank;
+                        let added: f64 = (0..low.rank)
+                            .map(|r| {
+                                let h = dot(&|k| stack.a.get((low.first + r) * stride + k));
+                                h * f64::from(low.b.get(r * columns + output))
+                            })
+                            .sum();
+                        sum += added * f64::from(low.scale);
+                        sum += low.bias.as_ref().map_or(0.0, |b| f64::from(b[output]));
+                    }
+                    sum *= delta.gain.as_ref().map_or(1.0, |gain| f64::from(gain[output]));
+                    bias = delta.bias.as_ref().or(bias);
+                }
+                y.push(sum + bias.map_or(0.0, |bias| f64::from(bias[output])));
+            }
+        }
+        y
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        /// Against the reference; and bit for bit the same on every tier, with any threads, alone and in company.
+        #[test]
+        fn a_row_is_its_formula_whoever_is_beside_it(seed: u64, encoding in 0_usize..11, count in 1_usize..40) {
+            let mut draw = Draw(seed);
+            let encoding = ENCODINGS[encoding];
+            let inputs = match encoding.block().0 {
+                1 => 1 + draw.below(100),
+                32 => 32 * (1 + draw.below(5)),
+                block => block * (1 + draw.below(2)),
+            };
+            let outputs: Vec<usize> = (0..=draw.below(2)).map(|_| 1 + draw.below(90)).collect();
+            let projections: Vec<_> =
+                outputs.iter().map(|n| projection(&mut draw, encoding, *n, inputs)).collect();
+            let total: usize = outputs.iter().sum();
+            let stacks: Vec<_> = (0..3).map(|_| stack(&mut draw, inputs, &outputs)).collect();
+            let mut ranges = Vec::new();
+            let mut row = 0;
+            while row < count {
+                let end = count.min(row + 1 + draw.below(9));
+                if !draw.next().is_multiple_of(3) {
+                    ranges.push(StackRows { rows: row..end, stack: &stacks[draw.below(3)] });
+                }
+                row = end;
+            }
+            let x = draw.floats(count * inputs);
+            let mut first: Option<Vec<f32>> = None;
+            for (tier, threads) in Tier::available().into_iter().zip([1, 2, 3]) {
+                let pool = Pool::new(threads);
+                let op = Linear { tier, pool: &pool, projections: &projections, stacks: &ranges };
+                let mut y = vec![0.0; count * total];
+                op.apply(&x, count, &mut y);
+                for row in 0..count {
+                    let x = &x[row * inputs..(row + 1) * inputs];
+                    let range = ranges.iter().find(|range| range.rows.contains(&row));
+                    let y = &y[row * total..(row + 1) * total];
+                    for (got, want) in y.iter().zip(reference(x, &projections, range.map(|r| r.stack))) {
+                        prop_assert!((f64::from(*got) - want).abs() < 2e-4 * (1.0 + want.abs()), "{got} is not {want}");
+                    }
+                    let own: Vec<_> = range.map(|r| StackRows { rows: 0..1, stack: r.stack }).into_iter().collect();
+                    let mut alone = vec![0.0; total];
+                    Linear { stacks: &own, ..op }.apply(x, 1, &mut alone);
+                    prop_assert_eq!(y, &alone);
+                }
+                prop_assert_eq!(&y, first.get_or_insert_with(|| y.clone()), "{}", tier);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_taken_in_the_order_asked_for() {
+        let bytes: Vec<u8> = (0..6_u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+        let panels = Panels::pack(Encoding::F32, (3, 2), &bytes, |row| 2 - row).unwrap();
+        let mut row = [0.0; 2];
+        panels.row(0, &mut row);
+        assert_eq!(row, [4.0, 5.0]);
+    }
+
+    #[test]
+    fn weights_of_another_size_are_refused() {
+        let pack = |encoding, shape, len| Panels::pack(encoding, shape, &vec![0; len], |row| row);
+        assert!(pack(Encoding::Q4_0, (1, 33), 18).is_err());
+        assert!(pack(Encoding::Q4_K, (1, 32), 18).is_err());
+        assert!(pack(Encoding::Q4_0, (2, 32), 18).is_err());
+        assert!(pack(Encoding::Q4_0, (usize::MAX, 32), 18).is_err());
+        assert!(pack(Encoding::Q4_0, (2, 32), 36).is_ok());
+    }
+
+    #[test]
+    fn four_bits_stay_four_bits() {
+        let bytes = vec![0; 1536 * 576 / 32 * 20];
+        let panels = Panels::pack(Encoding::Q4_1, (1536, 576), &bytes, |row| row).unwrap();
+        assert_eq!(panels.bytes(), bytes.len());
+    }
+}

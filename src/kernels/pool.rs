@@ -1,0 +1,315 @@
+//! The threads of a step.
+//!
+//! A step has hundreds of short parallel regions. Workers spin for a moment after a region, so that the next one costs
+//! a fraction of a microsecond, and then park. A region is over when its tasks are done, not when its workers have
+//! noticed: a worker that the system has put aside before it took a task holds nobody up.
+
+#![expect(
+    unsafe_code,
+    reason = "a region's closure is borrowed from the caller's stack; see `run`"
+)]
+
+use std::{
+    fmt,
+    marker::PhantomData,
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle, Thread},
+    time::{Duration, Instant},
+};
+
+/// How long a worker looks for the next region before it parks. Longer than the serial parts between two regions of a step.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// A few threads that run the tasks of one region at a time, the caller's among them.
+///
+/// Cheap to clone; the threads end with the last clone.
+#[derive(Clone)]
+pub struct Pool {
+    crew: Arc<Crew>,
+}
+
+struct Crew {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// One region at a time.
+    region: Mutex<()>,
+}
+
+struct Shared {
+    /// High half: the region's number. Low half: tasks not yet taken.
+    ticket: AtomicU64,
+    /// The region's work: data and code of a `&(dyn Fn(usize) + Sync)`.
+    data: AtomicUsize,
+    code: AtomicUsize,
+    /// Tasks not yet done.
+    open: AtomicUsize,
+    panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+    parked: Vec<AtomicBool>,
+    ending: AtomicBool,
+}
+
+type Work = fn(usize, usize);
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pool({} threads)", self.threads())
+    }
+}
+
+impl Pool {
+    /// `threads` in all, the caller's own included.
+    pub fn new(threads: usize) -> Self {
+        let helpers = threads.max(1) - 1;
+        let shared = Arc::new(Shared {
+            ticket: AtomicU64::new(0),
+            data: AtomicUsize::new(0),
+            code: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            panic: Mutex::new(None),
+            parked: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
+            ending: AtomicBool::new(false),
+        });
+        let worker = |index: usize| {
+            let shared = Arc::clone(&shared);
+            let name = format!("chorus-kernel-{index}");
+            thread::Builder::new()
+                .name(name)
+                .spawn(move || shared.work(index))
+                .expect("the system starts a few threads")
+        };
+        let workers = (0..helpers).map(worker).collect();
+        Self { crew: Arc::new(Crew { shared, workers, region: Mutex::new(()) }) }
+    }
+
+    /// Threads that a region runs on.
+    pub fn threads(&self) -> usize {
+        self.crew.workers.len() + 1
+    }
+
+    /// Runs `task(0)` to `task(tasks - 1)`, each once, on any thread, and returns when all are done.
+    ///
+    /// # Panics
+    /// Where a task does, after all others are done.
+    pub fn run<F: Fn(usize) + Sync>(&self, tasks: usize, task: F) {
+        if tasks <= 1 || self.crew.workers.is_empty() {
+            (0..tasks).for_each(task);
+            return;
+        }
+        let _region = self.crew.region.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let shared = &*self.crew.shared;
+        shared.data.store(std::ptr::from_ref(&task) as usize, Ordering::Relaxed);
+        shared.code.store(call::<F> as Work as usize, Ordering::Relaxed);
+        shared.open.store(tasks, Ordering::Relaxed);
+        let region = (shared.ticket.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
+        let tasks = u64::try_from(tasks).expect("a region's tasks are counted in 32 bits");
+        assert!(tasks >> 32 == 0, "a region's tasks are counted in 32 bits");
+        // SeqCst: ordered before the reads of `parked`, as a worker's parking is before its read of the ticket.
+        shared.ticket.store(region << 32 | tasks, Ordering::SeqCst);
+        for (parked, worker) in shared.parked.iter().zip(&self.crew.workers) {
+            wake(parked, worker.thread());
+        }
+        while shared.take_one(region) {}
+        let mut spins = 0_u32;
+        while shared.open.load(Ordering::Acquire) > 0 {
+            // The last tasks run elsewhere; let their thread have this core if it needs it.
+            spins += 1;
+            if spins.is_multiple_of(256) { thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        let panic = shared.panic.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// Calls the `F` at `data`.
+fn call<F: Fn(usize) + Sync>(data: usize, task: usize) {
+    // SAFETY: `data` is the address of the `F` that `run` borrows until every taken task is done, and only a taken task gets here.
+    let work = unsafe { &*(data as *const F) };
+    work(task);
+}
+
+fn wake(parked: &AtomicBool, thread: &Thread) {
+    if parked.swap(false, Ordering::SeqCst) {
+        thread.unpark();
+    }
+}
+
+impl Shared {
+    /// Takes and does one task of `region`; false when none is left or the region is over.
+    fn take_one(&self, region: u64) -> bool {
+        let mut ticket = self.ticket.load(Ordering::Acquire);
+        loop {
+            let left = ticket & 0xffff_ffff;
+            if ticket >> 32 != region || left == 0 {
+                return false;
+            }
+            // Read before the task is taken; valid only if the exchange then finds the ticket unchanged. While a task of a
+            // region is left untaken, its `run` has not returned, so the words cannot be of another region.
+            let data = self.data.load(Ordering::Relaxed);
+            let code = self.code.load(Ordering::Relaxed);
+            let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+            match self.ticket.compare_exchange_weak(ticket, ticket - 1, success, failure) {
+                Ok(_) => {
+                    self.call(data, code, usize::try_from(left - 1).expect("came from a usize"));
+                    return true;
+                }
+                Err(now) => ticket = now,
+            }
+        }
+    }
+
+    fn call(&self, data: usize, code: usize, task: usize) {
+        // SAFETY: `code` was written by `run` from a `Work`, and the exchange proved it belongs with `data`.
+        let work = unsafe { std::mem::transmute::<*const (), Work>(code as *const ()) };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(data, task))) {
+            *self.panic.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(panic);
+        }
+        self.open.fetch_sub(1, Ordering::Release);
+    }
+
+    fn work(&self, index: usize) {
+        let mut idle_since = None;
+        while !self.ending.load(Ordering::Acquire) {
+            let ticket = self.ticket.load(Ordering::SeqCst);
+            if ticket & 0xffff_ffff > 0 && self.take_one(ticket >> 32) {
+                idle_since = None;
+                continue;
+            }
+            if idle_since.get_or_insert_with(Instant::now).elapsed() < SPIN {
+                (0..32).for_each(|_| std::hint::spin_loop());
+                continue;
+            }
+            self.parked[index].store(true, Ordering::SeqCst);
+            // Tasks that came between the look and the flag would not wake us.
+            if self.ticket.load(Ordering::SeqCst) & 0xffff_ffff == 0
+                && !self.ending.load(Ordering::SeqCst)
+            {
+                thread::park();
+            }
+            self.parked[index].store(false, Ordering::SeqCst);
+            idle_since = None;
+        }
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.shared.ending.store(true, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker does not panic: tasks are caught.
+            drop(worker.join());
+        }
+    }
+}
+
+/// A slice that the tasks of a region write in disjoint parts.
+pub struct Disjoint<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it only hands out parts, and whoever takes one promises that no other task has it.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<T> fmt::Debug for Disjoint<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Disjoint[{}]", self.len)
+    }
+}
+
+impl<'a, T> Disjoint<'a, T> {
+    /// Borrows the slice for the length of a region.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// A part of the slice.
+    ///
+    /// # Safety
+    /// No other reference to any element of `range` may live as long as this one does.
+    ///
+    /// # Panics
+    /// Where the range is not within the slice.
+    #[expect(clippy::mut_from_ref, reason = "the caller promises that the parts are disjoint")]
+    pub unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: in bounds by the assertion, unaliased by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_whatever_the_threads() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads);
+            for tasks in [0, 1, 2, 7, 100, 1000] {
+                let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
+                pool.run(tasks, |task| {
+                    counts[task].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn regions_follow_each_other_while_workers_park_and_wake() {
+        let pool = Pool::new(3);
+        for round in 0..3000_usize {
+            let sum = AtomicUsize::new(0);
+            pool.run(5, |task| {
+                sum.fetch_add(task + round, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 10 + 5 * round);
+            if round.is_multiple_of(500) {
+                thread::park_timeout(SPIN * 4);
+            }
+        }
+    }
+
+    #[test]
+    fn two_callers_take_turns() {
+        let pool = Pool::new(2);
+        let sum = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        pool.run(8, |_| {
+                            sum.fetch_add(1, Ordering::Relaxed);
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.into_inner(), 4 * 200 * 8);
+    }
+
+    #[test]
+    fn a_task_that_panics_ends_its_region_and_not_the_pool() {
+        let pool = Pool::new(2);
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(16, |task| assert!(task != 3, "task three"));
+        }));
+        assert!(caught.is_err());
+        let done = AtomicUsize::new(0);
+        pool.run(16, |_| {
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(done.into_inner(), 16);
+    }
+}
