@@ -1,2 +1,4 @@
 //! wip
 pub mod kernels;
+pub mod lora;
+pub mod model;

@@ -4,6 +4,8 @@
 //! and then gets its row's delta in rank order, so its bits depend on its row, the weights and the adapter alone: not on
 //! how many rows there are, which of them share an adapter, or how many threads.
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 
 use super::{
@@ -18,10 +20,10 @@ use super::{
 const ROW_BLOCK: usize = 96;
 
 /// One frozen map, with the base's own bias.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Projection {
     /// `W [outputs, inputs]`
-    pub weights: Panels,
+    pub weights: Arc<Panels>,
     /// `b [outputs]`
     pub bias: Option<Vec<f32>>,
 }
@@ -295,7 +297,7 @@ mod tests {
         let bytes = rows(draw, encoding, outputs, inputs);
         let weights = Panels::pack(encoding, (outputs, inputs), &bytes, |row| row).unwrap();
         let bias = draw.next().is_multiple_of(2).then(|| draw.floats(outputs));
-        Projection { weights, bias }
+        Projection { weights: Arc::new(weights), bias }
     }
 
     fn numbers(draw: &mut Draw, rows: usize, (len, padded): (usize, usize)) -> Numbers {

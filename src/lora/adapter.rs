@@ -1,0 +1,392 @@
+//! An adapter as the kernels want it.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Delta as FileDelta, Digest, Dtype, Manifest, Module, Norm, Proj, Refusal, Site, Sites, View,
+};
+use crate::kernels::{
+    linear::Projection,
+    lora::{Delta, LowRank, NumberType, Numbers, Stack, padded_inputs, padded_outputs},
+    panels::{Encoding, Panels},
+};
+
+/// What an adapter may ask of the frozen base while it is built.
+pub trait Base: Send + Sync + std::fmt::Debug {
+    /// Its sites and their shapes.
+    fn sites(&self) -> &Sites;
+    /// `x [rows, inputs] -> y [rows, outputs]` without the site's bias.
+    fn project(&self, site: Site, x: &[f32], y: &mut [f32]);
+    /// `||W_i||^2` for each output.
+    fn norms_squared(&self, site: Site) -> &[f32];
+    /// Row `row` of the site's weight as a file has it: for the embedding `[vocab, hidden]`.
+    fn stored_row(&self, site: Site, row: usize, values: &mut [f32]);
+}
+
+/// The sites of a layer that share an input, and so a stacked A.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inputs {
+    /// q, k and v.
+    Qkv,
+    /// o.
+    O,
+    /// gate and up.
+    GateUp,
+    /// down.
+    Down,
+}
+
+impl Inputs {
+    /// In the order of the forward pass.
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+
+    /// The projections, in the order of their outputs.
+    pub fn projections(self) -> &'static [Proj] {
+        match self {
+            Self::Qkv => &[Proj::Q, Proj::K, Proj::V],
+            Self::O => &[Proj::O],
+            Self::GateUp => &[Proj::Gate, Proj::Up],
+            Self::Down => &[Proj::Down],
+        }
+    }
+
+    /// The group of a projection and its place there.
+    pub fn of(proj: Proj) -> (Self, usize) {
+        match proj {
+            Proj::Q => (Self::Qkv, 0),
+            Proj::K => (Self::Qkv, 1),
+            Proj::V => (Self::Qkv, 2),
+            Proj::O => (Self::O, 0),
+            Proj::Gate => (Self::GateUp, 0),
+            Proj::Up => (Self::GateUp, 1),
+            Proj::Down => (Self::Down, 0),
+        }
+    }
+}
+
+/// A loaded adapter: immutable, and as large as its own ranks and targets make it.
+#[derive(Debug)]
+pub struct Adapter {
+    digest: Digest,
+    bytes: usize,
+    rank: usize,
+    targets: Vec<String>,
+    /// For each layer, by [`Inputs`].
+    layers: Vec<[Option<Stack>; 4]>,
+    head: Option<Stack>,
+    own_head: Option<Projection>,
+    embed: Option<Embed>,
+    /// `[vocab, hidden]`
+    own_embedding: Option<Numbers>,
+    gains: BTreeMap<Norm, Vec<f32>>,
+}
+
+/// A delta of the embedding: a lookup, then a product.
+#[derive(Debug)]
+struct Embed {
+    rank: usize,
+    scale: f32,
+    /// `A^T [vocab, rank]`
+    a: Numbers,
+    /// `B^T [rank, hidden]`
+    b: Numbers,
+    /// See [`Delta::gain`].
+    gain: Option<Vec<f32>>,
+}
+
+impl Adapter {
+    /// Repacks what `manifest` describes, and folds into it what depends on the base.
+    pub fn build(digest: Digest, manifest: &Manifest<'_>, base: &dyn Base) -> Result<Self, Refusal> {
+        let builder = Builder { manifest, base, sites: base.sites() };
+        builder.compare_copies()?;
+        let layer = |layer| -> Result<[Option<Stack>; 4], Refusal> {
+            let [qkv, o, gate_up, down] = Inputs::ALL.map(|inputs| {
+                let sites = inputs.projections().iter().map(|proj| Site::Layer(layer, *proj));
+                builder.stack(&sites.collect::<Vec<_>>())
+            });
+            Ok([qkv?, o?, gate_up?, down?])
+        };
+        let mut adapter = Self {
+            digest,
+            bytes: 0,
+            rank: manifest.rank,
+            targets: manifest.targets.clone(),
+            layers: (0..builder.sites.layers).map(layer).collect::<Result<_, _>>()?,
+            head: builder.stack(&[Site::Head])?,
+            own_head: builder.own_head(),
+            embed: builder.embed()?,
+            own_embedding: manifest.replaced.get(&Site::Embed).map(numbers),
+            gains: manifest.norms.iter().map(|(norm, view)| (*norm, floats(view))).collect(),
+        };
+        adapter.bytes = adapter.measure();
+        Ok(adapter)
+    }
+
+    /// Bytes that [`Self::build`] will take for `manifest`, known before anything is allocated.
+    pub fn planned_bytes(manifest: &Manifest<'_>, sites: &Sites) -> usize {
+        let mut bytes = 0;
+        for module in sites.modules() {
+            let Module::Site(site) = module else { continue };
+            let (_, outputs) = sites.dims(site);
+            bytes += manifest.biases.get(&site).map_or(0, |_| outputs * size_of::<f32>());
+            let Some(delta) = manifest.deltas.get(&site) else { continue };
+            let vectors = usize::from(delta.magnitude.is_some()) + usize::from(delta.bias.is_some());
+            bytes += vectors * outputs * size_of::<f32>();
+            bytes += match site {
+                Site::Embed => {
+                    (sites.vocab + sites.hidden) * delta.rank * embed_type(delta).width()
+                }
+                _ => padded_outputs(outputs) * delta.rank * number_type(&delta.b).width(),
+            };
+        }
+        let groups = (0..sites.layers).flat_map(|layer| {
+            Inputs::ALL.map(|inputs| {
+                inputs.projections().iter().map(|p| Site::Layer(layer, *p)).collect::<Vec<_>>()
+            })
+        });
+        for group in groups.chain([vec![Site::Head]]) {
+            let deltas: Vec<_> = group.iter().filter_map(|s| manifest.deltas.get(s)).collect();
+            let rank: usize = deltas.iter().map(|delta| delta.rank).sum();
+            bytes += rank * padded_inputs(sites.dims(group[0]).0) * common_type(&deltas).width();
+        }
+        bytes += manifest.norms.len() * sites.hidden * size_of::<f32>();
+        for (site, view) in &manifest.replaced {
+            let width = number_type(view).width();
+            bytes += match site {
+                Site::Head => {
+                    (padded_outputs(sites.vocab) / 32 * (sites.hidden * 32 * width).div_ceil(64)) * 64
+                }
+                _ => sites.vocab * sites.hidden * width,
+            };
+        }
+        bytes
+    }
+
+    fn measure(&self) -> usize {
+        let vector = |v: &Option<Vec<f32>>| v.as_ref().map_or(0, |v| v.len() * size_of::<f32>());
+        let delta = |delta: &Delta| {
+            let low = delta.low_rank.as_ref().map_or(0, |low| low.b.bytes() + vector(&low.bias));
+            low + vector(&delta.gain) + vector(&delta.bias)
+        };
+        let stacks = self.layers.iter().flatten().flatten().chain(&self.head);
+        let stacks: usize =
+            stacks.map(|s| s.a.bytes() + s.sites.iter().map(delta).sum::<usize>()).sum();
+        let embed = self.embed.as_ref();
+        stacks
+            + embed.map_or(0, |e| e.a.bytes() + e.b.bytes() + vector(&e.gain))
+            + self.own_embedding.as_ref().map_or(0, Numbers::bytes)
+            + self.own_head.as_ref().map_or(0, |head| head.weights.bytes())
+            + self.gains.values().map(|gain| gain.len() * size_of::<f32>()).sum::<usize>()
+    }
+
+    /// What it is.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Its largest rank.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The kinds of modules it changes, sorted.
+    pub fn targets(&self) -> &[String] {
+        &self.targets
+    }
+
+    /// What it adds where a layer's sites share an input.
+    pub fn stack(&self, layer: usize, inputs: Inputs) -> Option<&Stack> {
+        self.layers[layer][inputs as usize].as_ref()
+    }
+
+    /// What it adds to the head.
+    pub fn head(&self) -> Option<&Stack> {
+        self.head.as_ref()
+    }
+
+    /// The head it was trained with, in the place of the base's.
+    pub fn replaced_head(&self) -> Option<&Projection> {
+        self.own_head.as_ref()
+    }
+
+    /// The gain it was trained with, in the place of the base's.
+    pub fn gain(&self, norm: Norm) -> Option<&[f32]> {
+        self.gains.get(&norm).map(Vec::as_slice)
+    }
+
+    /// Writes the token's row of the embedding it was trained with into `x [hidden]`; false where that is the base's.
+    pub fn replaced_embedding(&self, token: usize, x: &mut [f32]) -> bool {
+        let Some(own) = &self.own_embedding else { return false };
+        let at = token * x.len();
+        x.iter_mut().enumerate().for_each(|(i, x)| *x = own.get(at + i));
+        true
+    }
+
+    /// Adds its delta of the token's embedding to `x [hidden]`.
+    pub fn embed(&self, token: usize, x: &mut [f32]) {
+        let Some(embed) = &self.embed else { return };
+        let hidden = x.len();
+        for (i, x) in x.iter_mut().enumerate() {
+            let terms = (0..embed.rank)
+                .map(|r| embed.a.get(token * embed.rank + r) * embed.b.get(r * hidden + i));
+            *x += embed.scale * terms.sum::<f32>();
+            *x *= embed.gain.as_ref().map_or(1.0, |gain| gain[i]);
+        }
+    }
+}
+
+struct Builder<'a> {
+    manifest: &'a Manifest<'a>,
+    base: &'a dyn Base,
+    sites: &'a Sites,
+}
+
+impl Builder<'_> {
+    /// PEFT may save a targeted embedding along with its delta. The delta is meant for that one, so it has to be ours.
+    fn compare_copies(&self) -> Result<(), Refusal> {
+        for (site, view) in &self.manifest.copies {
+            let (mut row, mut copy) = (vec![0.0; self.sites.hidden], vec![0.0; self.sites.hidden]);
+            for token in 0..self.sites.vocab {
+                self.base.stored_row(*site, token, &mut row);
+                view.read(token * row.len()..(token + 1) * row.len(), &mut copy);
+                if row != copy {
+                    return Err(Refusal::CopyDiffers { site: *site });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stack(&self, group: &[Site]) -> Result<Option<Stack>, Refusal> {
+        let touched = |site: &Site| {
+            self.manifest.deltas.contains_key(site) || self.manifest.biases.contains_key(site)
+        };
+        if !group.iter().any(touched) {
+            return Ok(None);
+        }
+        let (inputs, _) = self.sites.dims(group[0]);
+        let deltas: Vec<_> = group.iter().filter_map(|s| self.manifest.deltas.get(s)).collect();
+        let rank = deltas.iter().map(|delta| delta.rank).sum();
+        let mut a = Numbers::zeros(common_type(&deltas), rank * padded_inputs(inputs));
+        let mut sites = Vec::with_capacity(group.len());
+        let mut first = 0;
+        for site in group {
+            let delta = self.manifest.deltas.get(site);
+            if let Some(delta) = delta {
+                for (at, value) in delta.a.values().enumerate() {
+                    a.set((first + at / inputs) * padded_inputs(inputs) + at % inputs, value);
+                }
+            }
+            sites.push(self.delta(*site, first)?);
+            first += delta.map_or(0, |delta| delta.rank);
+        }
+        Ok(Some(Stack { a, rank, inputs, sites }))
+    }
+
+    fn delta(&self, site: Site, first: usize) -> Result<Delta, Refusal> {
+        let bias = self.manifest.biases.get(&site).map(floats);
+        let Some(delta) = self.manifest.deltas.get(&site) else {
+            return Ok(Delta { bias, ..Delta::default() });
+        };
+        let (_, outputs) = self.sites.dims(site);
+        let (rank, scale) = (delta.rank, delta.scale);
+        let mut b = Numbers::zeros(number_type(&delta.b), rank * padded_outputs(outputs));
+        for (at, value) in delta.b.values().enumerate() {
+            b.set(at % rank * padded_outputs(outputs) + at / rank, value);
+        }
+        let own = delta.bias.as_ref().map(|b| floats(b).into_iter().map(|b| b * scale).collect());
+        let low_rank = Some(LowRank { first, rank, scale, b, bias: own });
+        Ok(Delta { low_rank, gain: self.gain(site, delta)?, bias })
+    }
+
+    /// `m_i / ||W_i + s B_i A||`, the norm from `||W_i||^2 + 2 s B_i (A W_i^T) + s^2 B_i (A A^T) B_i^T` in `f64`.
+    fn gain(&self, site: Site, delta: &FileDelta<'_>) -> Result<Option<Vec<f32>>, Refusal> {
+        let Some(magnitude) = &delta.magnitude else { return Ok(None) };
+        let (inputs, outputs) = self.sites.dims(site);
+        let (rank, scale) = (delta.rank, f64::from(delta.scale));
+        let (a, b, magnitude) = (floats(&delta.a), floats(&delta.b), floats(magnitude));
+        let mut through = vec![0.0; rank * outputs];
+        self.base.project(site, &a, &mut through);
+        let row = |r: usize| &a[r * inputs..(r + 1) * inputs];
+        let gram = |i: usize, j: usize| -> f64 {
+            row(i).iter().zip(row(j)).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+        };
+        let gram: Vec<f64> = (0..rank * rank).map(|at| gram(at / rank, at % rank)).collect();
+        let gain = |(output, norm): (usize, &f32)| {
+            let b = |r: usize| f64::from(b[output * rank + r]);
+            let cross = |r: usize| b(r) * f64::from(through[r * outputs + output]);
+            let cross: f64 = (0..rank).map(cross).sum();
+            let square = |at: usize| b(at / rank) * gram[at] * b(at % rank);
+            let square: f64 = (0..rank * rank).map(square).sum();
+            let squared = f64::from(*norm) + 2.0 * scale * cross + scale * scale * square;
+            #[expect(clippy::cast_possible_truncation, reason = "computed in f64, kept as f32")]
+            let gain = (f64::from(magnitude[output]) / squared.sqrt()) as f32;
+            if gain.is_finite() { Ok(gain) } else { Err(Refusal::Degenerate { site, output }) }
+        };
+        self.base.norms_squared(site).iter().enumerate().map(gain).collect::<Result<_, _>>().map(Some)
+    }
+
+    fn embed(&self) -> Result<Option<Embed>, Refusal> {
+        let Some(delta) = self.manifest.deltas.get(&Site::Embed) else { return Ok(None) };
+        let (rank, vocab, hidden) = (delta.rank, self.sites.vocab, self.sites.hidden);
+        let kind = embed_type(delta);
+        let mut a = Numbers::zeros(kind, vocab * rank);
+        for (at, value) in delta.a.values().enumerate() {
+            a.set(at % vocab * rank + at / vocab, value);
+        }
+        let mut b = Numbers::zeros(kind, rank * hidden);
+        for (at, value) in delta.b.values().enumerate() {
+            b.set(at % rank * hidden + at / rank, value);
+        }
+        let gain = self.gain(Site::Embed, delta)?;
+        Ok(Some(Embed { rank, scale: delta.scale, a, b, gain }))
+    }
+
+    fn own_head(&self) -> Option<Projection> {
+        let view = self.manifest.replaced.get(&Site::Head)?;
+        let encoding = match number_type(view) {
+            NumberType::F32 => Encoding::F32,
+            NumberType::F16 => Encoding::F16,
+            NumberType::BF16 => Encoding::BF16,
+        };
+        let shape = (self.sites.vocab, self.sites.hidden);
+        let weights = Panels::pack(encoding, shape, view.bytes(), |row| row);
+        let weights = weights.expect("the manifest's shapes are the sites'").into();
+        Some(Projection { weights, bias: None })
+    }
+}
+
+fn floats(view: &View<'_>) -> Vec<f32> {
+    view.values().collect()
+}
+
+fn numbers(view: &View<'_>) -> Numbers {
+    let mut all = Numbers::zeros(number_type(view), view.len());
+    view.values().enumerate().for_each(|(at, value)| all.set(at, value));
+    all
+}
+
+fn number_type(view: &View<'_>) -> NumberType {
+    match view.dtype() {
+        Dtype::F32 => NumberType::F32,
+        Dtype::F16 => NumberType::F16,
+        Dtype::Bf16 => NumberType::BF16,
+    }
+}
+
+/// The type of a stacked A: the file's, or `f32` where its parts are of different ones.
+fn common_type(deltas: &[&FileDelta<'_>]) -> NumberType {
+    let mut types = deltas.iter().map(|delta| number_type(&delta.a));
+    let first = types.next().unwrap_or(NumberType::F32);
+    if types.all(|other| other == first) { first } else { NumberType::F32 }
+}
+
+fn embed_type(delta: &FileDelta<'_>) -> NumberType {
+    let (a, b) = (number_type(&delta.a), number_type(&delta.b));
+    if a == b { a } else { NumberType::F32 }
+}

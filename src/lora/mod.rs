@@ -1,0 +1,20 @@
+//! The maths and the shape of an adapter: sites, reading PEFT files, and what the kernels are given.
+
+mod adapter;
+mod batch;
+mod digest;
+mod lease;
+mod limits;
+mod manifest;
+pub mod peft;
+mod refusal;
+mod site;
+
+pub use adapter::{Adapter, Base, Inputs};
+pub use batch::LoraBatch;
+pub use digest::{Digest, NotADigest};
+pub use lease::Lease;
+pub use limits::Limits;
+pub use manifest::{Delta, Dtype, Manifest, View};
+pub use refusal::Refusal;
+pub use site::{Module, Norm, Proj, Site, Sites};

@@ -1,0 +1,248 @@
+//! Bases as directories in Hugging Face layout: `config.json` and safetensors, one file or shards with an index.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
+
+use candle_transformers::models::llama::Llama3RopeConfig;
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    Rope, Scaling, Spec,
+    load::{LoadError, Source, Stored, Tensor},
+    mapped::Mapped,
+};
+use crate::{
+    kernels::{attention::Heads, panels::Encoding},
+    lora::Site,
+};
+
+const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM";
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Larger than any `config.json` or index there is.
+const JSON_BYTES: u64 = 64 << 20;
+
+/// The parts of `config.json` that shape the network. Unknown keys are other people's business.
+#[derive(Deserialize)]
+struct Config {
+    architectures: Option<Vec<String>>,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    rms_norm_eps: f32,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    hidden_act: Option<String>,
+    sliding_window: Option<usize>,
+    use_sliding_window: Option<bool>,
+    partial_rotary_factor: Option<f32>,
+    rope_theta: Option<f32>,
+    rope_scaling: Option<Value>,
+    /// Where transformers 5 keeps theta and scaling.
+    rope_parameters: Option<Value>,
+    quantization_config: Option<Value>,
+}
+
+/// An opened directory.
+pub(super) struct Directory {
+    path: PathBuf,
+    shards: Vec<Mapped>,
+    /// Which shard a tensor is in.
+    shard_of: HashMap<String, usize>,
+    tied: bool,
+}
+
+/// Opens a directory: its spec, and its weights by name.
+pub(super) fn open(path: &Path) -> Result<(Spec, Directory), LoadError> {
+    let at = path.join(CONFIG);
+    let config: Config = json(&at)?;
+    let spec = spec(&config).map_err(|why| match why {
+        Refused::Architecture(architecture) => {
+            LoadError::Architecture { path: at.clone(), architecture, supported: SUPPORTED }
+        }
+        Refused::Because(why) => LoadError::Spec { path: at.clone(), why },
+    })?;
+    Ok((spec, Directory::map(path, config.tie_word_embeddings)?))
+}
+
+fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, LoadError> {
+    let io = |source| LoadError::Io { path: path.to_owned(), source };
+    let bytes = std::fs::metadata(path).map_err(io)?.len();
+    let format = |why| LoadError::Format { path: path.to_owned(), kind: "JSON file", why };
+    if bytes > JSON_BYTES {
+        return Err(format(format!("it has {bytes} bytes")));
+    }
+    serde_json::from_slice(&std::fs::read(path).map_err(io)?).map_err(|why| format(why.to_string()))
+}
+
+enum Refused {
+    Architecture(String),
+    Because(String),
+}
+
+fn spec(config: &Config) -> Result<Spec, Refused> {
+    let because = |why: &str| Err(Refused::Because(why.to_owned()));
+    let architecture = config.architectures.as_ref().and_then(|all| all.first());
+    let architecture = architecture.map_or("", String::as_str);
+    let qwen2 = match architecture {
+        "LlamaForCausalLM" | "MistralForCausalLM" => false,
+        "Qwen2ForCausalLM" => true,
+        other => return Err(Refused::Architecture(other.to_owned())),
+    };
+    if config.quantization_config.is_some() {
+        return because(
+            "its weights are quantized (quantization_config); take the original or a GGUF",
+        );
+    }
+    if config.hidden_act.as_deref().is_some_and(|act| act != "silu") {
+        return because("its activation (hidden_act) is not silu");
+    }
+    if config.partial_rotary_factor.is_some_and(|part| part < 1.0) {
+        return because("it turns only a part of each head (partial_rotary_factor)");
+    }
+    if qwen2 && config.use_sliding_window == Some(true) {
+        return because("use_sliding_window is not supported for Qwen2");
+    }
+    let queries = config.num_attention_heads;
+    let dim = config.head_dim.or_else(|| config.hidden_size.checked_div(queries)).unwrap_or(0);
+    let window = if architecture == "MistralForCausalLM" { config.sliding_window } else { None };
+    let keys = config.num_key_value_heads.unwrap_or(queries);
+    Ok(Spec {
+        layers: config.num_hidden_layers,
+        hidden: config.hidden_size,
+        heads: Heads { queries, keys, dim, window },
+        ffn: config.intermediate_size,
+        vocab: config.vocab_size,
+        context: config.max_position_embeddings,
+        eps: config.rms_norm_eps,
+        rope: rope(config).map_err(Refused::Because)?,
+        qkv_bias: qwen2 || config.attention_bias,
+        o_bias: !qwen2 && config.attention_bias,
+        mlp_bias: !qwen2 && config.mlp_bias,
+    })
+}
+
+fn rope(config: &Config) -> Result<Rope, String> {
+    let written = config.rope_parameters.as_ref().or(config.rope_scaling.as_ref());
+    let theta = written.and_then(|written| written.get("rope_theta")).and_then(Value::as_f64);
+    #[expect(clippy::cast_possible_truncation, reason = "a setting, used as f32 by transformers")]
+    let theta = config.rope_theta.or(theta.map(|theta| theta as f32)).unwrap_or(10_000.0);
+    let Some(written) = written.filter(|written| !written.is_null()) else {
+        return Ok(Rope { theta, scaling: Scaling::None });
+    };
+    let kind = written.get("rope_type").or_else(|| written.get("type")).and_then(Value::as_str);
+    let scaling = match kind {
+        None | Some("default") => Scaling::None,
+        Some("linear") => {
+            let factor = written.get("factor").and_then(Value::as_f64);
+            let factor = factor.ok_or("its linear rope scaling has no factor")?;
+            #[expect(clippy::cast_possible_truncation, reason = "a setting")]
+            Scaling::Linear(factor as f32)
+        }
+        Some("llama3") => {
+            let mut written = written.clone();
+            written["rope_type"] = "llama3".into();
+            serde_json::from_value::<Llama3RopeConfig>(written)
+                .map_err(|why| format!("its llama3 rope scaling is incomplete: {why}"))?
+                .into()
+        }
+        Some(other) => return Err(format!("rope scaling `{other}` is not supported")),
+    };
+    Ok(Rope { theta, scaling })
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Directory {
+    fn map(path: &Path, tied: bool) -> Result<Self, LoadError> {
+        let index = path.join(INDEX);
+        let mut files = BTreeMap::new();
+        if index.is_file() {
+            for file in json::<Index>(&index)?.weight_map.into_values() {
+                // The index is the operator's, but a name is a name and not a way out of the directory.
+                if Path::new(&file).file_name().is_none_or(|name| name != file.as_str()) {
+                    let why = format!("`{file}` is not a file name");
+                    return Err(LoadError::Format { path: index, kind: "weight index", why });
+                }
+                files.insert(file, ());
+            }
+        } else {
+            files.insert(WEIGHTS.to_owned(), ());
+        }
+        let mut directory =
+            Self { path: path.to_owned(), shards: vec![], shard_of: HashMap::new(), tied };
+        for file in files.into_keys() {
+            directory.add(&path.join(file))?;
+        }
+        Ok(directory)
+    }
+
+    fn add(&mut self, path: &Path) -> Result<(), LoadError> {
+        let shard = Mapped::open(path)
+            .map_err(|source| LoadError::Io { path: path.to_owned(), source })?;
+        let why = |why: safetensors::SafeTensorError| {
+            let why = why.to_string();
+            LoadError::Format { path: path.to_owned(), kind: "safetensors file", why }
+        };
+        let tensors = SafeTensors::deserialize(&shard).map_err(why)?;
+        let names = tensors.names().into_iter().map(|name| (name.to_owned(), self.shards.len()));
+        self.shard_of.extend(names);
+        self.shards.push(shard);
+        Ok(())
+    }
+}
+
+impl Source for Directory {
+    fn name(&self, tensor: Tensor) -> String {
+        match tensor {
+            Tensor::Weight(site) => format!("{site}.weight"),
+            Tensor::Bias(site) => format!("{site}.bias"),
+            Tensor::Gain(norm) => format!("{norm}.weight"),
+        }
+    }
+
+    fn tensor(&self, tensor: Tensor) -> Result<Option<Stored<'_>>, LoadError> {
+        // A tied head may be written out all the same; it is the embedding's then.
+        if self.tied && matches!(tensor, Tensor::Weight(Site::Head)) {
+            return Ok(None);
+        }
+        let name = self.name(tensor);
+        let Some(shard) = self.shard_of.get(&name) else { return Ok(None) };
+        let refuse = |why| LoadError::Tensor { path: self.path.clone(), tensor: name.clone(), why };
+        let tensors = SafeTensors::deserialize(&self.shards[*shard])
+            .map_err(|why| refuse(why.to_string()))?;
+        let view = tensors.tensor(&name).map_err(|why| refuse(why.to_string()))?;
+        let encoding = match view.dtype() {
+            Dtype::F32 => Encoding::F32,
+            Dtype::F16 => Encoding::F16,
+            Dtype::BF16 => Encoding::BF16,
+            other => return Err(refuse(format!("its type {other:?} is not f32, f16 or bf16"))),
+        };
+        Ok(Some(Stored { encoding, shape: view.shape().to_vec(), bytes: view.data() }))
+    }
+
+    fn row(&self, _: Site, row: usize) -> usize {
+        row
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}

@@ -1,0 +1,321 @@
+//! The Llama network (Touvron et al., arXiv 2302.13971; Mistral and Qwen2 differ in a window and in biases).
+//!
+//! One forward pass over a flat batch of rows: prompts in chunks and single new tokens of any sequences, through any
+//! adapters, side by side.
+
+use std::{ops::Range, sync::OnceLock};
+
+use candle_core::{Device, Result, Tensor};
+
+use super::{Kv, SequenceRows, Spec};
+use crate::{
+    kernels::{
+        attention::{Attention, WriteKeys, WriteValues},
+        elementwise::{RmsNorm, Rotate, SiluMul},
+        linear::{Linear, Projection},
+        lora::StackRows,
+        pool::Pool,
+        simd::Tier,
+    },
+    lora::{Adapter, Base, Inputs, LoraBatch, Module, Norm, Site, Sites},
+};
+
+/// One step's work: rows of any sequences, sorted so that each adapter's are one run.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// The token of each row.
+    pub tokens: &'a [u32],
+    /// The sequences that the rows belong to: together all rows, in order.
+    pub sequences: &'a [SequenceRows<'a>],
+    /// Which rows go through which adapter.
+    pub lora: &'a LoraBatch,
+    /// The rows whose logits are wanted, ascending.
+    pub sample: &'a [u32],
+}
+
+/// A frozen base in memory.
+#[derive(Debug)]
+pub struct Llama {
+    spec: Spec,
+    sites: Sites,
+    tier: Tier,
+    pool: Pool,
+    weights: Weights,
+    /// `||W_i||^2` of each site's outputs, computed for the first adapter that asks.
+    norms: Vec<(Site, OnceLock<Vec<f32>>)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Weights {
+    /// `[vocab, hidden]`
+    pub(super) embedding: Projection,
+    /// `None` where it is the embedding.
+    pub(super) head: Option<Projection>,
+    pub(super) norm: Vec<f32>,
+    pub(super) layers: Vec<Layer>,
+    /// Radians per position, `[dim / 2]`.
+    pub(super) frequencies: Vec<f32>,
+}
+
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) attention_norm: Vec<f32>,
+    pub(super) qkv: Vec<Projection>,
+    pub(super) o: Vec<Projection>,
+    pub(super) feed_forward_norm: Vec<f32>,
+    pub(super) gate_up: Vec<Projection>,
+    pub(super) down: Vec<Projection>,
+}
+
+impl Layer {
+    fn projections(&self, inputs: Inputs) -> &[Projection] {
+        match inputs {
+            Inputs::Qkv => &self.qkv,
+            Inputs::O => &self.o,
+            Inputs::GateUp => &self.gate_up,
+            Inputs::Down => &self.down,
+        }
+    }
+}
+
+impl Llama {
+    pub(super) fn new(spec: Spec, tier: Tier, pool: Pool, weights: Weights) -> Self {
+        let sites = spec.sites();
+        let norms = sites.modules().filter_map(|module| match module {
+            Module::Site(site) => Some((site, OnceLock::new())),
+            Module::Norm(_) => None,
+        });
+        let norms = norms.collect();
+        Self { sites, norms, spec, tier, pool, weights }
+    }
+
+    /// The network's shape.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The instructions its kernels run with.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Threads of its kernels.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Bytes of its weights in memory.
+    pub fn bytes(&self) -> usize {
+        let layers = self.weights.layers.iter().flat_map(|layer| {
+            [&layer.qkv, &layer.o, &layer.gate_up, &layer.down].into_iter().flatten()
+        });
+        let all = layers.chain([&self.weights.embedding]).chain(&self.weights.head);
+        all.map(|projection| projection.weights.bytes()).sum()
+    }
+
+    /// Logits `[sample, vocab]` of the wanted rows, after putting every row's keys and values into `kv`.
+    pub fn forward(&self, step: &Step<'_>, kv: &mut Kv) -> Result<Tensor> {
+        let device = Device::Cpu;
+        let (hidden, rows) = (self.spec.hidden, step.tokens.len());
+        if step.sequences.iter().map(|s| s.rows.len()).sum::<usize>() != rows {
+            candle_core::bail!("a step's sequences are not its {rows} rows");
+        }
+        let angles = self.angles(step);
+        let mut x = Tensor::from_vec(self.embed(step)?, (rows, hidden), &device)?;
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            let a = self.norm(&x, step.lora, Norm::Attention(index))?;
+            let a = self.attend(&a, step, &angles, (index, kv))?;
+            x = (x + a)?;
+            let f = self.norm(&x, step.lora, Norm::FeedForward(index))?;
+            let f = self.linear(&f, step.lora, (index, layer), Inputs::GateUp)?;
+            let f = f.apply_op1_no_bwd(&SiluMul { tier: self.tier, pool: &self.pool })?;
+            x = (x + self.linear(&f, step.lora, (index, layer), Inputs::Down)?)?;
+        }
+        let sample = Tensor::from_slice(step.sample, step.sample.len(), &device)?;
+        let x = x.index_select(&sample, 0)?;
+        let lora = step.lora.of_rows(step.sample);
+        let x = self.norm(&x, &lora, Norm::Final)?;
+        self.logits(&x, &lora)
+    }
+
+    fn attend(
+        &self,
+        x: &Tensor,
+        step: &Step<'_>,
+        (cos, sin): &(Vec<f32>, Vec<f32>),
+        (index, kv): (usize, &mut Kv),
+    ) -> Result<Tensor> {
+        let (heads, sequences) = (self.spec.heads, step.sequences);
+        let layer = (index, &self.weights.layers[index]);
+        let qkv = self.linear(x, step.lora, layer, Inputs::Qkv)?;
+        let turned = heads.queries + heads.keys;
+        let rotate = Rotate { pool: &self.pool, cos, sin, head_dim: heads.dim, heads: turned };
+        let qkv = qkv.apply_op1_no_bwd(&rotate)?;
+        let (keys, values) = &kv.layers[index];
+        keys.inplace_op2(&qkv, &WriteKeys { heads, sequences })?;
+        values.inplace_op2(&qkv, &WriteValues { heads, sequences })?;
+        let attention = Attention { tier: self.tier, pool: &self.pool, heads, sequences };
+        let y = qkv.apply_op3_no_bwd(keys, values, &attention)?;
+        self.linear(&y, step.lora, layer, Inputs::O)
+    }
+
+    fn linear(
+        &self,
+        x: &Tensor,
+        lora: &LoraBatch,
+        (index, layer): (usize, &Layer),
+        inputs: Inputs,
+    ) -> Result<Tensor> {
+        let stacks = lora.stacks(|adapter| adapter.stack(index, inputs));
+        self.project_rows(x, layer.projections(inputs), &stacks)
+    }
+
+    fn project_rows(
+        &self,
+        x: &Tensor,
+        projections: &[Projection],
+        stacks: &[StackRows<'_>],
+    ) -> Result<Tensor> {
+        let op = Linear { tier: self.tier, pool: &self.pool, projections, stacks };
+        x.apply_op1_no_bwd(&op)
+    }
+
+    fn norm(&self, x: &Tensor, lora: &LoraBatch, norm: Norm) -> Result<Tensor> {
+        let gain = match norm {
+            Norm::Attention(layer) => &self.weights.layers[layer].attention_norm,
+            Norm::FeedForward(layer) => &self.weights.layers[layer].feed_forward_norm,
+            Norm::Final => &self.weights.norm,
+        };
+        let gains = lora.gains(norm);
+        let (tier, pool, eps) = (self.tier, &self.pool, self.spec.eps);
+        x.apply_op1_no_bwd(&RmsNorm { tier, pool, gain, gains: &gains, eps })
+    }
+
+    /// Rows `[rows, hidden]` of the embedding, each with its adapter's.
+    fn embed(&self, step: &Step<'_>) -> Result<Vec<f32>> {
+        let (hidden, vocab) = (self.spec.hidden, self.spec.vocab);
+        let mut x = vec![0.0; step.tokens.len() * hidden];
+        for (row, (token, x)) in step.tokens.iter().zip(x.chunks_exact_mut(hidden)).enumerate() {
+            let token = *token as usize;
+            if token >= vocab {
+                candle_core::bail!("token {token} of a vocabulary of {vocab}");
+            }
+            let adapter = step.lora.adapter(row);
+            if !adapter.is_some_and(|adapter| adapter.replaced_embedding(token, x)) {
+                self.weights.embedding.weights.row(token, x);
+            }
+            if let Some(adapter) = adapter {
+                adapter.embed(token, x);
+            }
+        }
+        Ok(x)
+    }
+
+    /// Cosine and sine `[rows, dim / 2]` of each row's position.
+    fn angles(&self, step: &Step<'_>) -> (Vec<f32>, Vec<f32>) {
+        let positions = step.sequences.iter().flat_map(|s| s.position..s.position + s.rows.len());
+        let angles = positions.flat_map(|position| {
+            // The product in f32, as transformers has it; its cosine to the last bit.
+            self.weights.frequencies.iter().map(move |freq| f64::from(position as f32 * freq))
+        });
+        #[expect(clippy::cast_possible_truncation, reason = "rounded once, to f32")]
+        angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip()
+    }
+
+    fn head(&self) -> &Projection {
+        self.weights.head.as_ref().unwrap_or(&self.weights.embedding)
+    }
+
+    /// `[rows, hidden] -> [rows, vocab]`; rows whose adapter brings a head of its own go through that.
+    fn logits(&self, x: &Tensor, lora: &LoraBatch) -> Result<Tensor> {
+        let rows = x.dim(0)?;
+        let mut parts = Vec::new();
+        let mut part = |rows: Range<usize>, head: &Projection| -> Result<()> {
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let x = x.narrow(0, rows.start, rows.len())?;
+            let lora = lora.part(rows);
+            let stacks = lora.stacks(Adapter::head);
+            parts.push(self.project_rows(&x, std::slice::from_ref(head), &stacks)?);
+            Ok(())
+        };
+        let mut done = 0;
+        for (own, adapter) in lora.groups() {
+            if let Some(head) = adapter.replaced_head() {
+                part(done..own.start, self.head())?;
+                part(own.clone(), head)?;
+                done = own.end;
+            }
+        }
+        part(done..rows, self.head())?;
+        if parts.is_empty() {
+            return Tensor::zeros((0, self.spec.vocab), x.dtype(), x.device());
+        }
+        Tensor::cat(&parts, 0)
+    }
+
+    /// The map of a site without its bias; the embedding's is its transpose, as the head has it.
+    fn map(&self, site: Site) -> Projection {
+        let projection = match site {
+            Site::Embed => &self.weights.embedding,
+            Site::Head => self.head(),
+            Site::Layer(layer, proj) => {
+                let (inputs, at) = Inputs::of(proj);
+                &self.weights.layers[layer].projections(inputs)[at]
+            }
+        };
+        Projection { bias: None, ..projection.clone() }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "summed in f64, kept as f32")]
+    fn measure(&self, site: Site) -> Vec<f32> {
+        let weights = self.map(site).weights;
+        let mut row = vec![0.0; weights.inputs()];
+        let square = |x: &f32| f64::from(*x).powi(2);
+        let mut rows = vec![0.0_f64; weights.outputs()];
+        let mut columns = vec![0.0_f64; weights.inputs()];
+        for (output, sum) in rows.iter_mut().enumerate() {
+            weights.row(output, &mut row);
+            *sum = row.iter().map(square).sum();
+            columns.iter_mut().zip(&row).for_each(|(sum, x)| *sum += square(x));
+        }
+        let sums = if site == Site::Embed { columns } else { rows };
+        sums.into_iter().map(|sum| sum as f32).collect()
+    }
+}
+
+impl Base for Llama {
+    fn sites(&self) -> &Sites {
+        &self.sites
+    }
+
+    fn project(&self, site: Site, x: &[f32], y: &mut [f32]) {
+        let projection = self.map(site);
+        let (inputs, outputs) = self.sites.dims(site);
+        if site != Site::Embed {
+            // On the caller's own thread: whoever builds an adapter does not take the step's.
+            let (pool, projections) = (&Pool::new(1), std::slice::from_ref(&projection));
+            let op = Linear { tier: self.tier, pool, projections, stacks: &[] };
+            return op.apply(x, x.len() / inputs, y);
+        }
+        let mut row = vec![0.0; outputs];
+        y.fill(0.0);
+        for token in 0..inputs {
+            projection.weights.row(token, &mut row);
+            for (x, y) in x.chunks_exact(inputs).zip(y.chunks_exact_mut(outputs)) {
+                y.iter_mut().zip(&row).for_each(|(y, w)| *y += x[token] * w);
+            }
+        }
+    }
+
+    fn norms_squared(&self, site: Site) -> &[f32] {
+        let cached = self.norms.iter().find(|(of, _)| *of == site);
+        let (_, norms) = cached.expect("`norms` has every site");
+        norms.get_or_init(|| self.measure(site))
+    }
+
+    fn stored_row(&self, site: Site, row: usize, values: &mut [f32]) {
+        self.map(site).weights.row(row, values);
+    }
+}

@@ -1,0 +1,210 @@
+//! From a file to a network: what GGUF and Hugging Face directories have in common.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Layer, Llama, Spec, gguf, hugging_face};
+use crate::{
+    kernels::{
+        linear::Projection,
+        panels::{BadWeights, Encoding, Panels},
+        pool::Pool,
+        simd::Tier,
+    },
+    lora::{Norm, Proj, Site},
+};
+
+/// Why a base cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file or directory cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what its name says.
+    #[error("{} is not a {kind} that can be read: {why}", path.display())]
+    Format {
+        /// Which.
+        path: PathBuf,
+        /// What it should be.
+        kind: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// A network of another family.
+    #[error("{} holds a `{architecture}` network; this server runs {supported}", path.display())]
+    Architecture {
+        /// Which.
+        path: PathBuf,
+        /// What the file says it is.
+        architecture: String,
+        /// What would have been fine.
+        supported: &'static str,
+    },
+    /// Metadata that is missing or out of range.
+    #[error("{}: {why}", path.display())]
+    Spec {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A tensor that is missing, of another shape, or cut off.
+    #[error("{}: tensor `{tensor}`: {why}", path.display())]
+    Tensor {
+        /// Which file.
+        path: PathBuf,
+        /// Which tensor, by its name in the file.
+        tensor: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// A weight matrix or vector as it lies in a file.
+pub(super) struct Stored<'a> {
+    pub(super) encoding: Encoding,
+    /// `[outputs, inputs]`, or `[values]`.
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: &'a [u8],
+}
+
+/// A file that weights can be taken from by what they are.
+pub(super) trait Source: Sync {
+    /// The tensor's name in the file, for messages.
+    fn name(&self, tensor: Tensor) -> String;
+    /// The tensor, if the file has it.
+    fn tensor(&self, tensor: Tensor) -> Result<Option<Stored<'_>>, LoadError>;
+    /// Where output `row` of a site is in the file.
+    fn row(&self, site: Site, row: usize) -> usize;
+    /// The file, for messages.
+    fn path(&self) -> &Path;
+}
+
+/// The tensors of a base.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Tensor {
+    Weight(Site),
+    Bias(Site),
+    Gain(Norm),
+}
+
+impl Llama {
+    /// Loads a `.gguf` file or a directory in Hugging Face layout, and repacks its weights on `threads` threads.
+    pub fn load(path: &Path, tier: Tier, threads: usize) -> Result<Self, LoadError> {
+        let pool = Pool::new(threads);
+        if path.is_dir() {
+            let (spec, source) = hugging_face::open(path)?;
+            Self::assemble(spec, &source, tier, pool)
+        } else {
+            gguf::with(path, |spec, source| Self::assemble(spec, source, tier, pool))
+        }
+    }
+
+    fn assemble(
+        spec: Spec,
+        source: &dyn Source,
+        tier: Tier,
+        pool: Pool,
+    ) -> Result<Self, LoadError> {
+        spec.check().map_err(|why| LoadError::Spec { path: source.path().to_owned(), why })?;
+        let layers = {
+            let slots: Vec<_> = (0..spec.layers).map(|_| std::sync::Mutex::new(None)).collect();
+            pool.run(spec.layers, |layer| {
+                let loaded = Reader { spec: &spec, source }.layer(layer);
+                *slots[layer].lock().expect("each is locked once") = Some(loaded);
+            });
+            let taken = |slot: std::sync::Mutex<Option<Result<Layer, LoadError>>>| {
+                let loaded = slot.into_inner().expect("no task panicked with the lock");
+                loaded.expect("every task ran")
+            };
+            slots.into_iter().map(taken).collect::<Result<Vec<_>, _>>()?
+        };
+        let reader = Reader { spec: &spec, source };
+        let embedding = reader.projection(Site::Embed)?;
+        let head = match source.tensor(Tensor::Weight(Site::Head))? {
+            Some(_) => Some(reader.projection(Site::Head)?),
+            None => None,
+        };
+        let norm = reader.gain(Norm::Final)?;
+        let frequencies = spec.rope.frequencies(spec.heads.dim);
+        Ok(Self::new(spec, tier, pool, super::Weights { embedding, head, norm, layers, frequencies }))
+    }
+}
+
+struct Reader<'a> {
+    spec: &'a Spec,
+    source: &'a dyn Source,
+}
+
+impl Reader<'_> {
+    fn layer(&self, layer: usize) -> Result<Layer, LoadError> {
+        let projections = |projs: &[Proj]| -> Result<Vec<_>, _> {
+            projs.iter().map(|proj| self.projection(Site::Layer(layer, *proj))).collect()
+        };
+        Ok(Layer {
+            attention_norm: self.gain(Norm::Attention(layer))?,
+            qkv: projections(&[Proj::Q, Proj::K, Proj::V])?,
+            o: projections(&[Proj::O])?,
+            feed_forward_norm: self.gain(Norm::FeedForward(layer))?,
+            gate_up: projections(&[Proj::Gate, Proj::Up])?,
+            down: projections(&[Proj::Down])?,
+        })
+    }
+
+    fn refuse(&self, tensor: Tensor, why: String) -> LoadError {
+        let path = self.source.path().to_owned();
+        LoadError::Tensor { path, tensor: self.source.name(tensor), why }
+    }
+
+    fn stored(&self, tensor: Tensor, shape: &[usize]) -> Result<Stored<'_>, LoadError> {
+        let Some(stored) = self.source.tensor(tensor)? else {
+            return Err(self.refuse(tensor, "the file does not have it".to_owned()));
+        };
+        if stored.shape != shape {
+            let why = format!("its shape is {:?} and the rest needs {shape:?}", stored.shape);
+            return Err(self.refuse(tensor, why));
+        }
+        Ok(stored)
+    }
+
+    /// A site's weights, `[outputs, inputs]`; the embedding as the head has it, `[vocab, hidden]`.
+    fn projection(&self, site: Site) -> Result<Projection, LoadError> {
+        let tensor = Tensor::Weight(site);
+        let sites = self.spec.sites();
+        let (inputs, outputs) = match site {
+            Site::Embed => (self.spec.hidden, self.spec.vocab),
+            Site::Head | Site::Layer(..) => sites.dims(site),
+        };
+        let stored = self.stored(tensor, &[outputs, inputs])?;
+        let order = |row| self.source.row(site, row);
+        let weights = Panels::pack(stored.encoding, (outputs, inputs), stored.bytes, order)
+            .map_err(|why: BadWeights| self.refuse(tensor, why.to_string()))?;
+        let bias = sites.has_bias(site).then(|| self.bias(site, outputs)).transpose()?;
+        Ok(Projection { weights: Arc::new(weights), bias })
+    }
+
+    fn bias(&self, site: Site, outputs: usize) -> Result<Vec<f32>, LoadError> {
+        let values = self.vector(Tensor::Bias(site), outputs)?;
+        Ok((0..outputs).map(|row| values[self.source.row(site, row)]).collect())
+    }
+
+    fn gain(&self, norm: Norm) -> Result<Vec<f32>, LoadError> {
+        self.vector(Tensor::Gain(norm), self.spec.hidden)
+    }
+
+    fn vector(&self, tensor: Tensor, len: usize) -> Result<Vec<f32>, LoadError> {
+        let stored = self.stored(tensor, &[len])?;
+        let panels = Panels::pack(stored.encoding, (1, len), stored.bytes, |row| row)
+            .map_err(|why| self.refuse(tensor, why.to_string()))?;
+        let mut values = vec![0.0; len];
+        panels.row(0, &mut values);
+        Ok(values)
+    }
+}

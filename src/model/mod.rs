@@ -1,0 +1,17 @@
+//! The base: a frozen network on candle tensors, paged keys and values, and the rows of each adapter through it.
+
+mod gguf;
+mod hugging_face;
+mod kv;
+mod llama;
+mod load;
+mod mapped;
+mod spec;
+
+pub use kv::{Kv, PAGE};
+pub use llama::{Llama, Step};
+use llama::{Layer, Weights};
+pub use load::LoadError;
+pub use spec::{Rope, Scaling, Spec};
+
+pub use crate::kernels::attention::SequenceRows;

