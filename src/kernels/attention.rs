@@ -362,19 +362,23 @@ impl Tile<'_> {
             let visible = self.visible(first + q);
             let keep: [u16; BLOCK_PAGES] =
                 std::array::from_fn(|page| lanes(&visible, block * BLOCK + page * PAGE));
-            let masked: [S::F; BLOCK_PAGES] = std::array::from_fn(|page| {
-                simd.select(keep[page], scores[page], simd.splat(f32::NEG_INFINITY))
-            });
-            let [a, b, c, d] = masked;
-            let max = simd.greatest(simd.max(simd.max(a, b), simd.max(c, d)));
+            let mut masked = scores;
+            let mut max = simd.splat(f32::NEG_INFINITY);
+            for page in 0..BLOCK_PAGES {
+                masked[page] =
+                    simd.select(keep[page], scores[page], simd.splat(f32::NEG_INFINITY));
+                max = simd.max(max, masked[page]);
+            }
+            let max = simd.greatest(max);
             let state = &mut states[q];
             let max = state.max.max(max);
             let shift = simd.splat(-max);
             let mut sum = simd.splat(0.0);
-            for (page, out) in weights[q].as_chunks_mut::<PAGE>().0.iter_mut().enumerate() {
+            let out = weights[q].as_chunks_mut::<PAGE>().0;
+            for page in 0..BLOCK_PAGES {
                 let weight = simd.exp(simd.add(masked[page], shift));
                 let weight = simd.select(keep[page], weight, simd.splat(0.0));
-                simd.store(weight, out);
+                simd.store(weight, &mut out[page]);
                 sum = simd.add(sum, weight);
             }
             // The first block finds nothing to rescale; exp(-inf) would not be zero here.
@@ -397,15 +401,21 @@ impl Tile<'_> {
         first: usize,
     ) -> [[S::F; BLOCK_PAGES]; Q] {
         let Heads { dim, .. } = self.heads;
-        let page_of = |page: usize| {
+        let keys: [&[[f32; PAGE]]; BLOCK_PAGES] = std::array::from_fn(|page| {
             let at = self.page(block, page) * self.heads.key_page() + self.head * dim * PAGE;
             self.keys[at..at + dim * PAGE].as_chunks::<PAGE>().0
-        };
-        let keys: [&[[f32; PAGE]]; BLOCK_PAGES] = std::array::from_fn(page_of);
-        let queries: [&[f32]; Q] = std::array::from_fn(|q| self.query(first + q));
+        });
+        // Cut to one length, so that the loop below needs no checks.
+        let keys = [&keys[0][..dim], &keys[1][..dim], &keys[2][..dim], &keys[3][..dim]];
+        let queries: [&[f32]; Q] = std::array::from_fn(|q| &self.query(first + q)[..dim]);
         let mut acc = [[simd.splat(0.0); BLOCK_PAGES]; Q];
         for d in 0..dim {
-            let keys: [S::F; BLOCK_PAGES] = std::array::from_fn(|page| simd.load(&keys[page][d]));
+            let keys = [
+                simd.load(&keys[0][d]),
+                simd.load(&keys[1][d]),
+                simd.load(&keys[2][d]),
+                simd.load(&keys[3][d]),
+            ];
             for q in 0..Q {
                 let query = simd.splat(queries[q][d]);
                 for page in 0..BLOCK_PAGES {
@@ -414,7 +424,12 @@ impl Tile<'_> {
             }
         }
         let scale = simd.splat(1.0 / (dim as f32).sqrt());
-        acc.map(|pages| pages.map(|score| simd.mul(score, scale)))
+        for pages in &mut acc {
+            for score in pages {
+                *score = simd.mul(*score, scale);
+            }
+        }
+        acc
     }
 
     /// `answers += weights V`, position after position.
@@ -431,9 +446,10 @@ impl Tile<'_> {
         let end = self.visible(first + Q - 1).end.min((block + 1) * BLOCK);
         for at in (0..padded).step_by(LANES) {
             let part = |q: usize| q * padded + at..q * padded + at + LANES;
-            let mut acc: [S::F; Q] = std::array::from_fn(|q| {
-                simd.load(answers[part(q)].try_into().expect("a vector was cut"))
-            });
+            let mut acc = [simd.splat(0.0); Q];
+            for q in 0..Q {
+                acc[q] = simd.load(answers[part(q)].try_into().expect("a vector was cut"));
+            }
             for page in 0..BLOCK_PAGES {
                 let start = block * BLOCK + page * PAGE;
                 if start >= end {
@@ -442,18 +458,18 @@ impl Tile<'_> {
                 let values =
                     self.page(block, page) * self.heads.value_page() + self.head * PAGE * padded;
                 let values = &self.values[values..values + PAGE * padded];
-                let rows = values.chunks_exact(padded).take(end - start).enumerate();
-                for (place, row) in rows {
-                    let value = simd.load(row[at..at + LANES].try_into().expect("a vector"));
+                for place in 0..PAGE.min(end - start) {
+                    let value = &values[place * padded + at..place * padded + at + LANES];
+                    let value = simd.load(value.try_into().expect("a vector was cut"));
                     for q in 0..Q {
                         let weight = simd.splat(weights[q][page * PAGE + place]);
                         acc[q] = simd.fma(weight, value, acc[q]);
                     }
                 }
             }
-            for (q, acc) in acc.into_iter().enumerate() {
+            for q in 0..Q {
                 let out = &mut answers[part(q)];
-                simd.store(acc, out.try_into().expect("a vector was cut"));
+                simd.store(acc[q], out.try_into().expect("a vector was cut"));
             }
         }
     }

@@ -97,10 +97,12 @@ impl Kernel for NormRow<'_> {
         let mut last = [0.0; LANES];
         last[..rest.len()].copy_from_slice(rest);
         let mut squares = simd.splat(0.0);
-        for x in blocks.iter().chain([&last]) {
+        for x in blocks {
             let x = simd.load(x);
             squares = simd.fma(x, x, squares);
         }
+        let x = simd.load(&last);
+        squares = simd.fma(x, x, squares);
         let scale = 1.0 / (simd.sum(squares) / self.x.len() as f32 + self.eps).sqrt();
         for ((y, x), gain) in self.y.iter_mut().zip(self.x).zip(self.gain) {
             *y = x * scale * gain;
@@ -149,25 +151,28 @@ impl Kernel for SiluRow<'_> {
     #[expect(clippy::inline_always, reason = "compiled once per tier")]
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let silu = |gate: &[f32; LANES], up: &[f32; LANES], y: &mut [f32; LANES]| {
-            let (gate, up) = (simd.load(gate), simd.load(up));
-            let e = simd.exp(simd.mul(gate, simd.splat(-1.0)));
-            let silu = simd.div(gate, simd.add(e, simd.splat(1.0)));
-            simd.store(simd.mul(silu, up), y);
-        };
         let (gates, gate) = self.gate.as_chunks();
         let (ups, up) = self.up.as_chunks();
         let (ys, y) = self.y.as_chunks_mut();
         for ((gate, up), y) in gates.iter().zip(ups).zip(ys) {
-            silu(gate, up, y);
+            silu_mul(simd, gate, up, y);
         }
         let mut last = [[0.0; LANES]; 3];
         last[0][..gate.len()].copy_from_slice(gate);
         last[1][..up.len()].copy_from_slice(up);
         let [gate, up, out] = &mut last;
-        silu(gate, up, out);
+        silu_mul(simd, gate, up, out);
         y.copy_from_slice(&out[..y.len()]);
     }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn silu_mul<S: Simd>(simd: S, gate: &[f32; LANES], up: &[f32; LANES], y: &mut [f32; LANES]) {
+    let (gate, up) = (simd.load(gate), simd.load(up));
+    let e = simd.exp(simd.mul(gate, simd.splat(-1.0)));
+    let silu = simd.div(gate, simd.add(e, simd.splat(1.0)));
+    simd.store(simd.mul(silu, up), y);
 }
 
 /// Turns queries and keys by their positions (`RoPE`, Su et al., arXiv 2104.09864), dimension i with i + d/2.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape};
 
 use super::{
     lora::{Delta, Shrunk, StackRows},
@@ -47,19 +47,48 @@ impl CustomOp1 for Linear<'_> {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, inputs) = layout.shape().dims2()?;
-        let x = slice_of(x, layout)?;
-        if self.projections.iter().any(|p| p.weights.inputs() != inputs) {
-            candle_core::bail!("linear: {inputs} inputs for {:?}", self.projections[0].weights);
-        }
-        let outputs: usize = self.projections.iter().map(|p| p.weights.outputs()).sum();
+        let (rows, outputs) = self.shape(layout)?;
         let mut y = vec![0.0; rows * outputs];
-        self.apply(x, rows, &mut y);
+        self.apply(slice_of(x, layout)?, rows, &mut y);
+        Ok((CpuStorage::F32(y), (rows, outputs).into()))
+    }
+}
+
+/// With a second tensor `[rows, outputs]`, which is added: the residual stream.
+impl CustomOp2 for Linear<'_> {
+    fn name(&self) -> &'static str {
+        "linear-residual"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, outputs) = self.shape(layout)?;
+        let residual = slice_of(residual, residual_layout)?;
+        if residual.len() != rows * outputs {
+            candle_core::bail!("linear: a residual of {} for [{rows}, {outputs}]", residual.len());
+        }
+        let mut y = vec![0.0; rows * outputs];
+        self.apply(slice_of(x, layout)?, rows, &mut y);
+        y.iter_mut().zip(residual).for_each(|(y, residual)| *y += residual);
         Ok((CpuStorage::F32(y), (rows, outputs).into()))
     }
 }
 
 impl Linear<'_> {
+    /// `(rows, outputs)` of the product with an input of this layout.
+    fn shape(&self, x: &Layout) -> Result<(usize, usize)> {
+        let (rows, inputs) = x.shape().dims2()?;
+        if let Some(other) = self.projections.iter().find(|p| p.weights.inputs() != inputs) {
+            candle_core::bail!("linear: {inputs} inputs for {:?}", other.weights);
+        }
+        Ok((rows, self.projections.iter().map(|p| p.weights.outputs()).sum()))
+    }
+
     /// `x [rows, inputs] -> y [rows, outputs]`, both contiguous.
     ///
     /// # Panics
@@ -130,9 +159,9 @@ impl Kernel for PanelRows<'_> {
         let mut row = self.rows.start;
         while row < self.rows.end {
             let left = self.rows.end - row;
-            if left >= 12 && S::ACCUMULATORS >= 24 {
-                self.tile::<S, 12>(simd, row);
-                row += 12;
+            if left >= 8 && S::ACCUMULATORS >= 16 {
+                self.tile::<S, 8>(simd, row);
+                row += 8;
             } else if left >= 4 {
                 self.tile::<S, 4>(simd, row);
                 row += 4;

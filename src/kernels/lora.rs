@@ -228,25 +228,20 @@ impl Kernel for Shrink<'_> {
         let (whole, rest) = x.as_chunks::<LANES>();
         let mut last = [0.0; LANES];
         last[..rest.len()].copy_from_slice(rest);
-        let dots = |simd: S, first: usize, out: &mut [f32; 4]| {
-            let count = (stack.rank - first).min(4);
+        for (four, out) in out.chunks_mut(4).enumerate() {
             let mut acc = [simd.splat(0.0); 4];
-            let blocks = whole.iter().chain((!rest.is_empty()).then_some(&last));
-            for (block, x) in blocks.enumerate() {
-                let x = simd.load(x);
+            // The last four rows of an odd rank repeat one; their sums are not kept.
+            let rows = [0, 1, 2, 3].map(|r| (four * 4 + r.min(out.len() - 1)) * stride);
+            for block in 0..stride / LANES {
+                let x = simd.load(whole.get(block).unwrap_or(&last));
                 for r in 0..4 {
-                    // The last four rows of an odd rank repeat one; their sums are not kept.
-                    let row = first + r.min(count - 1);
-                    let a = stack.a.vector(simd, row * stride + block * LANES);
+                    let a = stack.a.vector(simd, rows[r] + block * LANES);
                     acc[r] = simd.fma(x, a, acc[r]);
                 }
             }
-            *out = acc.map(|acc| simd.sum(acc));
-        };
-        for (four, out) in out.chunks_mut(4).enumerate() {
-            let mut sums = [0.0; 4];
-            dots(simd, four * 4, &mut sums);
-            out.copy_from_slice(&sums[..out.len()]);
+            for (out, acc) in out.iter_mut().zip(acc) {
+                *out = simd.sum(acc);
+            }
         }
     }
 }

@@ -125,14 +125,14 @@ impl Llama {
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let a = self.norm(&x, step.lora, Norm::Attention(index))?;
             let a = self.attend(&a, step, &angles, (index, kv))?;
-            x = (x + a)?;
+            x = self.linear_onto(&x, &a, step.lora, (index, layer), Inputs::O)?;
             let f = self.norm(&x, step.lora, Norm::FeedForward(index))?;
             let f = self.linear(&f, step.lora, (index, layer), Inputs::GateUp)?;
             let f = f.apply_op1_no_bwd(&SiluMul { tier: self.tier, pool: &self.pool })?;
-            x = (x + self.linear(&f, step.lora, (index, layer), Inputs::Down)?)?;
+            x = self.linear_onto(&x, &f, step.lora, (index, layer), Inputs::Down)?;
         }
         let sample = Tensor::from_slice(step.sample, step.sample.len(), &device)?;
-        let x = x.index_select(&sample, 0)?;
+        let x = if step.sample.len() == rows { x } else { x.index_select(&sample, 0)? };
         let lora = step.lora.of_rows(step.sample);
         let x = self.norm(&x, &lora, Norm::Final)?;
         self.logits(&x, &lora)
@@ -155,8 +155,7 @@ impl Llama {
         keys.inplace_op2(&qkv, &WriteKeys { heads, sequences })?;
         values.inplace_op2(&qkv, &WriteValues { heads, sequences })?;
         let attention = Attention { tier: self.tier, pool: &self.pool, heads, sequences };
-        let y = qkv.apply_op3_no_bwd(keys, values, &attention)?;
-        self.linear(&y, step.lora, layer, Inputs::O)
+        qkv.apply_op3_no_bwd(keys, values, &attention)
     }
 
     fn linear(
@@ -167,17 +166,24 @@ impl Llama {
         inputs: Inputs,
     ) -> Result<Tensor> {
         let stacks = lora.stacks(|adapter| adapter.stack(index, inputs));
-        self.project_rows(x, layer.projections(inputs), &stacks)
+        x.apply_op1_no_bwd(&self.op(layer.projections(inputs), &stacks))
     }
 
-    fn project_rows(
+    /// The same, added to the residual stream.
+    fn linear_onto(
         &self,
+        residual: &Tensor,
         x: &Tensor,
-        projections: &[Projection],
-        stacks: &[StackRows<'_>],
+        lora: &LoraBatch,
+        (index, layer): (usize, &Layer),
+        inputs: Inputs,
     ) -> Result<Tensor> {
-        let op = Linear { tier: self.tier, pool: &self.pool, projections, stacks };
-        x.apply_op1_no_bwd(&op)
+        let stacks = lora.stacks(|adapter| adapter.stack(index, inputs));
+        x.apply_op2_no_bwd(residual, &self.op(layer.projections(inputs), &stacks))
+    }
+
+    fn op<'a>(&'a self, projections: &'a [Projection], stacks: &'a [StackRows<'a>]) -> Linear<'a> {
+        Linear { tier: self.tier, pool: &self.pool, projections, stacks }
     }
 
     fn norm(&self, x: &Tensor, lora: &LoraBatch, norm: Norm) -> Result<Tensor> {
@@ -237,7 +243,8 @@ impl Llama {
             let x = x.narrow(0, rows.start, rows.len())?;
             let lora = lora.part(rows);
             let stacks = lora.stacks(Adapter::head);
-            parts.push(self.project_rows(&x, std::slice::from_ref(head), &stacks)?);
+            let op = self.op(std::slice::from_ref(head), &stacks);
+            parts.push(x.apply_op1_no_bwd(&op)?);
             Ok(())
         };
         let mut done = 0;
@@ -249,10 +256,11 @@ impl Llama {
             }
         }
         part(done..rows, self.head())?;
-        if parts.is_empty() {
-            return Tensor::zeros((0, self.spec.vocab), x.dtype(), x.device());
+        match parts.as_slice() {
+            [] => Tensor::zeros((0, self.spec.vocab), x.dtype(), x.device()),
+            [all] => Ok(all.clone()),
+            _ => Tensor::cat(&parts, 0),
         }
-        Tensor::cat(&parts, 0)
     }
 
     /// The map of a site without its bias; the embedding's is its transpose, as the head has it.
