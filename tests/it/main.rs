@@ -3,5 +3,4 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
 mod reference;
-mod speed;
 mod world;
