@@ -86,6 +86,13 @@ pub fn is_present(entry: &Entry, folder: &Path) -> bool {
     right_length && Digests::new(folder).of(&path).is_ok_and(|found| found == entry.sha256)
 }
 
+/// [`is_present`] where hashing gigabytes holds up nobody.
+async fn already_there(entry: &'static Entry, folder: &Path) -> bool {
+    let folder = folder.to_owned();
+    // A panic in there only means that the file is not known to be right.
+    tokio::task::spawn_blocking(move || is_present(entry, &folder)).await.unwrap_or(false)
+}
+
 /// Makes sure that the base is in `folder`; returns its path.
 ///
 /// A file that is there with the right sha256 is left alone, one with another is replaced. Several
@@ -97,12 +104,12 @@ pub async fn pull(
     progress: &dyn Progress,
 ) -> Result<PathBuf, PullError> {
     let place = Place::new(entry, folder);
-    if is_present(entry, folder) {
+    if already_there(entry, folder).await {
         return Ok(place.file);
     }
     fs::create_dir_all(folder).map_err(|source| place.folder_error(source))?;
     let _lock = place.lock(progress).await.map_err(|source| place.folder_error(source))?;
-    if is_present(entry, folder) {
+    if already_there(entry, folder).await {
         return Ok(place.file);
     }
     if place.file.exists() {

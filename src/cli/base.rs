@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, BufReader},
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 
 use candle_core::quantized::gguf_file::Content;
@@ -24,6 +25,8 @@ pub(crate) struct Located {
     pub(crate) path: PathBuf,
     /// What it takes on disk.
     pub(crate) bytes: u64,
+    /// When it was last changed, in unix seconds.
+    pub(crate) changed: u64,
     /// Identifies its content.
     pub(crate) checksum: Checksum,
 }
@@ -59,11 +62,24 @@ pub(crate) async fn locate(base: &Base) -> Result<Located, CliError> {
         }
         None => given(&base.model)?,
     };
-    let unreadable = |source| CliError::Unreadable { path: path.clone(), source };
-    let checksum = Digests::new(&base.models.folder).of(&path).map_err(unreadable)?;
-    let bytes = size(&path).map_err(unreadable)?;
     let id = base.served_name.as_ref().map_or(id, ModelId::to_string);
-    Ok(Located { id, path, bytes, checksum })
+    let digests = Digests::new(&base.models.folder);
+    // Off this thread, because a large base takes its time and a signal may come meanwhile.
+    let identified = tokio::task::spawn_blocking(move || identify(path, id, &digests)).await;
+    identified.map_err(|lost| CliError::System(io::Error::other(lost)))?
+}
+
+/// Reads the file once, unless its sha256 is known.
+fn identify(path: PathBuf, id: String, digests: &Digests) -> Result<Located, CliError> {
+    let read = || {
+        let changed = fs::metadata(&path)?.modified()?;
+        let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Ok((size(&path)?, changed, digests.of(&path)?))
+    };
+    match read() {
+        Ok((bytes, changed, checksum)) => Ok(Located { id, path, bytes, changed, checksum }),
+        Err(source) => Err(CliError::Unreadable { path, source }),
+    }
 }
 
 /// A base by its path, with the name of the file or directory as its id.

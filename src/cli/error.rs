@@ -3,7 +3,8 @@
 use std::{error::Error, io, net::SocketAddr, path::PathBuf};
 
 use crate::{
-    adapter::ScanError, catalog::PullError, config::ConfigError, model, telemetry::BadFilter, text,
+    adapter::ScanError, catalog::PullError, config::ConfigError, http, model, telemetry::BadFilter,
+    text,
 };
 
 /// Why a command failed. Each message says what, where and, if it is not plain, what to do.
@@ -23,16 +24,18 @@ pub(crate) enum CliError {
     NoBase { model: String, known: String },
     #[error("base model {} cannot be read", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("base model {}", path.display())]
-    Text { path: PathBuf, source: text::Error },
-    #[error("base model {}", path.display())]
-    Model { path: PathBuf, source: model::LoadError },
+    #[error("base model: {0}")]
+    Text(#[from] text::LoadError),
+    #[error("base model: {0}")]
+    Model(#[from] model::LoadError),
     #[error("max-context = {asked} is more than the {context} tokens of {base}")]
     Context { asked: usize, context: usize, base: String },
     #[error("kv-bytes = {given} is too little: one page of {tokens} tokens takes {page} bytes")]
     NoPage { given: u64, tokens: usize, page: u64 },
     #[error("adapters: {0}; choose a folder with --adapters")]
     Adapters(#[from] ScanError),
+    #[error(transparent)]
+    Header(#[from] http::BadHeader),
     #[error("the engine did not start")]
     Engine(#[from] candle_core::Error),
     #[error("cannot listen on {address}; choose another address with --listen")]

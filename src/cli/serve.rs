@@ -89,6 +89,11 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
     let kv = kv_plan(&config.engine, &model, &located.id)?;
     let sites = model.spec().sites();
     let folder = scan(&config.adapters, &sites, &located.id, config.engine.threads)?;
+    let base_model = http::BaseModel {
+        id: located.id.clone(),
+        digest: located.checksum.to_string(),
+        created: located.changed,
+    };
     let plan = Plan {
         device: "cpu".to_owned(),
         threads: model.threads(),
@@ -115,24 +120,15 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
     };
     let adapters = Adapters::open(folder, base, settings);
     let engine = Engine::start(model, engine_settings(&config.engine, kv))?;
-    let settings = http::Settings {
-        model: located.id,
-        base: *located.checksum.as_bytes(),
-        adapter_header: config.adapters.header.as_str().to_owned(),
-        allowed_hosts: config.http.allowed_hosts.clone(),
-        request_timeout: config.http.request_timeout,
-        drain_time: config.http.drain_time,
-        max_body_bytes: usize::try_from(config.http.max_body_bytes.0).unwrap_or(usize::MAX),
-    };
-    Ok(Started { app: http::App::new(text, adapters, engine, settings), plan })
+    let app = http::App::new(base_model, text, adapters, engine, http_settings(config)?);
+    Ok(Started { app, plan })
 }
 
-/// Reads the base: its tokenizer and its weights.
+/// Reads the base: its weights, then its tokenizer, because a model of another family is better
+/// refused for what it is than for its tokenizer.
 fn load(path: &Path, threads: NonZeroUsize) -> Result<(Text, Llama), CliError> {
-    let text = if path.is_dir() { Text::from_dir(path) } else { Text::from_gguf(path) }
-        .map_err(|source| CliError::Text { path: path.to_owned(), source })?;
-    let model = Llama::load(path, Tier::best(), threads.get())
-        .map_err(|source| CliError::Model { path: path.to_owned(), source })?;
+    let model = Llama::load(path, Tier::best(), threads.get())?;
+    let text = if path.is_dir() { Text::from_dir(path) } else { Text::from_gguf(path) }?;
     Ok((text, model))
 }
 
@@ -208,6 +204,19 @@ impl Page {
         let kv = plan::Kv { pages, page_tokens: self.tokens, page_bytes: self.bytes, context };
         (pages > 0).then_some(kv)
     }
+}
+
+fn http_settings(config: &Serve) -> Result<http::Settings, CliError> {
+    let http = &config.http;
+    Ok(http::Settings {
+        adapter_header: http::AdapterHeader::parse(config.adapters.header.as_str())?,
+        body_limit: usize::try_from(http.max_body_bytes.0).unwrap_or(usize::MAX),
+        request_timeout: http.request_timeout,
+        chat_tokens: http.chat_tokens,
+        drain: http.drain_time,
+        max_connections: http.max_connections,
+        allowed_hosts: http.allowed_hosts.clone(),
+    })
 }
 
 fn engine_settings(config: &config::Engine, kv: plan::Kv) -> engine::Settings {

@@ -1,20 +1,35 @@
 //! The program as it is typed: exit status, one line on standard error, and which source wins.
 
-use std::process::{Command, Output};
+use std::{
+    env,
+    process::{Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+/// Every command here ends by itself; a server that starts instead is a failure, not a hang.
+const ENDS_WITHIN: Duration = Duration::from_mins(1);
 
 /// Runs chorus with these arguments and variables, and none of the caller's `CHORUS_*`.
 fn chorus(words: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chorus"));
-    for (name, _) in std::env::vars_os() {
+    for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("CHORUS_") {
             command.env_remove(name);
         }
     }
-    command
-        .args(words)
-        .envs(variables.iter().copied())
-        .output()
-        .expect("the program was just built")
+    command.args(words).envs(variables.iter().copied());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.expect("the program was just built");
+    let id = child.id().to_string();
+    let (sender, output) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    let output = output.recv_timeout(ENDS_WITHIN);
+    if output.is_err() {
+        drop(Command::new("kill").arg(&id).status());
+    }
+    output.expect("chorus ends by itself").expect("its output can be read")
 }
 
 /// The one line of a start that failed.
