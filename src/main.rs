@@ -1,1 +1,7 @@
-fn main() {}
+//! The `chorus` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    chorus::cli::run()
+}

@@ -1,0 +1,90 @@
+//! The command line.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+use super::{error::CliError, pull, serve};
+use crate::config::{ModelsArgs, ServeArgs};
+
+/// For a command line that means nothing and for a start that failed.
+const FAILED: u8 = 2;
+
+/// One frozen base model, many voices: LoRA adapters behind an OpenAI-compatible endpoint
+#[derive(Debug, Parser)]
+#[command(name = "chorus", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a base model and its adapters
+    ///
+    /// Every option can also be a variable (`CHORUS_MAX_RUNNING` for --max-running) or a line of a
+    /// TOML file (max-running = 64). A flag wins over a variable, a variable over the file.
+    Serve(Box<ServeArgs>),
+    /// Fetch a base model of the catalog; without NAME, list them
+    Pull {
+        /// A name of the catalog
+        name: Option<String>,
+        #[command(flatten)]
+        models: ModelsArgs,
+    },
+    /// Print a completion script
+    Completions {
+        /// The shell it is for
+        shell: Shell,
+    },
+}
+
+impl Command {
+    fn run(self) -> Result<(), CliError> {
+        match self {
+            Self::Serve(args) => serve::run(*args),
+            Self::Pull { name: Some(name), models } => pull::run(&name, models),
+            Self::Pull { name: None, models } => pull::list(models),
+            Self::Completions { shell } => completions(shell),
+        }
+    }
+}
+
+/// The whole program, from its arguments to its exit status.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // Help and version are answers too; nothing can be done where they cannot be printed.
+            drop(answer.print());
+            return ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(FAILED));
+        }
+    };
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            drop(writeln!(io::stderr(), "error: {}", error.one_line()));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn completions(shell: Shell) -> Result<(), CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "chorus", &mut script);
+    io::stdout().write_all(&script).map_err(CliError::Output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

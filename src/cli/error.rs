@@ -1,0 +1,79 @@
+//! Why a command ended without doing its work, in one line.
+
+use std::{error::Error, io, net::SocketAddr, path::PathBuf};
+
+use crate::{
+    adapter::ScanError, catalog::PullError, config::ConfigError, http, model, telemetry::BadFilter,
+    text,
+};
+
+/// Why a command failed. Each message says what, where and, if it is not plain, what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Filter(#[from] BadFilter),
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    #[error("the catalog has no base model `{name}`; it has {known}")]
+    NotInCatalog { name: String, known: String },
+    #[error(
+        "base model `{model}` is neither a file or directory nor a name of the catalog ({known})"
+    )]
+    NoBase { model: String, known: String },
+    #[error("base model {} cannot be read", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("base model: {0}")]
+    Text(#[from] text::LoadError),
+    #[error("base model: {0}")]
+    Model(#[from] model::LoadError),
+    #[error("max-context = {asked} is more than the {context} tokens of {base}")]
+    Context { asked: usize, context: usize, base: String },
+    #[error("kv-bytes = {given} is too little: one page of {tokens} tokens takes {page} bytes")]
+    NoPage { given: u64, tokens: usize, page: u64 },
+    #[error("adapters: {0}; choose a folder with --adapters")]
+    Adapters(#[from] ScanError),
+    #[error(transparent)]
+    Header(#[from] http::BadHeader),
+    #[error("the engine did not start")]
+    Engine(#[from] candle_core::Error),
+    #[error("cannot listen on {address}; choose another address with --listen")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("the server stopped")]
+    Serve(#[source] io::Error),
+    #[error("the system refused what a server needs")]
+    System(#[source] io::Error),
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+}
+
+impl CliError {
+    /// The message and its causes on one line.
+    pub(crate) fn one_line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !line.contains(&text) {
+                line = format!("{line}: {text}");
+            }
+            cause = error.source();
+        }
+        line.lines().map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_follow_on_the_same_line() {
+        let source = io::Error::new(io::ErrorKind::AddrInUse, "Address already\n in use");
+        let error = CliError::Listen { address: ([127, 0, 0, 1], 80).into(), source };
+        let line = "cannot listen on 127.0.0.1:80; choose another address with --listen: \
+                    Address already; in use";
+        assert_eq!(error.one_line(), line);
+    }
+}

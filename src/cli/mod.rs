@@ -1,0 +1,12 @@
+//! What was typed, turned into one call. The only part of chorus that prints.
+
+mod base;
+mod command;
+mod error;
+mod plan;
+mod progress;
+mod pull;
+mod serve;
+mod signals;
+
+pub use command::run;

@@ -1,0 +1,224 @@
+//! What a server is about to do, printed once before it does it.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use crate::{catalog::Checksum, config::ByteSize};
+
+/// The plan. Printing it is all that can be done with it.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Processor or accelerator.
+    pub(crate) device: String,
+    /// Threads that compute.
+    pub(crate) threads: usize,
+    /// Name of the instructions that kernels use.
+    pub(crate) tier: String,
+    pub(crate) base: Base,
+    pub(crate) kv: Kv,
+    pub(crate) adapters: Adapters,
+    pub(crate) address: SocketAddr,
+}
+
+/// The base model.
+#[derive(Debug)]
+pub(crate) struct Base {
+    /// Its id in the API.
+    pub(crate) id: String,
+    pub(crate) path: PathBuf,
+    /// For people: `GGUF, Q4_1`.
+    pub(crate) format: String,
+    /// On disk.
+    pub(crate) bytes: u64,
+    /// Loaded.
+    pub(crate) memory: u64,
+    pub(crate) checksum: Checksum,
+}
+
+/// Memory for keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kv {
+    pub(crate) pages: usize,
+    /// Tokens of one page.
+    pub(crate) page_tokens: usize,
+    /// Bytes of one page.
+    pub(crate) page_bytes: u64,
+    /// Most tokens of one sequence.
+    pub(crate) context: usize,
+}
+
+/// The adapters' folder and the memory for them.
+#[derive(Debug)]
+pub(crate) struct Adapters {
+    pub(crate) folder: PathBuf,
+    pub(crate) budget: ByteSize,
+    /// The request header that chooses one.
+    pub(crate) header: String,
+    pub(crate) found: Vec<Found>,
+    pub(crate) refused: Vec<Refused>,
+}
+
+/// An adapter that is served.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) name: String,
+    /// Its largest.
+    pub(crate) rank: usize,
+    /// In memory, once loaded.
+    pub(crate) bytes: u64,
+}
+
+/// A folder that is not served.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) folder: String,
+    pub(crate) why: String,
+}
+
+impl Kv {
+    /// How many tokens fit.
+    pub(crate) fn tokens(self) -> usize {
+        self.pages * self.page_tokens
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, threads, tier, base, kv, .. } = self;
+        writeln!(f, "chorus {}", env!("CARGO_PKG_VERSION"))?;
+        writeln!(f, "  device    {device}, {threads} threads, {tier} kernels")?;
+        writeln!(f, "  base      {}: {}", base.id, base.path.display())?;
+        let (bytes, memory) = (ByteSize(base.bytes), ByteSize(base.memory));
+        writeln!(f, "            {}, {bytes} on disk, {memory} in memory", base.format)?;
+        writeln!(f, "            sha256 {}", base.checksum)?;
+        writeln!(f, "  context   {} tokens", kv.context)?;
+        let bytes = ByteSize(kv.pages as u64 * kv.page_bytes);
+        let (pages, size, tokens) = (kv.pages, kv.page_tokens, kv.tokens());
+        writeln!(f, "  kv        {bytes}: {pages} pages of {size} tokens, {tokens} tokens in all")?;
+        write!(f, "{}", self.adapters)?;
+        writeln!(f, "  address   http://{}", self.address)?;
+        writeln!(f, "\nTry it:\n{}", self.curl())
+    }
+}
+
+impl fmt::Display for Adapters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { folder, budget, found, refused, .. } = self;
+        let all = ByteSize(found.iter().map(|adapter| adapter.bytes).sum());
+        let (count, folder) = (found.len(), folder.display());
+        writeln!(f, "  adapters  {count} in {folder}, {all} when all are loaded; budget {budget}")?;
+        for Found { name, rank, bytes } in found {
+            writeln!(f, "            {name:<16} rank {rank:<4} {}", ByteSize(*bytes))?;
+        }
+        for Refused { folder, why } in refused {
+            // Both may hold what an attacker chose: no control characters on an operator's screen.
+            let (folder, why) = (folder.escape_debug(), why.replace(char::is_control, " "));
+            writeln!(f, "  refused   {folder}: {why}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// A command line that works when it is pasted on this machine.
+    fn curl(&self) -> String {
+        let header = match self.adapters.found.first() {
+            Some(adapter) => format!(" \\\n    -H '{}: {}'", self.adapters.header, adapter.name),
+            None => String::new(),
+        };
+        let (address, id) = (reachable(self.address), quoted(&self.base.id));
+        format!(
+            "  curl -s http://{address}/v1/chat/completions -H 'Content-Type: application/json'\
+             {header} \\\n    -d '{{\"model\": {id}, \"max_tokens\": 48, \"messages\": \
+             [{{\"role\": \"user\", \"content\": \"How do I cook rice?\"}}]}}'"
+        )
+    }
+}
+
+/// A JSON string that may stand between the single quotes of a shell.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\'', "\\u0027")
+}
+
+/// The address by which this machine reaches what listens on `address`.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        Plan {
+            device: "cpu".into(),
+            threads: 2,
+            tier: "avx512".into(),
+            base: Base {
+                id: "tiny".into(),
+                path: "models/tiny.gguf".into(),
+                format: "GGUF, Q4_1".into(),
+                bytes: 98_362_432,
+                memory: 1 << 27,
+                checksum: Checksum::from([0xab; 32]),
+            },
+            kv: Kv { pages: 64, page_tokens: 16, page_bytes: 1 << 20, context: 512 },
+            adapters: Adapters {
+                folder: "adapters".into(),
+                budget: ByteSize(1 << 30),
+                header: "X-Adapter".into(),
+                found: vec![Found { name: "pirate".into(), rank: 8, bytes: 1 << 20 }],
+                refused: vec![Refused {
+                    folder: "red\u{1b}[31m".into(),
+                    why: "r is 0\nand more".into(),
+                }],
+            },
+            address: ([0, 0, 0, 0], 8080).into(),
+        }
+    }
+
+    #[test]
+    fn the_plan_says_what_is_there_and_what_is_not() {
+        let shown = plan().to_string();
+        for part in [
+            "cpu, 2 threads, avx512 kernels",
+            "tiny: models/tiny.gguf",
+            "GGUF, Q4_1, 93.8 MiB on disk, 128.0 MiB in memory",
+            "sha256 abab",
+            "512 tokens",
+            "64.0 MiB: 64 pages of 16 tokens, 1024 tokens in all",
+            "1 in adapters, 1.0 MiB when all are loaded; budget 1.0 GiB",
+            "pirate           rank 8    1.0 MiB",
+            "refused   red\\u{1b}[31m: r is 0 and more",
+            "http://0.0.0.0:8080",
+        ] {
+            assert!(shown.contains(part), "{part} is not in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn the_curl_line_asks_an_adapter_where_there_is_one() {
+        let mut plan = plan();
+        let line = plan.curl();
+        assert!(line.contains("http://127.0.0.1:8080/v1/chat/completions"), "{line}");
+        assert!(line.contains("-H 'X-Adapter: pirate'"), "{line}");
+        let body = line.split_once("-d '").unwrap().1.strip_suffix('\'').unwrap();
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["model"], "tiny");
+        plan.adapters.found.clear();
+        assert!(!plan.curl().contains("X-Adapter"));
+    }
+
+    #[test]
+    fn a_quote_in_the_models_name_does_not_end_the_argument() {
+        assert_eq!(quoted("it's"), r#""it\u0027s""#);
+    }
+}

@@ -1,0 +1,248 @@
+//! `chorus serve`: builds every part from the configuration and joins them.
+
+use std::{
+    io::{self, Write as _},
+    num::NonZeroUsize,
+    path::Path,
+    sync::Arc,
+};
+
+use tokio::{net::TcpListener, runtime::Builder};
+
+use super::{
+    base::{Located, locate},
+    error::CliError,
+    plan::{self, Plan},
+    signals::Signals,
+};
+use crate::{
+    adapter::{self, Adapters, Folder, Rules},
+    config::{self, Device, Serve, ServeArgs},
+    engine::{self, Engine},
+    http,
+    kernels::Tier,
+    lora::{Limits, Sites},
+    model::{Kv, Llama, PAGE},
+    telemetry,
+    text::Text,
+};
+
+/// Threads for sockets and JSON. They do little, and every further one takes time from kernels.
+const HTTP_THREADS: usize = 2;
+
+/// Adapters that are loaded at once: one that reads beside one that computes. More would only take
+/// cores from the requests that run.
+const ADAPTER_LOADERS: NonZeroUsize = NonZeroUsize::new(2).expect("not 0");
+
+/// Serves until a signal ends it.
+pub(crate) fn run(args: ServeArgs) -> Result<(), CliError> {
+    let config = Serve::try_from(args)?;
+    telemetry::start(&config.log)?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .enable_all()
+        .build()
+        .map_err(CliError::System)?;
+    let served = runtime.block_on(serve(config));
+    // A signal may have come while a blocking thread was still loading: do not wait for it.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(config: Serve) -> Result<(), CliError> {
+    let mut signals = Signals::listen().map_err(CliError::System)?;
+    // First of all, because a port in use should not cost a download.
+    let address = config.http.listen;
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| CliError::Listen { address, source })?;
+    let address = listener.local_addr().map_err(CliError::System)?;
+    let started = tokio::select! {
+        started = start(&config) => started?,
+        _ = signals.next() => return Ok(()),
+    };
+    let plan = Plan { address, ..started.plan };
+    write!(io::stdout(), "{plan}").map_err(CliError::Output)?;
+    http::serve(listener, started.app, signals.first()).await.map_err(CliError::Serve)
+}
+
+/// Everything that a listener still lacks.
+struct Started {
+    app: http::App,
+    /// With the address that was asked for, which may leave the port to the system.
+    plan: Plan,
+}
+
+/// Fetches, loads and checks; the slow parts on a thread of their own.
+async fn start(config: &Serve) -> Result<Started, CliError> {
+    let located = locate(&config.base).await?;
+    let config = config.clone();
+    tokio::task::spawn_blocking(move || build(&config, located))
+        .await
+        .map_err(|lost| CliError::System(io::Error::other(lost)))?
+}
+
+/// Joins the parts.
+fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
+    // `auto` will mean more once there is more than one.
+    let (Device::Auto | Device::Cpu) = config.engine.device;
+    let (text, model) = load(&located.path, config.engine.threads)?;
+    let kv = kv_plan(&config.engine, &model, &located.id)?;
+    let sites = model.spec().sites();
+    let folder = scan(&config.adapters, &sites, &located.id, config.engine.threads)?;
+    let base_model = http::BaseModel {
+        id: located.id.clone(),
+        digest: located.checksum.to_string(),
+        created: located.changed,
+    };
+    let plan = Plan {
+        device: "cpu".to_owned(),
+        threads: model.threads(),
+        tier: model.tier().to_string(),
+        base: plan::Base {
+            id: located.id.clone(),
+            format: located.format(),
+            path: located.path,
+            bytes: located.bytes,
+            memory: model.bytes() as u64,
+            checksum: located.checksum,
+        },
+        kv,
+        adapters: adapters_plan(&config.adapters, &folder),
+        address: config.http.listen,
+    };
+    let model = Arc::new(model);
+    let base: Arc<dyn crate::lora::Base> = Arc::<Llama>::clone(&model);
+    let settings = adapter::Settings {
+        budget: usize::try_from(config.adapters.cache_bytes.0).unwrap_or(usize::MAX),
+        max_waiting: config.adapters.line,
+        time_out: config.adapters.wait,
+        loaders: ADAPTER_LOADERS,
+    };
+    let adapters = Adapters::open(folder, base, settings);
+    let engine = Engine::start(model, engine_settings(&config.engine, kv))?;
+    let app = http::App::new(base_model, text, adapters, engine, http_settings(config)?);
+    Ok(Started { app, plan })
+}
+
+/// Reads the base: its weights, then its tokenizer, because a model of another family is better
+/// refused for what it is than for its tokenizer.
+fn load(path: &Path, threads: NonZeroUsize) -> Result<(Text, Llama), CliError> {
+    let model = Llama::load(path, Tier::best(), threads.get())?;
+    let text = if path.is_dir() { Text::from_dir(path) } else { Text::from_gguf(path) }?;
+    Ok((text, model))
+}
+
+/// Checks the adapters' folder; an absent default folder has no adapters.
+fn scan(
+    adapters: &config::Adapters,
+    sites: &Sites,
+    base_id: &str,
+    workers: NonZeroUsize,
+) -> Result<Folder, CliError> {
+    let limits = Limits { max_rank: adapters.max_rank, max_bytes: adapters.cache_bytes.0 };
+    let reserved = ["base", "default", base_id];
+    let rules = Rules { sites, limits: &limits, reserved: &reserved, workers };
+    match Folder::scan(&adapters.folder, &rules) {
+        Err(absent) if absent.is_absent() && !adapters.folder_is_given => {
+            Ok(Folder::empty(&limits))
+        }
+        scanned => Ok(scanned?),
+    }
+}
+
+fn adapters_plan(adapters: &config::Adapters, folder: &Folder) -> plan::Adapters {
+    let found = folder.adapters().iter().map(|found| plan::Found {
+        name: found.name.to_string(),
+        rank: found.facts.rank,
+        bytes: found.facts.memory as u64,
+    });
+    let refused = folder.refused().iter().map(|refused| plan::Refused {
+        folder: refused.folder.clone(),
+        why: refused.why.to_string(),
+    });
+    plan::Adapters {
+        folder: adapters.folder.clone(),
+        budget: adapters.cache_bytes,
+        header: adapters.header.as_str().to_owned(),
+        found: found.collect(),
+        refused: refused.collect(),
+    }
+}
+
+/// How the memory for keys and values is cut into pages.
+fn kv_plan(config: &config::Engine, model: &Llama, base: &str) -> Result<plan::Kv, CliError> {
+    let context = model.spec().context;
+    let context = match config.max_context {
+        Some(asked) if asked > context => {
+            return Err(CliError::Context { asked, context, base: base.to_owned() });
+        }
+        asked => asked.unwrap_or(context),
+    };
+    let page = Page { tokens: PAGE, bytes: Kv::page_bytes(model.spec()) as u64 };
+    page.divide(config.kv_bytes.0, context, config.max_running).ok_or(CliError::NoPage {
+        given: config.kv_bytes.0,
+        tokens: page.tokens,
+        page: page.bytes,
+    })
+}
+
+/// The unit in which keys and values are kept.
+#[derive(Clone, Copy)]
+struct Page {
+    tokens: usize,
+    bytes: u64,
+}
+
+impl Page {
+    /// As many pages as `budget` bytes hold, but no more than `sequences` full contexts need; a
+    /// context that all pages together cannot hold is cut down to them. `None` where not one fits.
+    fn divide(self, budget: u64, context: usize, sequences: usize) -> Option<plan::Kv> {
+        let affordable = usize::try_from(budget / self.bytes).unwrap_or(usize::MAX);
+        let useful = context.div_ceil(self.tokens).saturating_mul(sequences);
+        let pages = affordable.min(useful);
+        let context = context.min(pages.saturating_mul(self.tokens));
+        let kv = plan::Kv { pages, page_tokens: self.tokens, page_bytes: self.bytes, context };
+        (pages > 0).then_some(kv)
+    }
+}
+
+fn http_settings(config: &Serve) -> Result<http::Settings, CliError> {
+    let http = &config.http;
+    Ok(http::Settings {
+        adapter_header: http::AdapterHeader::parse(config.adapters.header.as_str())?,
+        body_limit: usize::try_from(http.max_body_bytes.0).unwrap_or(usize::MAX),
+        request_timeout: http.request_timeout,
+        chat_tokens: http.chat_tokens,
+        drain: http.drain_time,
+        max_connections: http.max_connections,
+        allowed_hosts: http.allowed_hosts.clone(),
+    })
+}
+
+fn engine_settings(config: &config::Engine, kv: plan::Kv) -> engine::Settings {
+    engine::Settings {
+        pages: kv.pages,
+        context: kv.context,
+        step_tokens: config.step_tokens,
+        max_running: config.max_running,
+        max_waiting: config.max_waiting,
+        slots: config.adapter_slots,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_follow_the_budget_the_use_and_the_context() {
+        let page = Page { tokens: 16, bytes: 100 };
+        let divided = |budget, context, sequences| {
+            page.divide(budget, context, sequences).map(|kv| (kv.pages, kv.context))
+        };
+        assert_eq!(divided(1000, 64, 100), Some((10, 64)), "the budget decides");
+        assert_eq!(divided(1_000_000, 65, 2), Some((10, 65)), "two contexts of five pages");
+        assert_eq!(divided(250, 64, 1), Some((2, 32)), "the context is cut");
+        assert_eq!(divided(99, 64, 1), None);
+    }
+}

@@ -1,0 +1,623 @@
+//! Flags, `CHORUS_*` variables and a TOML file, turned into one typed configuration.
+//!
+//! The only reader of the environment. Every knob exists in all three places under one name:
+//! `--adapter-slots`, `CHORUS_ADAPTER_SLOTS`, `adapter-slots = 64`. A flag wins over a variable, a
+//! variable over the file, the file over the default. Relative paths, also those in the file, start
+//! at the working directory.
+
+mod values;
+
+use std::{
+    env, fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use clap::{Args, builder::NonEmptyStringValueParser};
+use serde::Deserialize;
+
+pub use self::values::{ByteSize, Device, HeaderField, Hosts, Listen, LogFormat, ModelId, Span};
+use crate::catalog::{self, HubAccess};
+
+const MODELS_DIR: &str = "models";
+const ADAPTERS_DIR: &str = "adapters";
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+const ADAPTER_CACHE: ByteSize = ByteSize(1 << 30);
+const ADAPTER_WAIT: Duration = Duration::from_secs(30);
+const ADAPTER_LINE: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
+const ADAPTER_SLOTS: NonZeroUsize = NonZeroUsize::new(64).expect("not 0");
+const MAX_RANK: NonZeroUsize = NonZeroUsize::new(512).expect("not 0");
+const KV: ByteSize = ByteSize(512 << 20);
+const STEP_TOKENS: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
+const MAX_RUNNING: NonZeroUsize = NonZeroUsize::new(64).expect("not 0");
+const MAX_WAITING: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
+const CHAT_TOKENS: NonZeroUsize = NonZeroUsize::new(1024).expect("not 0");
+const MAX_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(4096).expect("not 0");
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(10);
+const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// A prompt that fills any context fits several times over.
+const MAX_BODY: ByteSize = ByteSize(8 << 20);
+const LOG: &str = "info";
+
+/// Threads beyond this are a typing mistake.
+const MOST_THREADS: usize = 1024;
+
+/// Where the file is.
+#[derive(Args, Clone, Debug, Default)]
+pub struct FileArg {
+    /// TOML file with any of the other options as `name = value`
+    #[arg(long, env = "CHORUS_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// What was typed, set or written for `serve`; a knob that was left alone is `None`.
+///
+/// One definition serves the command line, the environment and the file, so that none can lack a
+/// knob that another has.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Knobs {
+    /// Base model: a name of the catalog, a .gguf file or a Hugging Face directory
+    /// [default: smollm2-135m-instruct]
+    #[arg(long, env = "CHORUS_MODEL", value_name = "NAME|PATH", value_parser = NonEmptyStringValueParser::new())]
+    model: Option<String>,
+    /// Folder for fetched base models [default: ./models]
+    #[arg(long, env = "CHORUS_MODELS_DIR", value_name = "DIR")]
+    models_dir: Option<PathBuf>,
+    /// Name of the base in the API [default: the catalog's name, or the file's]
+    #[arg(long, env = "CHORUS_SERVED_MODEL_NAME", value_name = "NAME")]
+    served_model_name: Option<ModelId>,
+    /// Folder of PEFT adapter folders, read-only, served by folder name [default: ./adapters]
+    #[arg(long, env = "CHORUS_ADAPTERS", value_name = "DIR")]
+    adapters: Option<PathBuf>,
+    /// Address and port to listen on [default: 127.0.0.1:8080]
+    #[arg(long, env = "CHORUS_LISTEN", value_name = "IP:PORT")]
+    listen: Option<Listen>,
+    /// Further names, comma-separated, by which clients or a proxy may call this server in `Host`
+    /// and `Origin` [default: localhost and loopback addresses]
+    #[arg(long, env = "CHORUS_ALLOWED_HOSTS", value_name = "HOST,..")]
+    allowed_hosts: Option<Hosts>,
+    /// Listen beyond this machine although there are no API keys
+    #[arg(long, env = "CHORUS_OPEN", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    open: Option<bool>,
+    /// What computes: auto or cpu [default: auto]
+    #[arg(long, env = "CHORUS_DEVICE", value_name = "DEVICE")]
+    device: Option<Device>,
+    /// Threads that compute [default: all cores]
+    #[arg(long, env = "CHORUS_THREADS", value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Request header that names the adapter [default: X-Adapter]
+    #[arg(long, env = "CHORUS_ADAPTER_HEADER", value_name = "HEADER")]
+    adapter_header: Option<HeaderField>,
+    /// Memory for loaded adapters [default: 1GiB]
+    #[arg(long, env = "CHORUS_ADAPTER_CACHE_BYTES", value_name = "SIZE")]
+    adapter_cache_bytes: Option<ByteSize>,
+    /// How long a request may wait for room in the adapter cache [default: 30s]
+    #[arg(long, env = "CHORUS_ADAPTER_WAIT", value_name = "TIME")]
+    adapter_wait: Option<Span>,
+    /// Requests that may wait for room in the adapter cache [default: 256]
+    #[arg(long, env = "CHORUS_ADAPTER_LINE", value_name = "N")]
+    adapter_line: Option<NonZeroUsize>,
+    /// Different adapters that may run at once [default: 64]
+    #[arg(long, env = "CHORUS_ADAPTER_SLOTS", value_name = "N")]
+    adapter_slots: Option<NonZeroUsize>,
+    /// Highest rank an adapter may have [default: 512]
+    #[arg(long, env = "CHORUS_MAX_RANK", value_name = "N")]
+    max_rank: Option<NonZeroUsize>,
+    /// Memory for keys and values, at most what max-running full contexts need [default: 512MiB]
+    #[arg(long, env = "CHORUS_KV_BYTES", value_name = "SIZE")]
+    kv_bytes: Option<ByteSize>,
+    /// Most tokens of prompt and answer together [default: the model's own context]
+    #[arg(long, env = "CHORUS_MAX_CONTEXT", value_name = "N")]
+    max_context: Option<NonZeroUsize>,
+    /// Most tokens computed in one step [default: 256]
+    #[arg(long, env = "CHORUS_STEP_TOKENS", value_name = "N")]
+    step_tokens: Option<NonZeroUsize>,
+    /// Requests that run at once [default: 64]
+    #[arg(long, env = "CHORUS_MAX_RUNNING", value_name = "N")]
+    max_running: Option<NonZeroUsize>,
+    /// Requests that may wait to run; further ones get 503 [default: 256]
+    #[arg(long, env = "CHORUS_MAX_WAITING", value_name = "N")]
+    max_waiting: Option<NonZeroUsize>,
+    /// Longest a request may take [default: 10m]
+    #[arg(long, env = "CHORUS_REQUEST_TIMEOUT", value_name = "TIME")]
+    request_timeout: Option<Span>,
+    /// How long running answers may go on after SIGTERM [default: 30s]
+    #[arg(long, env = "CHORUS_DRAIN_TIME", value_name = "TIME")]
+    drain_time: Option<Span>,
+    /// Most tokens of a chat answer where the request does not say [default: 1024]
+    #[arg(long, env = "CHORUS_CHAT_TOKENS", value_name = "N")]
+    chat_tokens: Option<NonZeroUsize>,
+    /// Connections at once; further ones wait to be accepted [default: 4096]
+    #[arg(long, env = "CHORUS_MAX_CONNECTIONS", value_name = "N")]
+    max_connections: Option<NonZeroUsize>,
+    /// Largest request body [default: 8MiB]
+    #[arg(long, env = "CHORUS_MAX_BODY_BYTES", value_name = "SIZE")]
+    max_body_bytes: Option<ByteSize>,
+    /// What is logged: error, warn, info, debug or trace, for all or by module [default: info]
+    #[arg(long, env = "CHORUS_LOG", value_name = "FILTER", value_parser = NonEmptyStringValueParser::new())]
+    log: Option<String>,
+    /// How logs look [default: pretty]
+    #[arg(long, env = "CHORUS_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+impl Knobs {
+    /// These knobs, and where one was left alone, the other's.
+    fn or(self, under: Self) -> Self {
+        Self {
+            model: self.model.or(under.model),
+            models_dir: self.models_dir.or(under.models_dir),
+            served_model_name: self.served_model_name.or(under.served_model_name),
+            adapters: self.adapters.or(under.adapters),
+            listen: self.listen.or(under.listen),
+            allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
+            open: self.open.or(under.open),
+            device: self.device.or(under.device),
+            threads: self.threads.or(under.threads),
+            adapter_header: self.adapter_header.or(under.adapter_header),
+            adapter_cache_bytes: self.adapter_cache_bytes.or(under.adapter_cache_bytes),
+            adapter_wait: self.adapter_wait.or(under.adapter_wait),
+            adapter_line: self.adapter_line.or(under.adapter_line),
+            adapter_slots: self.adapter_slots.or(under.adapter_slots),
+            max_rank: self.max_rank.or(under.max_rank),
+            kv_bytes: self.kv_bytes.or(under.kv_bytes),
+            max_context: self.max_context.or(under.max_context),
+            step_tokens: self.step_tokens.or(under.step_tokens),
+            max_running: self.max_running.or(under.max_running),
+            max_waiting: self.max_waiting.or(under.max_waiting),
+            request_timeout: self.request_timeout.or(under.request_timeout),
+            drain_time: self.drain_time.or(under.drain_time),
+            chat_tokens: self.chat_tokens.or(under.chat_tokens),
+            max_connections: self.max_connections.or(under.max_connections),
+            max_body_bytes: self.max_body_bytes.or(under.max_body_bytes),
+            log: self.log.or(under.log),
+            log_format: self.log_format.or(under.log_format),
+        }
+    }
+
+    fn read(file: &Path) -> Result<Self, ConfigError> {
+        let shown = || file.display().to_string();
+        let text = fs::read_to_string(file)
+            .map_err(|source| ConfigError::Unreadable { file: shown(), source })?;
+        toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |at| 1 + text[..at.start].matches('\n').count());
+            let what = error.message().replace('\n', " ");
+            ConfigError::Malformed { file: shown(), line, what }
+        })
+    }
+}
+
+/// Where base models are kept, for commands that need nothing else.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ModelsArgs {
+    #[command(flatten)]
+    file: FileArg,
+    /// Folder for fetched base models [default: ./models]
+    #[arg(long, env = "CHORUS_MODELS_DIR", value_name = "DIR")]
+    models_dir: Option<PathBuf>,
+}
+
+/// Everything `serve` is told on the command line and in the environment.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    file: FileArg,
+    #[command(flatten)]
+    knobs: Knobs,
+}
+
+/// Where base models are kept, and whether the hub may be asked for one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Models {
+    /// The folder.
+    pub folder: PathBuf,
+    /// `HF_HUB_OFFLINE`, as other programs understand it.
+    pub hub: HubAccess,
+}
+
+/// Which base is served, and as what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// A name of the catalog, or a path.
+    pub model: String,
+    /// Where catalog bases are kept.
+    pub models: Models,
+    /// Its id in the API, where it is not to be the obvious one.
+    pub served_name: Option<ModelId>,
+}
+
+/// How adapters are found, chosen and kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapters {
+    /// The folder of PEFT folders.
+    pub folder: PathBuf,
+    /// The folder was asked for; without it the default may be absent.
+    pub folder_is_given: bool,
+    /// The header that names one.
+    pub header: HeaderField,
+    /// Memory for loaded ones.
+    pub cache_bytes: ByteSize,
+    /// How long a request waits for room.
+    pub wait: Duration,
+    /// How many may wait.
+    pub line: usize,
+    /// Highest rank.
+    pub max_rank: usize,
+}
+
+/// How much the engine does at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Engine {
+    /// What computes.
+    pub device: Device,
+    /// Threads that compute.
+    pub threads: NonZeroUsize,
+    /// Memory for keys and values.
+    pub kv_bytes: ByteSize,
+    /// Most tokens of one sequence, where it is to be less than the model's.
+    pub max_context: Option<usize>,
+    /// Most rows of one step.
+    pub step_tokens: usize,
+    /// Sequences that run at once.
+    pub max_running: usize,
+    /// Jobs that may wait.
+    pub max_waiting: usize,
+    /// Different adapters that run at once.
+    pub adapter_slots: usize,
+}
+
+/// How the server behaves towards its clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Host names, without port, that requests may be for besides the loopback ones.
+    pub allowed_hosts: Vec<String>,
+    /// Longest a request may take.
+    pub request_timeout: Duration,
+    /// How long running answers may go on after a signal.
+    pub drain_time: Duration,
+    /// Most tokens of a chat answer whose request does not say.
+    pub chat_tokens: usize,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Largest body.
+    pub max_body_bytes: ByteSize,
+}
+
+/// What is logged, and how it looks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// In the syntax of `tracing_subscriber::EnvFilter`.
+    pub filter: String,
+    /// For people or for machines.
+    pub format: LogFormat,
+}
+
+/// Everything `chorus serve` needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serve {
+    /// The base model.
+    pub base: Base,
+    /// Its adapters.
+    pub adapters: Adapters,
+    /// The engine.
+    pub engine: Engine,
+    /// The server.
+    pub http: Http,
+    /// The log.
+    pub log: Log,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{file}: {source}; --config must name a readable TOML file")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{file} line {line}: {what}")]
+    Malformed {
+        /// The file.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+        /// The key or value, and what is wrong with it.
+        what: String,
+    },
+    /// Anybody on the network could use the server.
+    #[error(
+        "listening on {listen} lets everybody who reaches this machine use the server, which has \
+         no API keys: listen on 127.0.0.1, or pass --open if that is meant"
+    )]
+    Open {
+        /// The address.
+        listen: SocketAddr,
+    },
+    /// More threads than any machine has.
+    #[error("threads = {threads} is more than {MOST_THREADS}")]
+    Threads {
+        /// What was asked for.
+        threads: usize,
+    },
+}
+
+impl TryFrom<ServeArgs> for Serve {
+    type Error = ConfigError;
+
+    fn try_from(args: ServeArgs) -> Result<Self, ConfigError> {
+        let file = args.file.config.as_deref().map(Knobs::read).transpose()?;
+        Self::from_knobs(args.knobs.or(file.unwrap_or_default()))
+    }
+}
+
+impl TryFrom<ModelsArgs> for Models {
+    type Error = ConfigError;
+
+    fn try_from(args: ModelsArgs) -> Result<Self, ConfigError> {
+        let file = args.file.config.as_deref().map(Knobs::read).transpose()?.unwrap_or_default();
+        Ok(Self::at(args.models_dir.or(file.models_dir)))
+    }
+}
+
+impl Models {
+    fn at(folder: Option<PathBuf>) -> Self {
+        Self { folder: folder.unwrap_or_else(|| MODELS_DIR.into()), hub: hub_access() }
+    }
+}
+
+impl Serve {
+    /// Fills in the defaults and checks what concerns more than one knob.
+    fn from_knobs(knobs: Knobs) -> Result<Self, ConfigError> {
+        let listen = knobs.listen.map_or(LISTEN, |Listen(address)| address);
+        if !listen.ip().is_loopback() && !knobs.open.unwrap_or(false) {
+            return Err(ConfigError::Open { listen });
+        }
+        let threads = match knobs.threads {
+            Some(threads) if threads.get() > MOST_THREADS => {
+                return Err(ConfigError::Threads { threads: threads.get() });
+            }
+            Some(threads) => threads,
+            None => thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        };
+        let or =
+            |given: Option<NonZeroUsize>, default: NonZeroUsize| given.unwrap_or(default).get();
+        let time = |given: Option<Span>, default| given.map_or(default, |Span(time)| time);
+        Ok(Self {
+            base: Base {
+                model: knobs.model.unwrap_or_else(|| catalog::DEFAULT.to_owned()),
+                models: Models::at(knobs.models_dir),
+                served_name: knobs.served_model_name,
+            },
+            adapters: Adapters {
+                folder_is_given: knobs.adapters.is_some(),
+                folder: knobs.adapters.unwrap_or_else(|| ADAPTERS_DIR.into()),
+                header: knobs.adapter_header.unwrap_or_default(),
+                cache_bytes: knobs.adapter_cache_bytes.unwrap_or(ADAPTER_CACHE),
+                wait: time(knobs.adapter_wait, ADAPTER_WAIT),
+                line: or(knobs.adapter_line, ADAPTER_LINE),
+                max_rank: or(knobs.max_rank, MAX_RANK),
+            },
+            engine: Engine {
+                device: knobs.device.unwrap_or_default(),
+                threads,
+                kv_bytes: knobs.kv_bytes.unwrap_or(KV),
+                max_context: knobs.max_context.map(NonZeroUsize::get),
+                step_tokens: or(knobs.step_tokens, STEP_TOKENS),
+                max_running: or(knobs.max_running, MAX_RUNNING),
+                max_waiting: or(knobs.max_waiting, MAX_WAITING),
+                adapter_slots: or(knobs.adapter_slots, ADAPTER_SLOTS),
+            },
+            http: Http {
+                listen,
+                allowed_hosts: knobs.allowed_hosts.map_or_else(Vec::new, |hosts| hosts.0),
+                request_timeout: time(knobs.request_timeout, REQUEST_TIMEOUT),
+                drain_time: time(knobs.drain_time, DRAIN_TIME),
+                chat_tokens: or(knobs.chat_tokens, CHAT_TOKENS),
+                max_connections: or(knobs.max_connections, MAX_CONNECTIONS),
+                max_body_bytes: knobs.max_body_bytes.unwrap_or(MAX_BODY),
+            },
+            log: Log {
+                filter: knobs.log.unwrap_or_else(|| LOG.to_owned()),
+                format: knobs.log_format.unwrap_or_default(),
+            },
+        })
+    }
+}
+
+/// `HF_HUB_OFFLINE`, with the values that its other readers take for yes.
+#[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
+fn hub_access() -> HubAccess {
+    match env::var("HF_HUB_OFFLINE") {
+        Ok(value) if ["1", "on", "true", "yes"].contains(&value.to_lowercase().as_str()) => {
+            HubAccess::Offline
+        }
+        _ => HubAccess::Allowed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    fn typed(words: &[&str]) -> ServeArgs {
+        Line::try_parse_from([&["serve"], words].concat()).unwrap().serve
+    }
+
+    fn refused(words: &[&str]) -> String {
+        let error = Line::try_parse_from([&["serve"], words].concat()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    fn file(dir: &tempfile::TempDir, text: &str) -> String {
+        let path = dir.path().join("chorus.toml");
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(&dir, "threads = 3\nmax-running = 5\nkv-bytes = \"64MiB\"\n");
+        let serve = Serve::try_from(typed(&["--config", &path, "--threads", "7"])).unwrap();
+        assert_eq!(serve.engine.threads.get(), 7);
+        assert_eq!(serve.engine.max_running, 5);
+        assert_eq!(serve.engine.kv_bytes, ByteSize(64 << 20));
+        assert_eq!(serve.engine.max_waiting, 256);
+        assert_eq!(serve.base.model, catalog::DEFAULT);
+    }
+
+    #[test]
+    fn every_knob_can_be_written_in_the_file() {
+        let text = r#"
+            model = "base.gguf"
+            models-dir = "m"
+            served-model-name = "ours"
+            adapters = "a"
+            listen = "0.0.0.0:9"
+            allowed-hosts = "llm.example.org, llm"
+            open = true
+            device = "cpu"
+            threads = 1
+            adapter-header = "X-Voice"
+            adapter-cache-bytes = "2GiB"
+            adapter-wait = 7
+            adapter-line = 2
+            adapter-slots = 3
+            max-rank = 4
+            kv-bytes = 1048576
+            max-context = 5
+            step-tokens = 6
+            max-running = 7
+            max-waiting = 8
+            request-timeout = "2m"
+            drain-time = "1.5s"
+            chat-tokens = 9
+            max-connections = 10
+            max-body-bytes = "1MB"
+            log = "warn"
+            log-format = "json"
+        "#;
+        let dir = tempfile::tempdir().unwrap();
+        let written = Serve::try_from(typed(&["--config", &file(&dir, text)])).unwrap();
+        let mut flags = vec!["--open".to_owned()];
+        for line in text.lines().filter(|line| line.contains('=') && !line.contains("open")) {
+            let (key, value) = line.trim().split_once(" = ").unwrap();
+            flags.extend([format!("--{key}"), value.trim_matches('"').to_owned()]);
+        }
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        assert_eq!(written, Serve::try_from(typed(&flags)).unwrap());
+        let knobs = Line::command().get_arguments().count() - 1; // all but --config
+        assert_eq!(knobs, text.lines().filter(|line| line.contains('=')).count());
+    }
+
+    #[test]
+    fn every_knob_has_a_variable_of_its_name_and_a_line_in_the_readme() {
+        let readme = include_str!("../README.md");
+        for knob in Line::command().get_arguments() {
+            let flag = knob.get_long().unwrap();
+            let variable = format!("CHORUS_{}", flag.to_uppercase().replace('-', "_"));
+            assert_eq!(knob.get_env().unwrap(), variable.as_str());
+            assert!(readme.contains(&format!("`--{flag}")), "--{flag} is not in README.md");
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_that_help_promises() {
+        let mut words = Vec::new();
+        for knob in Line::command().get_arguments() {
+            let help = knob.get_help().unwrap().to_string();
+            let promised =
+                help.rsplit_once("[default: ").and_then(|(_, end)| end.strip_suffix(']'));
+            // With a space it is a description: "all cores".
+            if let Some(promised) = promised.filter(|promised| !promised.contains(' ')) {
+                words.extend([format!("--{}", knob.get_long().unwrap()), promised.to_owned()]);
+            }
+        }
+        assert!(words.len() > 30, "{words:?}");
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut promised = Serve::try_from(typed(&words)).unwrap();
+        let mut default = Serve::try_from(typed(&[])).unwrap();
+        promised.adapters.folder_is_given = false;
+        for serve in [&mut promised, &mut default] {
+            // `./models` and `models` are one folder.
+            let models = &mut serve.base.models.folder;
+            *models = models.components().filter(|part| part.as_os_str() != ".").collect();
+            let adapters = &mut serve.adapters.folder;
+            *adapters = adapters.components().filter(|part| part.as_os_str() != ".").collect();
+        }
+        assert_eq!(promised, default);
+    }
+
+    #[test]
+    fn the_file_is_named_with_line_and_key() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, line, word) in [
+            ("threads = 2\nthread = 2\n", "line 2", "`thread`"),
+            ("\nkv-bytes = \"lots\"\n", "line 2", "512MiB"),
+            ("device = \"cuda\"\n", "line 1", "no CUDA"),
+            ("max-running = 0\n", "line 1", "0"),
+            ("open = \n", "line 1", ""),
+        ] {
+            let error = Serve::try_from(typed(&["--config", &file(&dir, text)])).unwrap_err();
+            let shown = error.to_string();
+            assert!(shown.contains("chorus.toml") && shown.contains(line), "{shown}");
+            assert!(shown.contains(word), "{shown}");
+            assert_eq!(shown.lines().count(), 1, "{shown}");
+        }
+        let absent = Serve::try_from(typed(&["--config", "/absent/chorus.toml"])).unwrap_err();
+        assert!(absent.to_string().contains("/absent/chorus.toml"), "{absent}");
+    }
+
+    #[test]
+    fn the_world_is_let_in_only_when_that_is_meant() {
+        let world = ["--listen", "0.0.0.0:80"];
+        assert!(matches!(Serve::try_from(typed(&world)), Err(ConfigError::Open { .. })));
+        Serve::try_from(typed(&[&world[..], &["--open"]].concat())).unwrap();
+        Serve::try_from(typed(&["--listen", "[::1]:80"])).unwrap();
+        let name = Serve::try_from(typed(&["--listen", "localhost:80"])).unwrap();
+        assert_eq!(name.http.listen, SocketAddr::from((Ipv4Addr::LOCALHOST, 80)));
+    }
+
+    #[test]
+    fn bad_command_lines_say_what_is_expected() {
+        for (words, word) in [
+            (["--kv-bytes", "12 apples"], "512MiB"),
+            (["--request-timeout", "soon"], "30s"),
+            (["--device", "cuda:0"], "no CUDA"),
+            (["--device", "tpu"], "auto or cpu"),
+            (["--listen", "8080"], "127.0.0.1:8080"),
+            (["--adapter-header", "X Adapter"], "X-Adapter"),
+            (["--adapter-header", "Host"], "another meaning"),
+            (["--allowed-hosts", "https://llm.example.org"], "without port"),
+            (["--served-model-name", "a:b"], "`:`"),
+            (["--served-model-name", "default"], "mean something else"),
+            (["--threads", "0"], "zero"),
+            (["--log-format", "xml"], "json"),
+            (["--tenants", "3"], "--tenants"),
+        ] {
+            let message = refused(&words);
+            assert!(message.contains(word), "{words:?}: {message}");
+        }
+        let many = Serve::try_from(typed(&["--threads", "5000"])).unwrap_err();
+        assert!(many.to_string().contains("5000"));
+    }
+}

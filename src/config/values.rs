@@ -1,0 +1,321 @@
+//! The values that knobs take: sizes, times, names and addresses, each parsed once and right after.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use serde::{Deserialize, Deserializer, de};
+
+const ADAPTER_HEADER: &str = "X-Adapter";
+
+/// What computes. `auto` and `cpu` are the same in this build.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The fastest there is.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
+                Err("this build has no CUDA: choose auto or cpu".to_owned())
+            }
+            _ => Err("choose auto or cpu".to_owned()),
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Pretty,
+    /// One object a line.
+    Json,
+}
+
+/// An address and port. `localhost:PORT` is understood; other names are not looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen(pub SocketAddr);
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = || "an IP address and a port are expected, such as 127.0.0.1:8080".to_owned();
+        match text.strip_prefix("localhost:") {
+            Some(port) => port.parse().map(|port| (Ipv4Addr::LOCALHOST, port).into()).ok(),
+            None => text.parse().ok(),
+        }
+        .map(Self)
+        .ok_or_else(wanted)
+    }
+}
+
+/// Host names without port, written with commas between them; compared in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hosts(pub Vec<String>);
+
+impl FromStr for Hosts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        let name = |name: &str| {
+            let name = name.trim().to_ascii_lowercase();
+            (!name.is_empty() && name.bytes().all(plain)).then_some(name)
+        };
+        let names: Option<Vec<String>> = text.split(',').map(name).collect();
+        names.map(Self).ok_or_else(|| {
+            "host names without port are expected, such as llm.example.org,llm.local".to_owned()
+        })
+    }
+}
+
+/// A model's id in the API.
+///
+/// * 1 to 128 printable ASCII characters without space
+/// * no `:`, which parts a base from an adapter
+/// * not `base` or `default`, which clients use for something else
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelId(String);
+
+impl ModelId {
+    /// As clients write it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ModelId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let printable = |byte: u8| byte.is_ascii_graphic() && byte != b':';
+        if !(1..=128).contains(&text.len()) || !text.bytes().all(printable) {
+            return Err(
+                "1 to 128 printable ASCII characters without space or `:` are expected".to_owned()
+            );
+        }
+        if ["base", "default"].contains(&text) {
+            return Err("`base` and `default` mean something else to clients".to_owned());
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The name of an HTTP header.
+///
+/// * a token of RFC 9110: letters, digits and ``!#$%&'*+-.^_`|~``
+/// * no header that means something else already
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderField(String);
+
+impl HeaderField {
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for HeaderField {
+    fn default() -> Self {
+        Self(ADAPTER_HEADER.to_owned())
+    }
+}
+
+impl FromStr for HeaderField {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const TAKEN: [&str; 7] = [
+            "authorization",
+            "connection",
+            "content-length",
+            "content-type",
+            "host",
+            "origin",
+            "te",
+        ];
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        if text.is_empty() || !text.bytes().all(token) {
+            return Err("not a header name, such as X-Adapter".to_owned());
+        }
+        if TAKEN.contains(&text.to_ascii_lowercase().as_str()) {
+            return Err(
+                "this header has another meaning in HTTP: choose one of your own".to_owned()
+            );
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A number of bytes: `512MiB`, `1.5 GB`, `4096`. KiB, MiB, GiB count in 1024s; kB, MB, GB in 1000s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+/// Longest suffix first within each kind; matched without regard to case.
+const BYTE_UNITS: [(&str, u64); 11] = [
+    ("kib", 1 << 10),
+    ("mib", 1 << 20),
+    ("gib", 1 << 30),
+    ("tib", 1 << 40),
+    ("kb", 1000),
+    ("mb", 1_000_000),
+    ("gb", 1_000_000_000),
+    ("tb", 1_000_000_000_000),
+    ("bytes", 1),
+    ("b", 1),
+    ("", 1),
+];
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = || "a size above 0 is expected, such as 512MiB, 1.5GB or 4096".to_owned();
+        let lower = text.trim().to_ascii_lowercase();
+        let (number, unit) = split_unit(&lower, &BYTE_UNITS).ok_or_else(wanted)?;
+        scale(number, unit).filter(|bytes| *bytes > 0).map(Self).ok_or_else(wanted)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match named.iter().find(|(unit, _)| self.0 >= *unit) {
+            Some((unit, name)) => write!(f, "{:.1} {name}", self.0 as f64 / *unit as f64),
+            None => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
+/// A time: `30s`, `2m`, `1.5h`, `500ms`; a bare number is seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+/// In milliseconds; `ms` stands before `s` and `m` so that it is found first.
+const TIME_UNITS: [(&str, u64); 5] =
+    [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("", 1000)];
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = || "a time above 0 is expected, such as 30s, 2m or 500ms".to_owned();
+        let (number, unit) = split_unit(text.trim(), &TIME_UNITS).ok_or_else(wanted)?;
+        let millis = scale(number, unit).filter(|millis| *millis > 0).ok_or_else(wanted)?;
+        Ok(Self(Duration::from_millis(millis)))
+    }
+}
+
+/// The number in front of the first unit that fits, and that unit's worth.
+fn split_unit<'a>(text: &'a str, units: &[(&str, u64)]) -> Option<(&'a str, u64)> {
+    units.iter().find_map(|(unit, worth)| {
+        let number = text.strip_suffix(unit)?.trim_end();
+        number.ends_with(|last: char| last.is_ascii_digit()).then_some((number, *worth))
+    })
+}
+
+/// `number` (digits, at most one point) times `unit`, if that is a whole number that fits.
+fn scale(number: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if ![whole, fraction].iter().all(|part| part.bytes().all(|digit| digit.is_ascii_digit())) {
+        return None;
+    }
+    let places = 10_u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let parts = if fraction.is_empty() { 0 } else { fraction.parse::<u64>().ok()? };
+    let below = u64::try_from(u128::from(parts) * u128::from(unit) / u128::from(places)).ok()?;
+    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(below)
+}
+
+/// A TOML value that is text, or a number that stands for its digits.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "text or a whole number is expected")]
+enum Scalar {
+    Number(u64),
+    Text(String),
+}
+
+fn parse_scalar<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    let text = match Scalar::deserialize(deserializer)? {
+        Scalar::Number(number) => number.to_string(),
+        Scalar::Text(text) => text,
+    };
+    text.parse().map_err(|why| de::Error::custom(format!("`{text}`: {why}")))
+}
+
+/// The file takes what the command line takes.
+macro_rules! deserialize_as_typed {
+    ($($knob:ty),+) => {$(
+        impl<'de> Deserialize<'de> for $knob {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                parse_scalar(deserializer)
+            }
+        }
+    )+};
+}
+
+deserialize_as_typed!(ByteSize, Device, HeaderField, Hosts, Listen, ModelId, Span);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_shown() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("256MiB", 256 << 20),
+            ("1.5 GiB", 3 << 29),
+            ("2gb", 2_000_000_000),
+            (" 10 kB ", 10_000),
+            ("7B", 7),
+            ("1.0000KiB", 1024),
+        ] {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for text in
+            ["", "0", "0.1", "MiB", "-1", "1e9", "1.2.3", "99999999999GiB", "1 MiB x", "+5", "1.B"]
+        {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+        assert_eq!(ByteSize(98_362_432).to_string(), "93.8 MiB");
+        assert_eq!(ByteSize(1 << 30).to_string(), "1.0 GiB");
+        assert_eq!(ByteSize(12).to_string(), "12 bytes");
+    }
+
+    #[test]
+    fn times_are_read() {
+        for (text, millis) in
+            [("30", 30_000), ("30s", 30_000), ("2m", 120_000), ("1.5h", 5_400_000), ("500 ms", 500)]
+        {
+            assert_eq!(text.parse(), Ok(Span(Duration::from_millis(millis))), "{text}");
+        }
+        for text in ["", "0s", "s", "1d", "-3s", "99999999999999999999s"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Logs: events of the `tracing` crate, on standard error.
+//!
+//! A prompt, an answer or a key is never an event's field, at any level.
+
+use std::io::{self, IsTerminal as _};
+
+use tracing_subscriber::{EnvFilter, filter::ParseError};
+
+use crate::config::{Log, LogFormat};
+
+/// The hub's client reports every attempt as an error; what came of them is in our own message.
+/// A filter that names the crate has the last word.
+const QUIET: &str = "hf_hub=off";
+
+/// The filter cannot be understood.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "log = `{filter}`: {source}; write a level (info) or modules with levels (chorus::engine=debug,info)"
+)]
+pub struct BadFilter {
+    filter: String,
+    source: ParseError,
+}
+
+/// Sends events to standard error from here on. Only the first call of a process has an effect.
+pub fn start(log: &Log) -> Result<(), BadFilter> {
+    let filter = EnvFilter::builder()
+        .parse(format!("{QUIET},{}", log.filter))
+        .map_err(|source| BadFilter { filter: log.filter.clone(), source })?;
+    let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Fails where a subscriber is installed already, as in a test that starts two servers.
+    drop(match log.format {
+        LogFormat::Pretty => events.with_ansi(io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => events.json().flatten_event(true).try_init(),
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_means_nothing_is_named() {
+        let log = Log { filter: "chorus=loud".to_owned(), format: LogFormat::Pretty };
+        let error = start(&log).unwrap_err().to_string();
+        assert!(error.contains("chorus=loud"), "{error}");
+    }
+}
