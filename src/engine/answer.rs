@@ -1,0 +1,235 @@
+//! A job while it is being answered: its tokens, its sampler and its reader.
+
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    job::{Event, Failure, Finish, Job, Lane, Logprob},
+    sampler::{self, NotANumber, Sampler},
+    sequence::{Part, Sequence, SequenceId},
+    stats::End,
+    stream::TokenStream,
+};
+use crate::lora::{Adapter, Lease};
+
+/// Events of a job beside its tokens: `Prompt`, and one of `Finished` and `Failed`.
+const OTHER_EVENTS: usize = 2;
+
+/// What the worker keeps of a job.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// Prompt, then the answer so far.
+    tokens: Vec<u32>,
+    /// How many of them are the prompt's.
+    prompt: usize,
+    max_tokens: usize,
+    stop_tokens: Arc<[u32]>,
+    sampler: Sampler,
+    logprobs: Option<usize>,
+    scores: Option<Scores>,
+    adapter: Option<Lease>,
+    deadline: Option<Instant>,
+    /// Holds all events the job can have, so that a slow reader never stops a step.
+    events: mpsc::Sender<Event>,
+    clock: Clock,
+}
+
+/// The prompt's log-probabilities until they are complete.
+#[derive(Debug)]
+struct Scores {
+    /// How many of the likeliest tokens go with each.
+    top: usize,
+    /// So far.
+    scored: Vec<Logprob>,
+}
+
+/// When a job came to where it is.
+#[derive(Debug)]
+struct Clock {
+    submitted: Instant,
+    /// The first row was planned.
+    begun: Option<Instant>,
+    /// The prompt was computed to its end.
+    prompted: Option<Instant>,
+}
+
+/// What a job's rows in a step led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Known tokens are still pending.
+    Pending,
+    /// One more token is known and wants to be computed.
+    Grown,
+    /// Nothing more is to be done.
+    Finished(Finish),
+}
+
+impl Answer {
+    /// A job that came in at `now`, and where its events will be read.
+    pub(crate) fn new(job: Job, now: Instant) -> (Self, TokenStream) {
+        let (events, receiver) = mpsc::channel(job.max_tokens + OTHER_EVENTS);
+        let answer = Self {
+            prompt: job.prompt.len(),
+            sampler: Sampler::new(job.sampling, &job.prompt),
+            tokens: job.prompt,
+            max_tokens: job.max_tokens,
+            stop_tokens: job.stop_tokens,
+            logprobs: job.logprobs,
+            scores: job.prompt_logprobs.map(|top| Scores { top, scored: Vec::new() }),
+            adapter: job.adapter,
+            deadline: job.deadline,
+            events,
+            clock: Clock { submitted: now, begun: None, prompted: None },
+        };
+        (answer, TokenStream::new(receiver))
+    }
+
+    /// The scheduler's view of it.
+    pub(crate) fn sequence(&self, id: SequenceId, lane: Lane) -> Sequence {
+        let adapter = self.adapter().map(|adapter| adapter.digest());
+        Sequence::new(id, lane, adapter, self.prompt, self.wanted())
+    }
+
+    /// Positions whose logits are of use: the last of the prompt and all behind it, where something is to be
+    /// generated; those before it, where the prompt is scored.
+    fn wanted(&self) -> Range<usize> {
+        let last = self.prompt - 1;
+        let start = if self.scores.is_some() { 0 } else { last };
+        start..if self.max_tokens == 0 { last } else { usize::MAX }
+    }
+
+    /// What it runs through.
+    pub(crate) fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.adapter.as_ref().map(Lease::adapter)
+    }
+
+    /// The tokens at these positions.
+    pub(crate) fn tokens(&self, positions: Range<usize>) -> &[u32] {
+        &self.tokens[positions]
+    }
+
+    /// Why it has to end before the next step, if it has to.
+    pub(crate) fn interrupted(&self, now: Instant) -> Option<End> {
+        if self.events.is_closed() {
+            return Some(End::Cancelled);
+        }
+        self.deadline.filter(|deadline| *deadline < now).map(|_| End::Failed(Failure::Deadline))
+    }
+
+    /// How many tokens of the answer are known.
+    pub(crate) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// Its rows are in a step planned at `now`; how long it waited, if these are its first.
+    pub(crate) fn begin(&mut self, now: Instant) -> Option<Duration> {
+        if self.clock.begun.is_some() {
+            return None;
+        }
+        self.clock.begun = Some(now);
+        Some(now.saturating_duration_since(self.clock.submitted))
+    }
+
+    /// Its rows up to the one at `end - 1` are computed at `now`; its prompt's length and how long that took, if they
+    /// complete it for the first time.
+    pub(crate) fn pass_prompt(&mut self, end: usize, now: Instant) -> Option<(usize, Duration)> {
+        if end < self.prompt || self.clock.prompted.is_some() {
+            return None;
+        }
+        self.clock.prompted = Some(now);
+        Some((self.prompt, now.saturating_duration_since(self.clock.begun?)))
+    }
+
+    /// How long the answer took until `now`, without the prompt.
+    pub(crate) fn decoding(&self, now: Instant) -> Option<Duration> {
+        self.clock.prompted.map(|prompted| now.saturating_duration_since(prompted))
+    }
+
+    /// Takes the logits `[part.sampled, vocab]` of its rows in a step, and tells the reader what is new but the end.
+    pub(crate) fn accept(&mut self, part: &Part, logits: &[f32]) -> Result<Next, NotANumber> {
+        let mut rows = match part.sampled.len() {
+            0 => logits.chunks_exact(1),
+            sampled => logits.chunks_exact(logits.len() / sampled),
+        };
+        self.score(part, &mut rows)?;
+        if !part.completes {
+            return Ok(Next::Pending);
+        }
+        if let Some(scores) = self.scores.take() {
+            self.send(Event::Prompt(scores.scored));
+        }
+        if self.max_tokens == 0 {
+            return Ok(Next::Finished(Finish::Length));
+        }
+        self.draw(rows.next().ok_or(NotANumber)?)
+    }
+
+    /// The logits of all rows before the last known token say how likely the token behind them was.
+    fn score<'a>(
+        &mut self,
+        part: &Part,
+        rows: &mut impl Iterator<Item = &'a [f32]>,
+    ) -> Result<(), NotANumber> {
+        let known = self.tokens.len() - 1;
+        for position in part.sampled.start..part.sampled.end.min(known) {
+            let row = rows.next().ok_or(NotANumber)?;
+            if let Some(scores) = &mut self.scores {
+                scores.scored.push(sampler::score(row, self.tokens[position + 1], scores.top)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn draw(&mut self, row: &[f32]) -> Result<Next, NotANumber> {
+        let id = self.sampler.draw(row)?;
+        if self.stop_tokens.contains(&id) {
+            return Ok(Next::Finished(Finish::Stop));
+        }
+        let logprob = self.logprobs.map(|top| sampler::score(row, id, top)).transpose()?;
+        self.tokens.push(id);
+        self.send(Event::Token { id, logprob });
+        Ok(if self.generated() < self.max_tokens {
+            Next::Grown
+        } else {
+            Next::Finished(Finish::Length)
+        })
+    }
+
+    /// Gives the adapter back; what is left tells the reader the end, if there is a reader.
+    pub(crate) fn end(self, end: End) -> Farewell {
+        drop(self.adapter);
+        Farewell { events: self.events, end }
+    }
+
+    fn send(&self, event: Event) {
+        // Full it cannot be; closed means cancelled, which the next sweep sees.
+        let sent = self.events.try_send(event);
+        debug_assert!(!matches!(sent, Err(mpsc::error::TrySendError::Full(_))), "room was counted");
+    }
+}
+
+/// The last event of a job, to be sent when all it held is free and counted.
+#[derive(Debug)]
+#[must_use = "the reader waits for it"]
+pub(crate) struct Farewell {
+    events: mpsc::Sender<Event>,
+    end: End,
+}
+
+impl Farewell {
+    /// Tells the reader.
+    pub(crate) fn send(self) {
+        let event = match self.end {
+            End::Finished(finish) => Event::Finished(finish),
+            End::Failed(failure) => Event::Failed(failure),
+            End::Cancelled => return,
+        };
+        // A reader who has left needs no farewell.
+        drop(self.events.try_send(event));
+    }
+}

@@ -1,0 +1,193 @@
+//! A network that can be computed by hand, for tests: what it answers depends on every token, position, page and
+//! adapter that it should depend on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, hash_map::DefaultHasher},
+    hash::{Hash, Hasher},
+    sync::{Arc, Mutex},
+};
+
+use super::step::{Batch, Forward};
+use crate::{
+    lora::{Adapter, Base, Digest, Lease, Manifest, Site, Sites},
+    model::PAGE,
+};
+
+/// Size of the vocabulary.
+pub(crate) const VOCAB: usize = 32;
+/// Most positions of one sequence.
+pub(crate) const CONTEXT: usize = 512;
+
+/// A step that holds this token is an error.
+pub(crate) const FAILS: u32 = 29;
+/// A step that holds this token is a panic.
+pub(crate) const PANICS: u32 = 30;
+/// A row of this token has no numbers.
+pub(crate) const OVERFLOWS: u32 = 31;
+
+/// Logits after `tokens` through `adapter`: a hash of all of it.
+pub(crate) fn logits(tokens: &[u32], adapter: Option<Digest>) -> Vec<f32> {
+    let entries: Vec<_> = tokens
+        .iter()
+        .enumerate()
+        .map(|(position, token)| entry(*token, position, adapter))
+        .collect();
+    spread(&entries)
+}
+
+/// What a position leaves in its page.
+fn entry(token: u32, position: usize, adapter: Option<Digest>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (token, position, adapter).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Logits from -4 to 4 over all ordinary tokens; those that make trouble are never drawn.
+fn spread(entries: &[u64]) -> Vec<f32> {
+    let logit = |id: u32| {
+        let mut hasher = DefaultHasher::new();
+        (id, entries).hash(&mut hasher);
+        let byte = hasher.finish().to_le_bytes()[0];
+        if id < FAILS { f32::from(byte) / 32.0 - 4.0 } else { f32::NEG_INFINITY }
+    };
+    (0..u32::try_from(VOCAB).unwrap()).map(logit).collect()
+}
+
+/// What the network has seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    /// Rows of the largest step.
+    pub(crate) rows: usize,
+    /// Adapters of the most mixed step.
+    pub(crate) adapters: usize,
+    /// Logit rows of the step with most of them.
+    pub(crate) sampled: usize,
+}
+
+/// The network with its KV memory.
+#[derive(Debug)]
+pub(crate) struct Fake {
+    /// What was written at each place of each page.
+    kv: Vec<[u64; PAGE]>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Fake {
+    /// A network with so many pages, and what it will have seen.
+    pub(crate) fn new(pages: usize) -> (Self, Arc<Mutex<Seen>>) {
+        let seen = Arc::default();
+        (Self { kv: vec![[0; PAGE]; pages], seen: Arc::clone(&seen) }, seen)
+    }
+
+    fn note(&self, batch: &Batch<'_>) {
+        let mut seen = self.seen.lock().unwrap();
+        seen.rows = seen.rows.max(batch.tokens.len());
+        seen.adapters = seen.adapters.max(batch.adapters.len());
+        seen.sampled = seen.sampled.max(batch.sample.len());
+    }
+}
+
+/// The adapter of each row; rows must be sorted, and each adapter's together.
+fn adapters(batch: &Batch<'_>) -> Vec<Option<Digest>> {
+    let mut rows = vec![None; batch.tokens.len()];
+    let mut end = batch.adapters.first().map_or(0, |(range, _)| range.start);
+    let mut digests = BTreeSet::new();
+    for (range, adapter) in &batch.adapters {
+        assert_eq!(range.start, end, "base rows first, then adapters without a gap");
+        assert!(digests.insert(adapter.digest()), "one range for each adapter");
+        rows[range.clone()].fill(Some(adapter.digest()));
+        end = range.end;
+    }
+    assert!(batch.adapters.is_empty() || end == rows.len());
+    rows
+}
+
+impl Forward for Fake {
+    fn vocab(&self) -> usize {
+        VOCAB
+    }
+
+    fn context(&self) -> usize {
+        CONTEXT
+    }
+
+    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>> {
+        self.note(&batch);
+        let adapters = adapters(&batch);
+        let mut logits = Vec::new();
+        let mut next = 0;
+        for sequence in &batch.sequences {
+            assert_eq!(sequence.rows.start, next, "sequences without a gap");
+            next = sequence.rows.end;
+            for row in sequence.rows.clone() {
+                let (token, position) = (batch.tokens[row], batch.positions[row] as usize);
+                self.kv[sequence.pages[position / PAGE] as usize][position % PAGE] =
+                    entry(token, position, adapters[row]);
+                if batch.sample.contains(&u32::try_from(row).unwrap()) {
+                    let read = |at: usize| self.kv[sequence.pages[at / PAGE] as usize][at % PAGE];
+                    let entries: Vec<_> = (0..=position).map(read).collect();
+                    let bad = token == OVERFLOWS;
+                    logits.extend(if bad { vec![f32::NAN; VOCAB] } else { spread(&entries) });
+                }
+            }
+        }
+        assert!(!batch.tokens.contains(&PANICS), "as the test wished");
+        if batch.tokens.contains(&FAILS) {
+            candle_core::bail!("as the test wished");
+        }
+        Ok(logits)
+    }
+}
+
+/// A base that adapters of nothing can be built on.
+#[derive(Debug)]
+struct Nothing(Sites);
+
+impl Base for Nothing {
+    fn sites(&self) -> &Sites {
+        &self.0
+    }
+
+    fn project(&self, _: Site, _: &[f32], y: &mut [f32]) {
+        y.fill(0.0);
+    }
+
+    fn row_norms_squared(&self, _: Site) -> Vec<f32> {
+        Vec::new()
+    }
+}
+
+/// The digest of [`adapter`].
+pub(crate) fn digest(id: u8) -> Digest {
+    Digest::of(&[id], &[])
+}
+
+/// An adapter that is only a digest.
+pub(crate) fn adapter(id: u8) -> Arc<Adapter> {
+    let manifest = Manifest {
+        deltas: BTreeMap::new(),
+        norms: BTreeMap::new(),
+        biases: BTreeMap::new(),
+        replaced: BTreeMap::new(),
+        copies: Vec::new(),
+        rank: 0,
+        targets: Vec::new(),
+    };
+    let base = Nothing(Sites {
+        layers: 0,
+        hidden: 1,
+        attention: 1,
+        kv: 1,
+        ffn: 1,
+        vocab: VOCAB,
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+    });
+    Arc::new(Adapter::build(digest(id), &manifest, &base).unwrap())
+}
+
+/// A lease of it that tells nobody.
+pub(crate) fn lease(id: u8) -> Lease {
+    Lease::new(adapter(id), || {})
+}

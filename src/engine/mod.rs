@@ -1,0 +1,187 @@
+//! Token ids -> token ids: continuous batching over one network, through any mix of adapters.
+//!
+//! [`Engine`] is a handle, the `worker` thread owns network, KV pages and slots outright. A step of it:
+//!
+//! 1. `inbox`: take what was submitted; drop whose reader has left or whose deadline has passed.
+//! 2. `scheduler`: decide which rows of which sequences are computed; a value, `Plan`.
+//! 3. `step`: lay the rows out by adapter, and compute.
+//! 4. `answer`, `sampler`: draw a token per sequence that is up to date; commit; tell the readers.
+//!
+//! Absences: no tenant, no name, no file, no string. The scheduler knows no tensor, no thread and no clock. Fairness
+//! comes in as an opaque [`Lane`]. No reader can stop a step: each job's channel holds all it can ever produce.
+
+mod answer;
+mod inbox;
+mod job;
+mod pages;
+mod rng;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod slots;
+mod stats;
+mod step;
+mod stream;
+mod waiting;
+mod worker;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt, mem,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+use tokio::sync::watch;
+
+use self::{
+    answer::Answer,
+    inbox::{Inbox, Phase},
+    step::{Forward, Network},
+    worker::Worker,
+};
+pub use self::{
+    job::{Event, Failure, Finish, Job, Lane, Logprob, Refused, Sampling},
+    stats::{Ends, Histogram, Stats},
+    stream::TokenStream,
+};
+use crate::model::{Llama, PAGE};
+
+/// How large the engine is. Each number is at least 1; 0 is taken as 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// KV pages, of [`PAGE`] positions each.
+    pub pages: usize,
+    /// Most rows of one step. A step takes longer with each row, and all answers wait for it.
+    pub step_tokens: usize,
+    /// Most sequences computed side by side; no more than `step_tokens` are.
+    pub max_running: usize,
+    /// Most jobs in the queue while `max_running` run, that is, most jobs beyond so many; the next one is refused.
+    pub max_waiting: usize,
+    /// Most different adapters among the running sequences.
+    pub slots: usize,
+}
+
+impl Settings {
+    /// The same in numbers that make sense together.
+    fn sound(self) -> Self {
+        let step_tokens = self.step_tokens.max(1);
+        Self {
+            pages: self.pages.max(1),
+            step_tokens,
+            // Each running sequence may decode, so that none of them waits for rows.
+            max_running: self.max_running.clamp(1, step_tokens),
+            max_waiting: self.max_waiting.max(1),
+            slots: self.slots.max(1),
+        }
+    }
+}
+
+/// A handle on the engine. The engine ends with the last one.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+/// What all handles share. Dropping it stops the thread and waits for it, at most one step.
+struct Shared {
+    inbox: Arc<Inbox>,
+    vocab: usize,
+    context: usize,
+    /// Closed when the thread has ended.
+    alive: watch::Receiver<()>,
+    /// Taken in `drop`.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Starts the engine's thread with its own KV memory.
+    pub fn start(model: Arc<Llama>, settings: Settings) -> Result<Self, candle_core::Error> {
+        let settings = settings.sound();
+        Self::over(Network::new(model, settings.pages)?, settings)
+    }
+
+    /// Starts the engine's thread on any network with memory for `settings.pages`.
+    pub(crate) fn over(
+        network: impl Forward,
+        settings: Settings,
+    ) -> Result<Self, candle_core::Error> {
+        let settings = settings.sound();
+        let max_jobs = settings.max_running.saturating_add(settings.max_waiting);
+        let inbox = Arc::new(Inbox::new(max_jobs));
+        let (vocab, context) = (network.vocab(), network.context());
+        let (sender, alive) = watch::channel(());
+        let worker = Worker::new(network, &settings, Arc::clone(&inbox), sender);
+        let thread =
+            thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run())?;
+        let context = context.min(settings.pages.saturating_mul(PAGE));
+        let thread = Some(thread);
+        Ok(Self { shared: Arc::new(Shared { inbox, vocab, context, alive, thread }) })
+    }
+
+    /// Puts a job in line. Never waits.
+    pub fn submit(&self, job: Job) -> Result<TokenStream, Refused> {
+        let Shared { vocab, context, ref inbox, .. } = *self.shared;
+        let known = |id: &u32| usize::try_from(*id).is_ok_and(|id| id < vocab);
+        if job.prompt.is_empty() || !job.prompt.iter().all(known) {
+            return Err(Refused::BadPrompt { vocab });
+        }
+        let tokens = job.prompt.len().saturating_add(job.max_tokens);
+        if tokens > context {
+            return Err(Refused::TooLong { tokens, context });
+        }
+        let lane = job.lane;
+        let (answer, stream) = Answer::new(job, Instant::now());
+        inbox.put(answer, lane)?;
+        Ok(stream)
+    }
+
+    /// The numbers after the latest step. Whoever has seen a job's end finds it counted.
+    pub fn stats(&self) -> Stats {
+        self.shared.inbox.stats()
+    }
+
+    /// Most tokens of one sequence, prompt and answer together: what the network allows and the KV pages hold.
+    pub fn context(&self) -> usize {
+        self.shared.context
+    }
+
+    /// Takes no new jobs; those taken are finished.
+    pub fn stop(&self) {
+        self.shared.inbox.advance(Phase::Draining);
+    }
+
+    /// Takes no new jobs, and fails those taken with [`Failure::Stopping`] after the step that is being computed.
+    pub fn stop_now(&self) {
+        self.shared.inbox.advance(Phase::Aborting);
+    }
+
+    /// Waits until the engine has ended, which it does after [`Engine::stop`] or [`Engine::stop_now`].
+    pub async fn stopped(&self) {
+        let mut alive = self.shared.alive.clone();
+        // Nothing is ever sent: only the end ends this.
+        while alive.changed().await.is_ok() {}
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("context", &self.shared.context).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.inbox.advance(Phase::Aborting);
+        if let Some(thread) = mem::take(&mut self.thread)
+            && thread.join().is_err()
+        {
+            tracing::error!("the engine's thread had panicked");
+        }
+    }
+}

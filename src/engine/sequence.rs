@@ -1,0 +1,193 @@
+//! How far a request has come: positions and pages, no tokens.
+
+use std::ops::Range;
+
+use super::{job::Lane, pages::Pages};
+use crate::{lora::Digest, model::PAGE};
+
+/// Names a sequence for as long as the engine runs; later ones are larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SequenceId(pub(crate) u64);
+
+/// One request as the scheduler sees it: tokens known, and how many of them are computed.
+///
+/// - Prompt and answer are not told apart: what is known and not computed is pending.
+/// - `pages` covers at least the positions below `computed`.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    id: SequenceId,
+    lane: Lane,
+    adapter: Option<Digest>,
+    /// Tokens known: the prompt, and the answer so far.
+    tokens: usize,
+    /// Positions whose keys and values are in `pages`.
+    computed: usize,
+    /// Positions whose logits somebody still wants, computed or not.
+    wanted: Range<usize>,
+    /// Block table: position `p` is in `pages[p / PAGE]`.
+    pages: Vec<u32>,
+    /// How many others were admitted while this one stood first in its lane and found no slot.
+    passed_over: usize,
+}
+
+impl Sequence {
+    /// A request for `tokens` prompt tokens that wants the logits of the positions `wanted`.
+    pub(crate) fn new(
+        id: SequenceId,
+        lane: Lane,
+        adapter: Option<Digest>,
+        tokens: usize,
+        wanted: Range<usize>,
+    ) -> Self {
+        Self { id, lane, adapter, tokens, computed: 0, wanted, pages: Vec::new(), passed_over: 0 }
+    }
+
+    /// Its name.
+    pub(crate) fn id(&self) -> SequenceId {
+        self.id
+    }
+
+    /// The class of work it is scheduled in.
+    pub(crate) fn lane(&self) -> Lane {
+        self.lane
+    }
+
+    /// The adapter it runs through.
+    pub(crate) fn adapter(&self) -> Option<Digest> {
+        self.adapter
+    }
+
+    /// Tokens known.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Tokens known and not computed.
+    pub(crate) fn pending(&self) -> usize {
+        self.tokens - self.computed
+    }
+
+    /// Its block table.
+    pub(crate) fn pages(&self) -> &[u32] {
+        &self.pages
+    }
+
+    /// See the field.
+    pub(crate) fn passed_over(&self) -> usize {
+        self.passed_over
+    }
+
+    /// Counts one admission of another while this one found no slot.
+    pub(crate) fn pass_over(&mut self) {
+        self.passed_over += 1;
+    }
+
+    /// Pending rows it may take in one step that has `scores` logit rows left for prompts.
+    ///
+    /// One logit row is always its own, so it can always go on.
+    pub(crate) fn reach(&self, scores: usize) -> usize {
+        let unscored = self.wanted.start.saturating_sub(self.computed);
+        self.pending().min(unscored.saturating_add(scores).saturating_add(1))
+    }
+
+    /// Pending rows, at most `rows`, that its pages together with the free ones can hold; takes the pages.
+    pub(crate) fn occupy(&mut self, rows: usize, pages: &mut Pages) -> usize {
+        let room = (self.pages.len() + pages.free()) * PAGE - self.computed;
+        let rows = rows.min(room);
+        if rows > 0 {
+            pages.lend(self.computed + rows, &mut self.pages);
+        }
+        rows
+    }
+
+    /// The next `rows` pending rows.
+    pub(crate) fn part(&self, rows: usize) -> Part {
+        let end = self.computed + rows;
+        let first = self.wanted.start.clamp(self.computed, end);
+        Part {
+            id: self.id,
+            adapter: self.adapter,
+            rows: self.computed..end,
+            sampled: first..self.wanted.end.clamp(first, end),
+            completes: end == self.tokens,
+        }
+    }
+
+    /// `part` is computed and its logits are taken.
+    pub(crate) fn commit(&mut self, part: &Part) {
+        self.computed = part.rows.end;
+        self.wanted.start = self.wanted.start.max(part.rows.end);
+    }
+
+    /// One more token is known; its logits are wanted.
+    pub(crate) fn grow(&mut self) {
+        self.tokens += 1;
+    }
+
+    /// Gives its pages back; everything known is pending again.
+    pub(crate) fn vacate(&mut self, pages: &mut Pages) {
+        pages.take_back(&mut self.pages);
+        self.computed = 0;
+    }
+}
+
+/// Consecutive rows of one sequence in one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Whose rows.
+    pub(crate) id: SequenceId,
+    /// Through which adapter.
+    pub(crate) adapter: Option<Digest>,
+    /// Their positions.
+    pub(crate) rows: Range<usize>,
+    /// Those positions among them that want logits.
+    pub(crate) sampled: Range<usize>,
+    /// After them the sequence has nothing pending.
+    pub(crate) completes: bool,
+}
+
+impl Part {
+    /// One row that continues an answer (or computes a prompt's last token by itself).
+    pub(crate) fn is_decode(&self) -> bool {
+        self.completes && self.rows.len() == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(tokens: usize, wanted: Range<usize>) -> Sequence {
+        Sequence::new(SequenceId(0), Lane(0), None, tokens, wanted)
+    }
+
+    #[test]
+    fn only_the_last_row_of_a_prompt_wants_logits() {
+        let mut sequence = sequence(10, 9..usize::MAX);
+        let part = sequence.part(6);
+        assert_eq!((part.rows.clone(), part.sampled.len(), part.completes), (0..6, 0, false));
+        sequence.commit(&part);
+        let part = sequence.part(4);
+        assert_eq!((part.rows.clone(), part.sampled.clone(), part.completes), (6..10, 9..10, true));
+    }
+
+    #[test]
+    fn rows_scored_once_are_not_scored_again_after_a_preemption() {
+        let mut pages = Pages::new(4);
+        let mut sequence = sequence(10, 0..usize::MAX);
+        let part = sequence.part(sequence.reach(6));
+        assert_eq!(part.sampled, 0..7);
+        sequence.occupy(7, &mut pages);
+        sequence.commit(&part);
+        sequence.vacate(&mut pages);
+        assert_eq!((sequence.pending(), pages.free()), (10, 4));
+        assert_eq!(sequence.part(10).sampled, 7..10);
+        assert_eq!(sequence.reach(0), 8, "seven rows again, and one that is its own");
+    }
+
+    #[test]
+    fn a_prompt_alone_wants_no_logits_of_its_last_token() {
+        assert_eq!(sequence(10, 0..9).part(10).sampled, 0..9);
+        assert!(sequence(10, 9..9).part(10).sampled.is_empty());
+    }
+}

@@ -1,0 +1,120 @@
+//! A plan as rows for the network, and the network as the worker sees it.
+
+use std::{ops::Range, sync::Arc};
+
+use super::{
+    answer::Answer,
+    scheduler::Scheduler,
+    sequence::{Part, SequenceId},
+};
+use crate::{
+    lora::{Adapter, LoraBatch},
+    model::{Kv, Llama, SequenceRows, Step},
+};
+
+/// What the worker asks of a network and its KV memory. The tests have one that can be computed by hand.
+pub(crate) trait Forward: Send + 'static {
+    /// Size of the vocabulary.
+    fn vocab(&self) -> usize;
+
+    /// Most positions of one sequence.
+    fn context(&self) -> usize;
+
+    /// Logits `[batch.sample, vocab]`, row-major. An error or a panic may spoil the pages of this batch and no others.
+    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>>;
+}
+
+/// The rows of one step, flat: part after part, those of one adapter together.
+#[derive(Debug)]
+pub(crate) struct Batch<'a> {
+    /// Token of each row.
+    pub(crate) tokens: Vec<u32>,
+    /// Position of each row in its sequence.
+    pub(crate) positions: Vec<u32>,
+    /// Whose rows are where, and where their keys and values lie.
+    pub(crate) sequences: Vec<SequenceRows<'a>>,
+    /// Rows of each adapter; those in no range are the base's.
+    pub(crate) adapters: Vec<(Range<usize>, Arc<Adapter>)>,
+    /// Rows that want logits, ascending.
+    pub(crate) sample: Vec<u32>,
+}
+
+impl<'a> Batch<'a> {
+    /// Lays out `parts`, which are sorted by adapter.
+    pub(crate) fn new(
+        parts: &[Part],
+        scheduler: &'a Scheduler,
+        answer: impl Fn(SequenceId) -> &'a Answer,
+    ) -> Self {
+        let mut batch = Self {
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            sequences: Vec::with_capacity(parts.len()),
+            adapters: Vec::new(),
+            sample: Vec::new(),
+        };
+        for part in parts {
+            batch.push(part, answer(part.id), scheduler.table(part.id));
+        }
+        batch
+    }
+
+    fn push(&mut self, part: &Part, answer: &Answer, pages: &'a [u32]) {
+        let start = self.tokens.len();
+        self.tokens.extend_from_slice(answer.tokens(part.rows.clone()));
+        self.positions.extend(part.rows.clone().map(narrow));
+        let rows = start..self.tokens.len();
+        self.sample.extend(
+            part.sampled.clone().map(|position| narrow(start + position - part.rows.start)),
+        );
+        if let Some(adapter) = answer.adapter() {
+            match self.adapters.last_mut() {
+                Some((range, last)) if last.digest() == adapter.digest() => range.end = rows.end,
+                _ => self.adapters.push((rows.clone(), Arc::clone(adapter))),
+            }
+        }
+        self.sequences.push(SequenceRows { rows, pages });
+    }
+}
+
+/// Rows and positions are below the context, and that is below 2^32.
+fn narrow(index: usize) -> u32 {
+    u32::try_from(index).expect("a context is below 2^32")
+}
+
+/// The real network with its KV memory.
+#[derive(Debug)]
+pub(crate) struct Network {
+    llama: Arc<Llama>,
+    kv: Kv,
+}
+
+impl Network {
+    /// Takes the memory of `pages` KV pages.
+    pub(crate) fn new(llama: Arc<Llama>, pages: usize) -> candle_core::Result<Self> {
+        let kv = Kv::new(&llama, pages)?;
+        Ok(Self { llama, kv })
+    }
+}
+
+impl Forward for Network {
+    fn vocab(&self) -> usize {
+        self.llama.spec().vocab
+    }
+
+    fn context(&self) -> usize {
+        self.llama.spec().context
+    }
+
+    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>> {
+        let lora = LoraBatch::new(batch.adapters);
+        let step = Step {
+            tokens: &batch.tokens,
+            positions: &batch.positions,
+            sequences: &batch.sequences,
+            lora: &lora,
+            sample: &batch.sample,
+        };
+        self.llama.forward(&step, &mut self.kv)?.flatten_all()?.to_vec1()
+    }
+}

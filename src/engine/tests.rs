@@ -1,0 +1,387 @@
+//! The whole engine over a network that can be computed by hand.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use proptest::prelude::*;
+
+use super::{
+    Engine, Event, Failure, Finish, Job, Lane, Refused, Sampling, Settings, Stats, TokenStream,
+    fake::{self, Fake, Seen},
+    sampler::{self, Sampler},
+};
+use crate::lora::Lease;
+
+/// A job that can be submitted more than once.
+#[derive(Clone, Debug)]
+struct Wish {
+    prompt: Vec<u32>,
+    adapter: Option<u8>,
+    sampling: Sampling,
+    max_tokens: usize,
+    stop_tokens: Vec<u32>,
+    logprobs: Option<usize>,
+    prompt_logprobs: Option<usize>,
+    lane: u32,
+}
+
+impl Wish {
+    fn of(prompt: &[u32], max_tokens: usize) -> Self {
+        Self {
+            prompt: prompt.to_vec(),
+            adapter: None,
+            sampling: Sampling::default(),
+            max_tokens,
+            stop_tokens: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            lane: 0,
+        }
+    }
+
+    fn job(&self) -> Job {
+        Job {
+            prompt: self.prompt.clone(),
+            adapter: self.adapter.map(fake::lease),
+            sampling: self.sampling.clone(),
+            max_tokens: self.max_tokens,
+            stop_tokens: self.stop_tokens.clone().into(),
+            logprobs: self.logprobs,
+            prompt_logprobs: self.prompt_logprobs,
+            lane: Lane(self.lane),
+            deadline: None,
+        }
+    }
+
+    /// The plain reference: one token after the other, no pages, no batch, nobody else.
+    fn alone(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut tokens = self.prompt.clone();
+        let mut sampler = Sampler::new(self.sampling.clone(), &tokens);
+        let adapter = self.adapter.map(fake::digest);
+        if let Some(top) = self.prompt_logprobs {
+            let score = |end| {
+                let logits = fake::logits(&tokens[..end], adapter);
+                sampler::score(&logits, tokens[end], top).unwrap()
+            };
+            events.push(Event::Prompt((1..tokens.len()).map(score).collect()));
+        }
+        for _ in 0..self.max_tokens {
+            let logits = fake::logits(&tokens, adapter);
+            let id = sampler.draw(&logits).unwrap();
+            if self.stop_tokens.contains(&id) {
+                events.push(Event::Finished(Finish::Stop));
+                return events;
+            }
+            let logprob = self.logprobs.map(|top| sampler::score(&logits, id, top).unwrap());
+            events.push(Event::Token { id, logprob });
+            tokens.push(id);
+        }
+        events.push(Event::Finished(Finish::Length));
+        events
+    }
+}
+
+fn settings() -> Settings {
+    Settings { pages: 64, step_tokens: 32, max_running: 8, max_waiting: 64, slots: 4 }
+}
+
+fn engine(settings: Settings) -> (Engine, Arc<Mutex<Seen>>) {
+    let (network, seen) = Fake::new(settings.pages);
+    (Engine::over(network, settings).unwrap(), seen)
+}
+
+async fn all(mut stream: TokenStream) -> Vec<Event> {
+    let mut events = Vec::new();
+    while let Some(event) = stream.next().await {
+        events.push(event);
+    }
+    events
+}
+
+/// The numbers as soon as `ready` holds of them.
+async fn stats_when(engine: &Engine, ready: impl Fn(&Stats) -> bool) -> Stats {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let stats = engine.stats();
+        if ready(&stats) {
+            return stats;
+        }
+        assert!(Instant::now() < deadline, "never: {stats:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn assert_nothing_held(stats: &Stats) {
+    assert_eq!((stats.running, stats.waiting, stats.adapters_running), (0, 0, 0));
+    assert_eq!(stats.pages_free, stats.pages_total);
+}
+
+fn wishes() -> impl Strategy<Value = Wish> {
+    let sampling = (0..3_u8, any::<u64>()).prop_map(|(kind, seed)| match kind {
+        0 => Sampling { temperature: 0.0, ..Sampling::default() },
+        1 => Sampling { seed, top_k: 5, repetition_penalty: 1.3, ..Sampling::default() },
+        _ => Sampling { seed, top_p: 0.8, frequency_penalty: 0.5, ..Sampling::default() },
+    });
+    (
+        prop::collection::vec(0..fake::FAILS, 1..90),
+        prop::option::of(0..5_u8),
+        sampling,
+        0..40_usize,
+        prop::collection::vec(0..fake::FAILS, 0..3),
+        prop::option::of(0..4_usize),
+        prop::option::of(0..4_usize),
+        0..3_u32,
+    )
+        .prop_map(|parts| {
+            let (prompt, adapter, sampling, max_tokens, stop_tokens, logprobs, scores, lane) =
+                parts;
+            let mut wish = Wish::of(&prompt, max_tokens);
+            wish = Wish { adapter, sampling, stop_tokens, logprobs, lane, ..wish };
+            Wish { prompt_logprobs: scores, ..wish }
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Chunks, neighbours, preemptions and their order leave no trace in what anybody gets.
+    #[test]
+    fn everybody_gets_what_they_would_get_alone(
+        wishes in prop::collection::vec(wishes(), 1..16),
+        (pages, step_tokens) in (9..24_usize, 1..80_usize),
+        (max_running, slots) in (1..9_usize, 1..4_usize),
+    ) {
+        let settings = Settings { pages, step_tokens, max_running, max_waiting: 64, slots };
+        let (engine, seen) = engine(settings);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let streams: Vec<_> =
+            wishes.iter().map(|wish| engine.submit(wish.job()).unwrap()).collect();
+        for (wish, stream) in wishes.iter().zip(streams) {
+            prop_assert_eq!(runtime.block_on(all(stream)), wish.alone());
+        }
+        let stats = engine.stats();
+        assert_nothing_held(&stats);
+        prop_assert_eq!(stats.ends.total(), wishes.len() as u64);
+        prop_assert_eq!(
+            stats.prompt_tokens,
+            wishes.iter().map(|wish| wish.prompt.len() as u64).sum::<u64>()
+        );
+        prop_assert_eq!(stats.queue_seconds.count(), wishes.len() as u64);
+        let seen = *seen.lock().unwrap();
+        prop_assert!(seen.rows <= step_tokens && seen.adapters <= slots);
+        prop_assert_eq!(seen.rows, stats.max_rows);
+    }
+}
+
+#[tokio::test]
+async fn a_full_pool_preempts_and_nobody_notices() {
+    let (engine, _) = engine(Settings { pages: 6, ..settings() });
+    let wishes = [0, 1, 2].map(|token| {
+        let sampling = Sampling { seed: u64::from(token), ..Sampling::default() };
+        Wish { sampling, adapter: Some(1), ..Wish::of(&[token; 10], 60) }
+    });
+    let streams = wishes.clone().map(|wish| engine.submit(wish.job()).unwrap());
+    for (wish, stream) in wishes.iter().zip(streams) {
+        assert_eq!(all(stream).await, wish.alone());
+    }
+    let stats = engine.stats();
+    assert!(stats.preemptions > 0);
+    assert_eq!((stats.prompt_tokens, stats.generated_tokens), (30, 180), "each counted once");
+}
+
+#[tokio::test]
+async fn jobs_that_cannot_be_are_refused() {
+    let (engine, _) = engine(Settings { pages: 2, ..settings() });
+    assert_eq!(engine.context(), 32, "what the pages hold");
+    let refused = |wish: Wish| engine.submit(wish.job()).unwrap_err();
+    assert_eq!(refused(Wish::of(&[], 1)), Refused::BadPrompt { vocab: fake::VOCAB });
+    assert_eq!(refused(Wish::of(&[1, 32], 1)), Refused::BadPrompt { vocab: fake::VOCAB });
+    assert_eq!(refused(Wish::of(&[1; 3], 30)), Refused::TooLong { tokens: 33, context: 32 });
+    let endless = refused(Wish::of(&[1], usize::MAX));
+    assert_eq!(endless, Refused::TooLong { tokens: usize::MAX, context: 32 });
+    assert_eq!(all(engine.submit(Wish::of(&[1; 2], 30).job()).unwrap()).await.len(), 31);
+}
+
+#[tokio::test]
+async fn the_queue_has_its_bound() {
+    let (engine, seen) = engine(Settings { max_running: 1, max_waiting: 2, ..settings() });
+    let step = seen.lock().unwrap();
+    let wish = Wish::of(&[1], 2);
+    let mut streams = Vec::new();
+    let refused = loop {
+        match engine.submit(wish.job()) {
+            Ok(stream) => streams.push(stream),
+            Err(refused) => break refused,
+        }
+    };
+    drop(step);
+    assert!(matches!(refused, Refused::Full { waiting: 2..=3 }), "{refused:?}");
+    assert_eq!(streams.len(), 3, "one to run and two to wait");
+    for stream in streams {
+        assert_eq!(all(stream).await, wish.alone());
+    }
+}
+
+/// A lease that counts when it is returned.
+fn counted(returned: &Arc<AtomicUsize>) -> Lease {
+    let returned = Arc::clone(returned);
+    Lease::new(fake::adapter(1), move || {
+        returned.fetch_add(1, Ordering::SeqCst);
+    })
+}
+
+#[tokio::test]
+async fn a_dropped_stream_frees_all_it_held_wherever_it_is() {
+    let (engine, seen) = engine(Settings { max_running: 1, ..settings() });
+    let returned = Arc::new(AtomicUsize::new(0));
+    let job =
+        |prompt: &[u32]| Job { adapter: Some(counted(&returned)), ..Wish::of(prompt, 400).job() };
+    let mut decoding = engine.submit(job(&[1])).unwrap();
+    assert!(matches!(decoding.next().await, Some(Event::Token { .. })));
+    let waiting = engine.submit(job(&[2])).unwrap();
+    let step = seen.lock().unwrap();
+    drop((decoding, waiting));
+    drop(step);
+    let stats = stats_when(&engine, |stats| stats.ends.cancelled == 2).await;
+    assert_nothing_held(&stats);
+    assert_eq!(returned.load(Ordering::SeqCst), 2);
+
+    let step = seen.lock().unwrap();
+    let prefilling = engine.submit(job(&[3; 100])).unwrap();
+    drop(prefilling);
+    drop(step);
+    let stats = stats_when(&engine, |stats| stats.ends.cancelled == 3).await;
+    assert_nothing_held(&stats);
+}
+
+#[tokio::test]
+async fn the_adapter_is_back_when_the_end_is_told() {
+    let (engine, _) = engine(settings());
+    let returned = Arc::new(AtomicUsize::new(0));
+    let job = Job { adapter: Some(counted(&returned)), ..Wish::of(&[1], 3).job() };
+    let mut stream = engine.submit(job).unwrap();
+    while let Some(event) = stream.next().await {
+        if matches!(event, Event::Finished(_)) {
+            assert_eq!(returned.load(Ordering::SeqCst), 1);
+            assert_eq!(engine.stats().ends.length, 1, "counted before it is told");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_job_and_no_other() {
+    let (engine, _) = engine(settings());
+    let other = Wish::of(&[2], 200);
+    let stream = engine.submit(other.job()).unwrap();
+    let late = Job { deadline: Some(Instant::now()), ..Wish::of(&[1], 400).job() };
+    let late = engine.submit(late).unwrap();
+    assert_eq!(all(late).await.pop(), Some(Event::Failed(Failure::Deadline)));
+    assert_eq!(all(stream).await, other.alone());
+    assert_eq!(engine.stats().ends.deadline, 1);
+}
+
+#[tokio::test]
+async fn a_step_that_fails_or_panics_takes_only_its_own() {
+    let (engine, _) = engine(settings());
+    for token in [fake::FAILS, fake::PANICS] {
+        let bad = engine.submit(Wish::of(&[1, token], 3).job()).unwrap();
+        assert_eq!(all(bad).await, [Event::Failed(Failure::Step)]);
+        let good = Wish::of(&[1, 2], 3);
+        assert_eq!(all(engine.submit(good.job()).unwrap()).await, good.alone());
+    }
+    let stats = engine.stats();
+    assert_eq!((stats.ends.step, stats.ends.length), (2, 2));
+    assert_nothing_held(&stats);
+}
+
+#[tokio::test]
+async fn overflow_ends_the_row_and_not_its_neighbours() {
+    let (engine, seen) = engine(settings());
+    let good = Wish::of(&[1, 2], 30);
+    let step = seen.lock().unwrap();
+    let streams = [good.clone(), Wish::of(&[1, fake::OVERFLOWS], 30), good.clone()]
+        .map(|wish| engine.submit(wish.job()).unwrap());
+    drop(step);
+    let [first, bad, last] = streams;
+    assert_eq!(all(bad).await, [Event::Failed(Failure::NotANumber)]);
+    assert_eq!(all(first).await, good.alone());
+    assert_eq!(all(last).await, good.alone());
+}
+
+#[tokio::test]
+async fn stopping_finishes_what_was_taken() {
+    let (engine, _) = engine(settings());
+    let wish = Wish::of(&[1], 100);
+    let streams = [0; 12].map(|_| engine.submit(wish.job()).unwrap());
+    engine.stop();
+    assert_eq!(engine.submit(wish.job()).unwrap_err(), Refused::Stopping);
+    engine.stopped().await;
+    for stream in streams {
+        assert_eq!(all(stream).await, wish.alone());
+    }
+    assert_eq!(engine.stats().ends.length, 12);
+}
+
+#[tokio::test]
+async fn stopping_now_fails_the_rest() {
+    let (engine, seen) = engine(Settings { max_running: 1, ..settings() });
+    let step = seen.lock().unwrap();
+    let streams = [0; 3].map(|_| engine.submit(Wish::of(&[1], 400).job()).unwrap());
+    engine.stop_now();
+    drop(step);
+    for stream in streams {
+        assert_eq!(all(stream).await.pop(), Some(Event::Failed(Failure::Stopping)));
+    }
+    engine.stopped().await;
+    assert_nothing_held(&engine.stats());
+}
+
+#[tokio::test]
+async fn the_last_handle_takes_the_engine_with_it() {
+    let (engine, seen) = engine(settings());
+    let other = engine.clone();
+    let stream = engine.submit(Wish::of(&[1], 500).job()).unwrap();
+    drop(engine);
+    assert!(other.submit(Wish::of(&[1], 1).job()).is_ok());
+    drop(other);
+    assert_eq!(Arc::strong_count(&seen), 1, "the thread is gone, and its network");
+    assert!(matches!(
+        all(stream).await.pop(),
+        Some(Event::Failed(Failure::Stopping) | Event::Finished(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_prompt_alone_is_only_scored() {
+    let (engine, _) = engine(settings());
+    for prompt_logprobs in [None, Some(2)] {
+        for prompt in [vec![1], vec![3; 70], (0..20).collect()] {
+            let wish = Wish { prompt_logprobs, ..Wish::of(&prompt, 0) };
+            assert_eq!(all(engine.submit(wish.job()).unwrap()).await, wish.alone());
+        }
+    }
+    assert_eq!(engine.stats().generated_tokens, 0);
+}
+
+#[tokio::test]
+async fn steps_mix_adapters_prompts_and_answers() {
+    let (engine, seen) = engine(settings());
+    let wish = |adapter, length| Wish { adapter: Some(adapter), ..Wish::of(&vec![1; length], 20) };
+    let step = seen.lock().unwrap();
+    let first = [0, 1, 2, 3].map(|adapter| engine.submit(wish(adapter, 2).job()).unwrap());
+    let second = [0, 1, 2].map(|adapter| engine.submit(wish(adapter, 60).job()).unwrap());
+    drop(step);
+    for stream in first.into_iter().chain(second) {
+        assert_eq!(all(stream).await.len(), 21);
+    }
+    let stats = engine.stats();
+    assert!(stats.mixed_steps > 0 && stats.max_rows == 32, "{stats:?}");
+    assert_eq!((stats.decode_seconds.count(), stats.prefill_seconds.count()), (7, 7));
+    assert_eq!(stats.step_seconds.count(), stats.steps);
+}

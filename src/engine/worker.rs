@@ -1,0 +1,241 @@
+//! The thread that owns the device: drain, plan, compute, commit, tell.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
+
+use tokio::sync::watch;
+
+use super::{
+    Lane, Settings,
+    answer::{Answer, Farewell, Next},
+    inbox::{Inbox, Phase},
+    job::Failure,
+    scheduler::{Plan, Scheduler},
+    sequence::{Part, SequenceId},
+    stats::{End, Stats},
+    step::{Batch, Forward},
+};
+
+/// A step counts as mixed from so many rows of adapters on...
+const MIXED_ROWS: usize = 8;
+/// ...and so many different adapters.
+const MIXED_ADAPTERS: usize = 4;
+
+/// All state of the engine beside the inbox; nobody else can reach it.
+#[derive(Debug)]
+pub(crate) struct Worker<F> {
+    network: F,
+    scheduler: Scheduler,
+    /// Exactly the sequences that `scheduler` knows.
+    answers: BTreeMap<SequenceId, Answer>,
+    /// Jobs taken so far: the next one's name.
+    taken: u64,
+    /// As it will be published after this step.
+    stats: Stats,
+    /// To be sent once this step is published.
+    farewells: Vec<Farewell>,
+    inbox: Arc<Inbox>,
+    /// Dropped with the worker: that is how others know that it is gone.
+    _alive: watch::Sender<()>,
+}
+
+impl<F: Forward> Worker<F> {
+    /// A worker with nothing to do.
+    pub(crate) fn new(
+        network: F,
+        settings: &Settings,
+        inbox: Arc<Inbox>,
+        alive: watch::Sender<()>,
+    ) -> Self {
+        Self {
+            network,
+            scheduler: Scheduler::new(settings),
+            answers: BTreeMap::new(),
+            taken: 0,
+            stats: Stats::default(),
+            farewells: Vec::new(),
+            inbox,
+            _alive: alive,
+        }
+    }
+
+    /// Works until told to stop; sleeps while there is nothing to do.
+    pub(crate) fn run(mut self) {
+        loop {
+            self.publish();
+            if self.scheduler.is_idle() {
+                self.inbox.wait();
+            }
+            let (arrivals, phase) = self.inbox.receive();
+            for (answer, lane) in arrivals {
+                self.take(answer, lane);
+            }
+            match phase {
+                Phase::Aborting => return self.abort(),
+                Phase::Draining if self.scheduler.is_idle() => return,
+                Phase::Open | Phase::Draining => {}
+            }
+            let now = Instant::now();
+            self.sweep(now);
+            self.step(now);
+        }
+    }
+
+    /// Puts a job in line.
+    fn take(&mut self, answer: Answer, lane: Lane) {
+        let id = SequenceId(self.taken);
+        self.taken += 1;
+        self.scheduler.add(answer.sequence(id, lane));
+        self.answers.insert(id, answer);
+    }
+
+    /// Ends those whose reader has left or whose time is over.
+    fn sweep(&mut self, now: Instant) {
+        let interrupted: Vec<_> = self
+            .answers
+            .iter()
+            .filter_map(|(id, answer)| Some((*id, answer.interrupted(now)?)))
+            .collect();
+        for (id, end) in interrupted {
+            self.end(id, end);
+        }
+    }
+
+    /// One step of everybody who has rows in it.
+    fn step(&mut self, now: Instant) {
+        let plan = self.scheduler.plan();
+        self.stats.preemptions += plan.preempted as u64;
+        if plan.parts.is_empty() {
+            return;
+        }
+        for part in &plan.parts {
+            if let Some(waited) = self.answer(part.id).begin(now) {
+                self.stats.queue_seconds.record(waited);
+            }
+        }
+        let logits = self.compute(&plan);
+        let done = Instant::now();
+        self.count(&plan);
+        self.stats.step_seconds.record(done.saturating_duration_since(now));
+        match logits {
+            Some(logits) => self.commit(&plan, &logits, done),
+            None => {
+                plan.parts.iter().for_each(|part| self.end(part.id, End::Failed(Failure::Step)));
+            }
+        }
+    }
+
+    /// The logits of all rows of `plan` that want some, or `None` if they cannot be had.
+    fn compute(&mut self, plan: &Plan) -> Option<Vec<f32>> {
+        let answers = &self.answers;
+        let batch = Batch::new(&plan.parts, &self.scheduler, |id| &answers[&id]);
+        let expected = batch.sample.len() * self.network.vocab();
+        let network = &mut self.network;
+        // Whatever it leaves half done lies in pages that are given back with their sequences.
+        match catch_unwind(AssertUnwindSafe(|| network.forward(batch))) {
+            Ok(Ok(logits)) if logits.len() == expected => return Some(logits),
+            Ok(Ok(logits)) => {
+                tracing::error!(
+                    expected,
+                    got = logits.len(),
+                    "a step gave a wrong number of logits"
+                );
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, sequences = plan.parts.len(), "a step failed");
+            }
+            Err(_) => tracing::error!(sequences = plan.parts.len(), "a step panicked"),
+        }
+        None
+    }
+
+    /// Hands each part its logits.
+    fn commit(&mut self, plan: &Plan, logits: &[f32], now: Instant) {
+        let vocab = self.network.vocab();
+        let mut rest = logits;
+        for part in &plan.parts {
+            let (own, others) = rest.split_at(part.sampled.len() * vocab);
+            rest = others;
+            self.advance(part, own, now);
+        }
+    }
+
+    /// `part` is computed, its logits are `[part.sampled, vocab]`.
+    fn advance(&mut self, part: &Part, logits: &[f32], now: Instant) {
+        self.scheduler.commit(part);
+        let answer = self.answer(part.id);
+        let known = answer.generated();
+        let passed = answer.pass_prompt(part.rows.end, now);
+        let next = answer.accept(part, logits);
+        self.stats.generated_tokens += (self.answer(part.id).generated() - known) as u64;
+        if let Some((tokens, seconds)) = passed {
+            self.stats.prompt_tokens += tokens as u64;
+            self.stats.prefill_seconds.record(seconds);
+        }
+        match next {
+            Ok(Next::Pending) => {}
+            Ok(Next::Grown) => self.scheduler.grow(part.id),
+            Ok(Next::Finished(finish)) => {
+                if let Some(seconds) = self.answer(part.id).decoding(now) {
+                    self.stats.decode_seconds.record(seconds);
+                }
+                self.end(part.id, End::Finished(finish));
+            }
+            Err(_) => self.end(part.id, End::Failed(Failure::NotANumber)),
+        }
+    }
+
+    /// Counts a step.
+    fn count(&mut self, plan: &Plan) {
+        let rows = plan.rows();
+        self.stats.steps += 1;
+        self.stats.step_rows_total += rows as u64;
+        self.stats.max_rows = self.stats.max_rows.max(rows);
+        self.stats.mixed_steps += u64::from(plan.is_mixed(MIXED_ROWS, MIXED_ADAPTERS));
+    }
+
+    /// A job is over: all it held is free from here on, its reader is told after the step.
+    fn end(&mut self, id: SequenceId, end: End) {
+        self.scheduler.remove(id);
+        if let Some(answer) = self.answers.remove(&id) {
+            self.stats.ends.record(end);
+            self.farewells.push(answer.end(end));
+        }
+    }
+
+    /// Ends everybody.
+    fn abort(mut self) {
+        let ids: Vec<_> = self.answers.keys().copied().collect();
+        for id in ids {
+            self.end(id, End::Failed(Failure::Stopping));
+        }
+        self.publish();
+    }
+
+    /// Makes this step's numbers public, then tells the ends: who has seen an end finds it counted.
+    fn publish(&mut self) {
+        self.stats.running = self.scheduler.running();
+        self.stats.waiting = self.scheduler.waiting();
+        self.stats.pages_total = self.scheduler.pages().total();
+        self.stats.pages_free = self.scheduler.pages().free();
+        self.stats.adapters_running = self.scheduler.slots().bound();
+        self.inbox.publish(&self.stats);
+        self.farewells.drain(..).for_each(Farewell::send);
+    }
+
+    /// The answer of a planned part.
+    fn answer(&mut self, id: SequenceId) -> &mut Answer {
+        self.answers.get_mut(&id).expect("each sequence has its answer until it is removed")
+    }
+}
+
+impl<F> Drop for Worker<F> {
+    /// Also when a bug unwinds the thread: nobody is left waiting, nobody new is let in.
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
