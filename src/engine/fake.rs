@@ -120,7 +120,7 @@ impl Forward for Fake {
             assert_eq!(sequence.rows.start, next, "sequences without a gap");
             next = sequence.rows.end;
             for row in sequence.rows.clone() {
-                let (token, position) = (batch.tokens[row], batch.positions[row] as usize);
+                let (token, position) = (batch.tokens[row], sequence.position + row - sequence.rows.start);
                 self.kv[sequence.pages[position / PAGE] as usize][position % PAGE] =
                     entry(token, position, adapters[row]);
                 if batch.sample.contains(&u32::try_from(row).unwrap()) {
@@ -152,8 +152,12 @@ impl Base for Nothing {
         y.fill(0.0);
     }
 
-    fn row_norms_squared(&self, _: Site) -> Vec<f32> {
-        Vec::new()
+    fn norms_squared(&self, _: Site) -> &[f32] {
+        &[]
+    }
+
+    fn stored_row(&self, _: Site, _: usize, values: &mut [f32]) {
+        values.fill(0.0);
     }
 }
 

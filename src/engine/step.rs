@@ -2,6 +2,8 @@
 
 use std::{ops::Range, sync::Arc};
 
+use candle_core::Device;
+
 use super::{
     answer::Answer,
     scheduler::Scheduler,
@@ -29,8 +31,6 @@ pub(crate) trait Forward: Send + 'static {
 pub(crate) struct Batch<'a> {
     /// Token of each row.
     pub(crate) tokens: Vec<u32>,
-    /// Position of each row in its sequence.
-    pub(crate) positions: Vec<u32>,
     /// Whose rows are where, and where their keys and values lie.
     pub(crate) sequences: Vec<SequenceRows<'a>>,
     /// Rows of each adapter; those in no range are the base's.
@@ -48,7 +48,6 @@ impl<'a> Batch<'a> {
     ) -> Self {
         let mut batch = Self {
             tokens: Vec::new(),
-            positions: Vec::new(),
             sequences: Vec::with_capacity(parts.len()),
             adapters: Vec::new(),
             sample: Vec::new(),
@@ -62,7 +61,6 @@ impl<'a> Batch<'a> {
     fn push(&mut self, part: &Part, answer: &Answer, pages: &'a [u32]) {
         let start = self.tokens.len();
         self.tokens.extend_from_slice(answer.tokens(part.rows.clone()));
-        self.positions.extend(part.rows.clone().map(narrow));
         let rows = start..self.tokens.len();
         self.sample.extend(
             part.sampled.clone().map(|position| narrow(start + position - part.rows.start)),
@@ -73,7 +71,7 @@ impl<'a> Batch<'a> {
                 _ => self.adapters.push((rows.clone(), Arc::clone(adapter))),
             }
         }
-        self.sequences.push(SequenceRows { rows, pages });
+        self.sequences.push(SequenceRows { rows, position: part.rows.start, pages });
     }
 }
 
@@ -92,7 +90,7 @@ pub(crate) struct Network {
 impl Network {
     /// Takes the memory of `pages` KV pages.
     pub(crate) fn new(llama: Arc<Llama>, pages: usize) -> candle_core::Result<Self> {
-        let kv = Kv::new(&llama, pages)?;
+        let kv = Kv::new(llama.spec(), pages, &Device::Cpu)?;
         Ok(Self { llama, kv })
     }
 }
@@ -110,7 +108,6 @@ impl Forward for Network {
         let lora = LoraBatch::new(batch.adapters);
         let step = Step {
             tokens: &batch.tokens,
-            positions: &batch.positions,
             sequences: &batch.sequences,
             lora: &lora,
             sample: &batch.sample,

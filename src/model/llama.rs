@@ -131,6 +131,9 @@ impl Llama {
             let f = f.apply_op1_no_bwd(&SiluMul { tier: self.tier, pool: &self.pool })?;
             x = self.linear_onto(&x, &f, step.lora, (index, layer), Inputs::Down)?;
         }
+        if step.sample.is_empty() {
+            return Tensor::zeros((0, self.spec.vocab), x.dtype(), &device);
+        }
         let sample = Tensor::from_slice(step.sample, step.sample.len(), &device)?;
         let x = if step.sample.len() == rows { x } else { x.index_select(&sample, 0)? };
         let lora = step.lora.of_rows(step.sample);
@@ -257,7 +260,6 @@ impl Llama {
         }
         part(done..rows, self.head())?;
         match parts.as_slice() {
-            [] => Tensor::zeros((0, self.spec.vocab), x.dtype(), x.device()),
             [all] => Ok(all.clone()),
             _ => Tensor::cat(&parts, 0),
         }
