@@ -1,0 +1,588 @@
+//! The host cache: the [`Line`] under a lock, with threads that load and requests that wait.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{Instant as Alarm, timeout_at},
+};
+
+use super::{
+    LoadError, NotLent, Settings,
+    line::{Asked, Bounds, Line, Load, Orders, PATIENCE, Standing, Ticket},
+    load::Source,
+    stats::Histogram,
+};
+use crate::lora::Digest;
+
+/// Lends what its source has, within the bounds of the settings.
+pub(super) struct Cache<S: Source> {
+    shared: Arc<Shared<S>>,
+}
+
+struct Shared<S: Source> {
+    /// A std mutex: it is held for one transition, never across an await, a load, or the drop of a loan.
+    state: Mutex<State<S>>,
+    source: S,
+    settings: Settings,
+    /// Where loads run; leases are returned from threads that are not the runtime's.
+    runtime: Handle,
+}
+
+struct State<S: Source> {
+    line: Line<S::Loaded, oneshot::Sender<Lent<S>>>,
+    load_seconds: Histogram,
+}
+
+/// What a waiting request is sent.
+type Lent<S> = Result<Loan<S>, Arc<LoadError>>;
+
+/// A loaded value and the claim on it. The value goes first when both are dropped.
+pub(super) struct Loan<S: Source> {
+    pub(super) value: Arc<S::Loaded>,
+    pub(super) claim: Claim<S>,
+}
+
+/// Counts as one lease until it is dropped. Dropping takes the cache's lock.
+pub(super) struct Claim<S: Source> {
+    shared: Arc<Shared<S>>,
+    digest: Digest,
+}
+
+impl<S: Source> Cache<S> {
+    /// An empty cache. Its loads run on the Tokio runtime that this is called in; without one it panics.
+    pub(super) fn new(source: S, settings: Settings) -> Self {
+        let bounds = Bounds {
+            budget: settings.budget,
+            waiting: settings.max_waiting,
+            loads: settings.loaders,
+        };
+        let state = State { line: Line::new(bounds), load_seconds: Histogram::default() };
+        let runtime = Handle::current();
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), source, settings, runtime }) }
+    }
+
+    /// Lends the value of this digest, loading it into the `bytes` it will take if need be.
+    ///
+    /// Dropping the future leaves the line.
+    pub(super) async fn lease(&self, digest: Digest, bytes: usize) -> Result<Loan<S>, NotLent> {
+        let since = Instant::now();
+        let (sender, receiver) = oneshot::channel();
+        let asked = self.shared.with(|line| line.ask(digest, bytes, sender, since));
+        let (asked, orders) = asked?;
+        let ticket = match asked {
+            Asked::Lent(value) => return Ok(self.shared.loan(digest, value)),
+            Asked::Waits(ticket) => ticket,
+        };
+        // Declared before the orders are carried out: whatever happens there, the ticket leaves.
+        let waiting = Waiting { shared: Arc::clone(&self.shared), ticket, receiver };
+        self.shared.carry_out(orders);
+        waiting.answer(since).await
+    }
+
+    /// How many leases it has, where it is in memory.
+    pub(super) fn leases(&self, digest: &Digest) -> Option<usize> {
+        self.shared.with(|line| line.leases(digest))
+    }
+
+    /// Numbers for the operator.
+    pub(super) fn stats(&self) -> (Standing, Histogram) {
+        let state = self.shared.state.lock().expect(NO_PANIC);
+        (state.line.standing(), state.load_seconds.clone())
+    }
+}
+
+impl<S: Source> fmt::Debug for Cache<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cache").field(&self.shared.with(|line| line.standing())).finish()
+    }
+}
+
+/// Why the lock is never poisoned.
+const NO_PANIC: &str = "no transition of the line panics";
+
+impl<S: Source> Shared<S> {
+    fn with<T>(
+        &self,
+        transition: impl FnOnce(&mut Line<S::Loaded, oneshot::Sender<Lent<S>>>) -> T,
+    ) -> T {
+        transition(&mut self.state.lock().expect(NO_PANIC).line)
+    }
+
+    fn loan(self: &Arc<Self>, digest: Digest, value: Arc<S::Loaded>) -> Loan<S> {
+        Loan { value, claim: Claim { shared: Arc::clone(self), digest } }
+    }
+
+    /// Sends answers and begins loads.
+    ///
+    /// The lock must be free: an answer to somebody who has left is a loan that is dropped here.
+    fn carry_out(self: &Arc<Self>, orders: Orders<S::Loaded, oneshot::Sender<Lent<S>>>) {
+        let Orders { answers, loads } = orders;
+        for (waiter, digest, answer) in answers {
+            let lent = answer.map(|value| self.loan(digest, value));
+            // Nobody is there any more: the loan comes back with the error and ends here.
+            drop(waiter.send(lent));
+        }
+        for load in loads {
+            let Load { digest, evicted } = load;
+            let loading = Loading { shared: Arc::clone(self), digest, ended: false };
+            self.runtime.spawn_blocking(move || {
+                drop(evicted);
+                loading.run();
+            });
+        }
+    }
+}
+
+/// One load whose memory is reserved. However it ends, the line is told.
+struct Loading<S: Source> {
+    shared: Arc<Shared<S>>,
+    digest: Digest,
+    ended: bool,
+}
+
+impl<S: Source> Loading<S> {
+    fn run(mut self) {
+        let began = Instant::now();
+        let result = self.shared.source.load(self.digest);
+        let took = began.elapsed();
+        self.end(result, Some(took));
+    }
+
+    fn end(&mut self, result: Result<S::Loaded, LoadError>, took: Option<Duration>) {
+        self.ended = true;
+        let digest = self.digest;
+        if let Err(error) = &result {
+            tracing::warn!(%digest, %error, "an adapter could not be loaded");
+        }
+        let now = Instant::now();
+        let orders = {
+            let mut state = self.shared.state.lock().expect(NO_PANIC);
+            if let Some(took) = took {
+                state.load_seconds.observe(took.as_secs_f64());
+            }
+            match result {
+                Ok(value) => state.line.loaded(digest, value, now),
+                Err(error) => state.line.failed(digest, Arc::new(error), now),
+            }
+        };
+        self.shared.carry_out(orders);
+    }
+}
+
+impl<S: Source> Drop for Loading<S> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(Err(LoadError::BrokenOff), None);
+        }
+    }
+}
+
+impl<S: Source> Drop for Claim<S> {
+    fn drop(&mut self) {
+        let orders = self.shared.with(|line| line.returned(self.digest, Instant::now()));
+        self.shared.carry_out(orders);
+    }
+}
+
+/// A request in the line, or with a load. Dropping it leaves.
+struct Waiting<S: Source> {
+    shared: Arc<Shared<S>>,
+    ticket: Ticket,
+    receiver: oneshot::Receiver<Lent<S>>,
+}
+
+impl<S: Source> Waiting<S> {
+    async fn answer(mut self, since: Instant) -> Result<Loan<S>, NotLent> {
+        let time_out = self.shared.settings.time_out;
+        if PATIENCE < time_out {
+            if let Ok(lent) =
+                timeout_at(Alarm::from_std(since + PATIENCE), &mut self.receiver).await
+            {
+                return granted(lent);
+            }
+            let orders = self.shared.with(|line| line.advance(Instant::now()));
+            self.shared.carry_out(orders);
+        }
+        if let Ok(lent) = timeout_at(Alarm::from_std(since + time_out), &mut self.receiver).await {
+            return granted(lent);
+        }
+        if self.leave() {
+            return Err(NotLent::TimedOut { waited: since.elapsed() });
+        }
+        // The answer is on its way: it was decided before the time was up.
+        granted((&mut self.receiver).await)
+    }
+
+    /// True where there was no answer yet.
+    fn leave(&self) -> bool {
+        let (left, orders) = self.shared.with(|line| line.leave(self.ticket, Instant::now()));
+        self.shared.carry_out(orders);
+        left
+    }
+}
+
+impl<S: Source> Drop for Waiting<S> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+fn granted<S: Source>(
+    lent: Result<Lent<S>, oneshot::error::RecvError>,
+) -> Result<Loan<S>, NotLent> {
+    lent.expect("a waiter is dropped only with its answer").map_err(NotLent::Failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::HashSet,
+        num::NonZeroUsize,
+        sync::{
+            Condvar,
+            atomic::{AtomicU64, AtomicUsize, Ordering},
+        },
+        task::Poll,
+        thread,
+    };
+
+    use tokio::task::{JoinHandle, JoinSet};
+
+    use super::*;
+
+    /// Longer than anything here takes; reached only by a test that fails.
+    const LONG: Duration = Duration::from_mins(1);
+
+    /// A source whose loads can be held, broken or made to panic.
+    #[derive(Default)]
+    struct Shelf {
+        loads: AtomicU64,
+        held: Mutex<HashSet<Digest>>,
+        released: Condvar,
+        broken: Mutex<HashSet<Digest>>,
+        panics: Mutex<HashSet<Digest>>,
+    }
+
+    impl Source for Arc<Shelf> {
+        type Loaded = Digest;
+
+        fn load(&self, digest: Digest) -> Result<Digest, LoadError> {
+            self.loads.fetch_add(1, Ordering::SeqCst);
+            let held = self.held.lock().unwrap();
+            let stays = |held: &mut HashSet<Digest>| held.contains(&digest);
+            drop(self.released.wait_timeout_while(held, LONG, stays).unwrap());
+            assert!(!self.panics.lock().unwrap().contains(&digest), "a panic that is wanted");
+            if self.broken.lock().unwrap().contains(&digest) {
+                return Err(LoadError::Changed);
+            }
+            Ok(digest)
+        }
+    }
+
+    impl Shelf {
+        fn hold(&self, name: &str) {
+            self.held.lock().unwrap().insert(digest(name));
+        }
+
+        fn release(&self, name: &str) {
+            self.held.lock().unwrap().remove(&digest(name));
+            self.released.notify_all();
+        }
+
+        fn loads(&self) -> u64 {
+            self.loads.load(Ordering::SeqCst)
+        }
+    }
+
+    fn digest(name: &str) -> Digest {
+        Digest::of(name.as_bytes(), b"")
+    }
+
+    type Tested = Cache<Arc<Shelf>>;
+
+    /// Adapters take one byte each.
+    fn cache(budget: usize, time_out: Duration) -> (Arc<Tested>, Arc<Shelf>) {
+        let shelf = Arc::new(Shelf::default());
+        let loaders = NonZeroUsize::new(4).unwrap();
+        let settings = Settings { budget, max_waiting: 200, time_out, loaders };
+        (Arc::new(Cache::new(Arc::clone(&shelf), settings)), shelf)
+    }
+
+    async fn lease(cache: &Tested, name: &str) -> Result<Loan<Arc<Shelf>>, NotLent> {
+        cache.lease(digest(name), 1).await
+    }
+
+    fn ask(cache: &Arc<Tested>, name: &'static str) -> JoinHandle<Result<(), NotLent>> {
+        let cache = Arc::clone(cache);
+        tokio::spawn(async move { lease(&cache, name).await.map(drop) })
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        let wait = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(LONG, wait).await.expect("the condition is met in the end");
+    }
+
+    fn standing(cache: &Tested) -> Standing {
+        cache.stats().0
+    }
+
+    fn refusal<T>(result: Result<T, NotLent>) -> NotLent {
+        match result {
+            Ok(_) => panic!("an adapter was lent"),
+            Err(refusal) => refusal,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_hundred_first_requests_cause_one_load() {
+        let (cache, shelf) = cache(1, LONG);
+        shelf.hold("a");
+        let asked: Vec<_> = (0..100).map(|_| ask(&cache, "a")).collect();
+        until(|| standing(&cache).waiting == 100).await;
+        shelf.release("a");
+        for request in asked {
+            request.await.unwrap().unwrap();
+        }
+        assert_eq!(shelf.loads(), 1);
+        until(|| standing(&cache).leased == 0).await;
+        assert_eq!(cache.stats().1.count(), 1);
+        assert_eq!(cache.leases(&digest("a")), Some(0));
+        assert_eq!(cache.leases(&digest("b")), None);
+    }
+
+    #[tokio::test]
+    async fn a_failed_load_fails_its_own_requests_only() {
+        let (cache, shelf) = cache(2, LONG);
+        shelf.broken.lock().unwrap().insert(digest("a"));
+        let (a, b) = tokio::join!(lease(&cache, "a"), lease(&cache, "b"));
+        let NotLent::Failed(error) = refusal(a) else { panic!("another refusal") };
+        assert!(matches!(*error, LoadError::Changed));
+        assert_eq!(*b.unwrap_or_else(|refusal| panic!("{refusal}")).value, digest("b"));
+        assert_eq!(standing(&cache).loading_bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn a_load_that_panics_is_a_failed_load() {
+        let (cache, shelf) = cache(1, LONG);
+        shelf.panics.lock().unwrap().insert(digest("a"));
+        let NotLent::Failed(error) = refusal(lease(&cache, "a").await) else {
+            panic!("another refusal")
+        };
+        assert!(matches!(*error, LoadError::BrokenOff));
+        assert_eq!(standing(&cache).loading_bytes, 0);
+        assert!(lease(&cache, "b").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_goes_away_leaves_the_line() {
+        let (cache, shelf) = cache(1, LONG);
+        let loan = lease(&cache, "a").await.ok();
+        let cold = ask(&cache, "b");
+        until(|| standing(&cache).waiting == 1).await;
+        cold.abort();
+        until(|| standing(&cache).waiting == 0).await;
+        drop(loan);
+        assert_eq!(shelf.loads(), 1, "nobody wants b any more");
+    }
+
+    #[tokio::test]
+    async fn a_loan_that_nobody_receives_is_returned() {
+        let (cache, shelf) = cache(1, LONG);
+        shelf.hold("a");
+        let mut asked = Box::pin(lease(&cache, "a"));
+        assert!(futures_util::poll!(&mut asked).is_pending());
+        shelf.release("a");
+        until(|| standing(&cache).leased == 1).await;
+        drop(asked);
+        until(|| standing(&cache).leased == 0).await;
+    }
+
+    #[tokio::test]
+    async fn waiting_has_an_end() {
+        let time_out = 2 * PATIENCE;
+        let (cache, _) = cache(1, time_out);
+        let loan = lease(&cache, "a").await.ok();
+        let NotLent::TimedOut { waited } = refusal(lease(&cache, "b").await) else {
+            panic!("another refusal")
+        };
+        assert!(waited >= time_out);
+        assert_eq!(standing(&cache).waiting, 0);
+        assert!(lease(&cache, "a").await.is_ok(), "the recall ended with the waiter");
+        drop(loan);
+    }
+
+    #[tokio::test]
+    async fn a_load_that_hangs_does_not_hold_its_requests() {
+        let (cache, shelf) = cache(1, Duration::from_millis(20));
+        shelf.hold("a");
+        assert!(matches!(refusal(lease(&cache, "a").await), NotLent::TimedOut { .. }));
+        let now = standing(&cache);
+        assert_eq!((now.waiting, now.loading), (0, 1));
+        shelf.release("a");
+        until(|| standing(&cache).resident == 1).await;
+    }
+
+    #[tokio::test]
+    async fn leases_may_be_returned_from_any_thread() {
+        let (cache, _) = cache(1, LONG);
+        let loan = lease(&cache, "a").await.ok();
+        let cold = ask(&cache, "b");
+        until(|| standing(&cache).waiting == 1).await;
+        thread::spawn(move || drop(loan)).join().unwrap();
+        cold.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn evicted_adapters_are_dropped_before_the_next_load() {
+        let (cache, shelf) = cache(1, LONG);
+        let first = lease(&cache, "a").await.ok().map(|loan| Arc::downgrade(&loan.value)).unwrap();
+        assert_eq!(first.strong_count(), 1);
+        shelf.hold("b");
+        let cold = ask(&cache, "b");
+        until(|| shelf.loads() == 2).await;
+        assert_eq!(first.strong_count(), 0);
+        shelf.release("b");
+        cold.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn patience_ends_though_nothing_else_happens() {
+        let (cache, _) = cache(1, LONG);
+        let mut loans = vec![lease(&cache, "a").await.ok()];
+        let cold = ask(&cache, "b");
+        until(|| standing(&cache).waiting == 1).await;
+        // No lease is returned before a is recalled, so nothing but time can be the reason.
+        let mut late = None;
+        let recalled = async {
+            while late.is_none() {
+                let mut asked = Box::pin(lease(&cache, "a"));
+                match futures_util::poll!(&mut asked) {
+                    Poll::Ready(loan) => loans.push(loan.ok()),
+                    Poll::Pending => late = Some(asked),
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(LONG, recalled).await.expect("a is recalled in the end");
+        drop(loans);
+        cold.await.unwrap().unwrap();
+        assert!(late.expect("just asked").await.is_ok());
+    }
+
+    /// Two hot adapters fill the budget; each always has a lease, because the next begins before the last one ends.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_cold_adapter_is_served_under_constant_traffic_on_hot_ones() {
+        let (cache, _) = cache(2, LONG);
+        let rounds = Arc::new(AtomicUsize::new(0));
+        let mut traffic = JoinSet::new();
+        for hot in ["a", "b"] {
+            let (cache, rounds) = (Arc::clone(&cache), Arc::clone(&rounds));
+            traffic.spawn(async move {
+                let mut last = None;
+                loop {
+                    let asked = lease(&cache, hot);
+                    tokio::pin!(asked);
+                    let next = match futures_util::poll!(&mut asked) {
+                        Poll::Ready(next) => next,
+                        // Recalled: what runs ends, and the next request waits its turn.
+                        Poll::Pending => {
+                            drop(last.take());
+                            asked.await
+                        }
+                    };
+                    last = Some(next.unwrap_or_else(|refusal| panic!("{hot}: {refusal}")));
+                    rounds.fetch_add(1, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+        }
+        until(|| standing(&cache).leased == 2).await;
+        for cold in ["c", "d", "e"] {
+            assert!(lease(&cache, cold).await.is_ok());
+        }
+        let before = rounds.load(Ordering::SeqCst);
+        let both = || {
+            let leased = |name| cache.leases(&digest(name)).is_some_and(|leases| leases > 0);
+            leased("a") && leased("b")
+        };
+        until(|| rounds.load(Ordering::SeqCst) > before + 20 && both()).await;
+        let standing = standing(&cache);
+        assert!(standing.resident_bytes + standing.loading_bytes <= 2);
+        assert!(standing.counts.evictions >= 3);
+        traffic.shutdown().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nothing_leaks_under_random_traffic() {
+        let (cache, shelf) = cache(3, LONG);
+        shelf.broken.lock().unwrap().insert(digest("6"));
+        let mut requests = JoinSet::new();
+        for index in 0..300_u64 {
+            let cache = Arc::clone(&cache);
+            requests.spawn(async move {
+                // Seven adapters in an order that repeats late, and every fifth request gives up early.
+                let name = (index * index / 3 % 7).to_string();
+                tokio::time::sleep(Duration::from_millis(index / 4)).await;
+                let patience = if index % 5 == 0 { Duration::from_millis(2) } else { LONG };
+                let Ok(lent) = tokio::time::timeout(patience, lease(&cache, &name)).await else {
+                    return;
+                };
+                match lent {
+                    Ok(loan) => {
+                        assert_eq!(*loan.value, digest(&name));
+                        tokio::time::sleep(Duration::from_millis(index % 4)).await;
+                        drop(loan);
+                    }
+                    Err(NotLent::Failed(_)) => assert_eq!(name, "6"),
+                    // 200 may wait.
+                    Err(NotLent::Crowded { waiting }) => assert_eq!(waiting, 200),
+                    Err(refusal) => panic!("{refusal}"),
+                }
+            });
+        }
+        tokio::time::timeout(LONG, async {
+            while let Some(done) = requests.join_next().await {
+                done.unwrap();
+            }
+        })
+        .await
+        .expect("everybody is answered");
+        until(|| standing(&cache).loading == 0).await;
+        let standing = standing(&cache);
+        assert_eq!((standing.leased, standing.waiting, standing.loading_bytes), (0, 0, 0));
+        assert!(standing.resident_bytes <= 3);
+        assert_eq!(standing.counts.loads, shelf.loads());
+    }
+
+    #[test]
+    fn a_runtime_that_stops_breaks_its_loads_off() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (cache, shelf) = runtime.block_on(async { cache(2, LONG) });
+        shelf.hold("a");
+        runtime.block_on(async {
+            let (a, b) = (lease(&cache, "a"), lease(&cache, "b"));
+            tokio::pin!(a, b);
+            assert!(futures_util::poll!(&mut a).is_pending());
+            assert!(futures_util::poll!(&mut b).is_pending());
+            until(|| shelf.loads() == 1).await;
+        });
+        assert_eq!(standing(&cache).loading, 2);
+        shelf.release("a");
+        drop(runtime);
+        assert_eq!(standing(&cache).loading, 0, "done or broken off, none is left over");
+    }
+}

@@ -1,0 +1,42 @@
+//! From a digest to something that can be lent.
+
+use super::BadFile;
+use crate::lora::{self, Digest};
+
+/// Where the cache gets what it does not hold.
+pub(super) trait Source: Send + Sync + 'static {
+    /// What is kept in memory and lent.
+    type Loaded: Send + Sync + 'static;
+
+    /// Reads and builds; blocks for as long as that takes. What comes back has this digest, and takes the memory that
+    /// was planned for it.
+    fn load(&self, digest: Digest) -> Result<Self::Loaded, LoadError>;
+}
+
+/// Why an adapter that is known cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Nothing has this content.
+    #[error("its files are gone")]
+    Gone,
+    /// The files are others than those that were checked at the start.
+    #[error("its files have changed since the server started; restart it to serve the new ones")]
+    Changed,
+    /// A file cannot be read any more.
+    #[error(transparent)]
+    File(#[from] BadFile),
+    /// The files are no adapter for this base.
+    #[error(transparent)]
+    Adapter(#[from] lora::Refusal),
+    /// The built adapter does not take the memory that was reserved for it.
+    #[error("it takes {actual} bytes of memory where {planned} were reserved")]
+    Memory {
+        /// Bytes reserved.
+        planned: usize,
+        /// Bytes taken.
+        actual: usize,
+    },
+    /// The load ended without a result: it panicked, or the server is stopping.
+    #[error("its load was broken off")]
+    BrokenOff,
+}
