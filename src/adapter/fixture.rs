@@ -42,8 +42,12 @@ impl Base for ZeroBase {
         y.fill(0.0);
     }
 
-    fn row_norms_squared(&self, site: Site) -> Vec<f32> {
-        vec![0.0; self.0.dims(site).1]
+    fn norms_squared(&self, _: Site) -> &[f32] {
+        &[]
+    }
+
+    fn stored_row(&self, _: Site, _: usize, values: &mut [f32]) {
+        values.fill(0.0);
     }
 }
 
