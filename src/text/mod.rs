@@ -1,0 +1,212 @@
+//! Text: strings to token ids and back, chat templates, stop strings. It knows no engine.
+//!
+//! - [`Text`] is a model's text side, read from a GGUF file or a model directory.
+//! - [`Detok`] turns tokens into text while they come, [`Stops`] ends that text.
+//!
+//! Everything here is work for the processor alone and takes time linear in its input, but encoding
+//! a long prompt takes milliseconds: callers keep it off the reactor.
+
+mod clock;
+mod detok;
+mod ends;
+mod error;
+mod gguf;
+mod hub;
+mod json;
+mod pieces;
+mod pretokenizer;
+mod stop;
+mod template;
+
+pub use detok::{Detok, Specials};
+pub use error::{Error, LoadError};
+pub use stop::{Keep, Released, Stops};
+pub use template::{Ending, Message};
+
+use pieces::{Pieces, Spelling, Token};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use template::Template;
+use tokenizers::Tokenizer;
+
+/// Most bytes encoded in one piece: some 900,000 tokens of prose. A byte of prose takes about a
+/// microsecond and 140 bytes of memory, a digit, a word to many tokenizers, three times as much.
+const MAX_TEXT: usize = 4 << 20;
+/// Most whitespace characters in a row. The pattern that splits words looks back over a run of
+/// whitespace and keeps a stack of a million places; when that is full it splits wrongly, silently.
+const MAX_WHITESPACE: usize = 200_000;
+
+/// Whether encoding adds the tokens that the model wants around a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// With the bos and eos tokens that the model's files ask for: for a bare prompt.
+    Framed,
+    /// The text alone: for a rendered chat, whose template writes these tokens itself.
+    Bare,
+}
+
+/// Where the tokens around a text come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Frame {
+    /// From the tokenizer's post-processor.
+    PostProcessor,
+    /// These tokens, those there are.
+    Tokens { bos: Option<u32>, eos: Option<u32> },
+}
+
+/// What a model's files say about text.
+struct Parts {
+    tokenizer: Tokenizer,
+    /// The vocabulary by id.
+    tokens: Vec<Option<Token>>,
+    spelling: Spelling,
+    frame: Frame,
+    ends: Vec<u32>,
+    template: Option<Template>,
+}
+
+/// The text side of a model: tokenizer, chat template, special tokens. Cheap to clone.
+#[derive(Clone)]
+pub struct Text {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    tokenizer: Tokenizer,
+    pieces: Arc<Pieces>,
+    frame: Frame,
+    stop_tokens: Arc<[u32]>,
+    template: Option<Template>,
+    /// Most bytes of text that one token takes, where that is known.
+    longest: Option<usize>,
+}
+
+impl Text {
+    /// Reads the metadata of a GGUF file.
+    pub fn from_gguf(path: &Path) -> Result<Self, LoadError> {
+        gguf::read(path).map(Self::from_parts)
+    }
+
+    /// Reads `tokenizer.json` and the configuration files of a directory in Hugging Face layout.
+    pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
+        hub::read(dir).map(Self::from_parts)
+    }
+
+    fn from_parts(parts: Parts) -> Self {
+        let pieces = Pieces::new(parts.spelling, parts.tokens);
+        let shared = Shared {
+            longest: keeps_every_byte(&parts.tokenizer, parts.spelling).then(|| pieces.longest()),
+            tokenizer: parts.tokenizer,
+            pieces: Arc::new(pieces),
+            frame: parts.frame,
+            stop_tokens: parts.ends.into(),
+            template: parts.template,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The tokens of `text`. Special tokens written out in it (`<|im_start|>`) are those tokens.
+    pub fn encode(&self, text: &str, framing: Framing) -> Result<Vec<u32>, Error> {
+        check_length(text)?;
+        let Shared { tokenizer, frame, .. } = &*self.shared;
+        let processed = framing == Framing::Framed && *frame == Frame::PostProcessor;
+        let encoding = tokenizer
+            .encode_fast(text, processed)
+            .map_err(|error| Error::Untokenizable(error.to_string()))?;
+        let ids = encoding.get_ids().iter().copied();
+        Ok(match (framing, frame) {
+            (Framing::Framed, &Frame::Tokens { bos, eos }) => {
+                bos.into_iter().chain(ids).chain(eos).collect()
+            }
+            _ => ids.collect(),
+        })
+    }
+
+    /// A number of tokens that `text` has at least, from its length alone: a prompt far above the
+    /// context can be refused without the work of encoding it. 0 where nothing is known.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.shared.longest.map_or(0, |longest| text.len().div_ceil(longest))
+    }
+
+    /// The text of `ids`. Ids that the vocabulary does not have are nothing; bytes that are no UTF-8
+    /// become U+FFFD as in [`String::from_utf8_lossy`].
+    ///
+    /// This is what `tokenizers` decodes, but for one thing: where it gives up a whole run of
+    /// byte-fallback tokens for one wrong byte in it, the right ones are kept.
+    pub fn decode(&self, ids: &[u32], specials: Specials) -> String {
+        let mut detok = self.detok(specials);
+        let mut text = String::new();
+        for &id in ids {
+            detok.push_to(id, &mut text);
+        }
+        detok.finish_to(&mut text);
+        text
+    }
+
+    /// Decodes tokens as they come.
+    pub fn detok(&self, specials: Specials) -> Detok {
+        Detok::new(Arc::clone(&self.shared.pieces), specials)
+    }
+
+    /// The bytes of one token, not always whole characters.
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        self.shared.pieces.get(id).map(|piece| piece.bytes)
+    }
+
+    /// Size of the vocabulary: one above the highest token id. The model may have more rows.
+    pub fn vocab(&self) -> usize {
+        self.shared.pieces.len()
+    }
+
+    /// The tokens that end an answer, in rising order.
+    pub fn stop_tokens(&self) -> &Arc<[u32]> {
+        &self.shared.stop_tokens
+    }
+
+    /// Whether the model has a chat template.
+    pub fn has_template(&self) -> bool {
+        self.shared.template.is_some()
+    }
+
+    /// The prompt for a chat: the model's chat template, rendered.
+    pub fn render(&self, messages: &[Message], ending: Ending) -> Result<String, Error> {
+        self.shared.template.as_ref().ok_or(Error::NoTemplate)?.render(messages, ending)
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Text")
+            .field("vocab", &self.vocab())
+            .field("frame", &self.shared.frame)
+            .field("stop_tokens", &self.shared.stop_tokens)
+            .field("has_template", &self.has_template())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether each byte of a text is in one of its tokens: nothing is normalized away before, and no
+/// token takes in the whitespace around it.
+fn keeps_every_byte(tokenizer: &Tokenizer, spelling: Spelling) -> bool {
+    tokenizer.get_normalizer().is_none()
+        && spelling == Spelling::ByteLevel
+        && tokenizer.get_added_tokens_decoder().values().all(|token| !token.lstrip && !token.rstrip)
+}
+
+fn check_length(text: &str) -> Result<(), Error> {
+    if text.len() > MAX_TEXT {
+        return Err(Error::TextTooLong { bytes: text.len(), max: MAX_TEXT });
+    }
+    // Runs this long are rare: only a text with one is looked through.
+    let longest = text.split(|c: char| !c.is_whitespace()).max_by_key(|run| run.len());
+    let run = longest.filter(|run| run.len() > MAX_WHITESPACE).unwrap_or_default();
+    let characters = run.chars().count();
+    if characters > MAX_WHITESPACE {
+        return Err(Error::TooMuchWhitespace { characters, max: MAX_WHITESPACE });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
