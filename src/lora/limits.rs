@@ -10,8 +10,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Rank 512 is twice what any published adapter for these bases uses; 1 GiB holds a retrained embedding and
-    /// head of an 8 B model (128,256 x 4,096 x 2 bytes each) only one at a time, and every ordinary adapter.
+    /// Adapters above rank 256 are rare. 1 GiB holds the retrained embedding of an 8 B model (128,256 x 4,096 x 2
+    /// bytes) and every ordinary adapter.
     fn default() -> Self {
         Self { max_rank: 512, max_bytes: 1 << 30 }
     }

@@ -23,7 +23,7 @@ pub struct Manifest<'a> {
     pub replaced: BTreeMap<Site, View<'a>>,
     /// Base weights that PEFT stored beside the adapter, `[vocab, hidden]`; only of the embedding and the head.
     ///
-    /// PEFT loads them over the base. The adapter is right only where they equal the base's weight, which nobody
+    /// PEFT loads them over the base (over both, where the two are tied). The adapter is right only where they equal the base's weight, which nobody
     /// here has seen: whoever builds the adapter must compare, and refuse a difference.
     pub copies: Vec<(Site, View<'a>)>,
     /// The largest rank of any delta.
@@ -142,7 +142,9 @@ impl<'a> View<'a> {
     pub(crate) fn first_beyond(&self, limit: f32) -> Option<(usize, f32)> {
         // Without its sign, the bits of a number order as its magnitude does, infinities and NaN last.
         let beyond = match self.dtype {
-            Dtype::F32 => any_above(self.bytes, |n| u32::from_le_bytes(n) << 1 >> 1, limit.to_bits()),
+            Dtype::F32 => {
+                any_above(self.bytes, |n| u32::from_le_bytes(n) << 1 >> 1, limit.to_bits())
+            }
             Dtype::F16 => {
                 any_above(self.bytes, |n| u16::from_le_bytes(n) << 1 >> 1, f16_at_most(limit))
             }

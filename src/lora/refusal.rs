@@ -114,9 +114,13 @@ impl fmt::Display for Place {
 #[expect(missing_docs, reason = "each variant's message says what its operands are")]
 pub enum Refusal {
     // the folder
-    #[error("{file} is missing: a PEFT adapter is adapter_config.json and adapter_model.safetensors, as save_pretrained writes them")]
+    #[error(
+        "{file} is missing: a PEFT adapter is adapter_config.json and adapter_model.safetensors, as save_pretrained writes them"
+    )]
     MissingFile { file: &'static str },
-    #[error("the weights are {file}, a pickle, which can run code when it is read: safetensors only; convert it to adapter_model.safetensors")]
+    #[error(
+        "the weights are {file}, a pickle, which can run code when it is read: safetensors only; convert it to adapter_model.safetensors"
+    )]
     Pickle { file: &'static str },
 
     // adapter_config.json as a text
@@ -126,45 +130,65 @@ pub enum Refusal {
     ConfigEmpty,
     #[error("adapter_config.json is {found}: save it as UTF-8 without a byte order mark")]
     ConfigEncoding { found: &'static str },
-    #[error("adapter_config.json is not JSON that can be read: {reason} ({place})")]
+    #[error("adapter_config.json is not JSON that can be read: {} ({place})", reason.as_str())]
     ConfigSyntax { place: Place, reason: Quoted },
     #[error("adapter_config.json is {found} where a JSON object is expected")]
     ConfigNotAnObject { found: &'static str },
 
     // adapter_config.json as a LoRA configuration
-    #[error("adapter_config.json has no `peft_type` but has `{key}`: this is an MLX (mlx-lm) adapter; convert it to PEFT")]
+    #[error(
+        "adapter_config.json has no `peft_type` but has `{key}`: this is an MLX (mlx-lm) adapter; convert it to PEFT"
+    )]
     Mlx { key: &'static str },
     #[error("adapter_config.json has no `{key}`, which is needed to apply the adapter")]
     ConfigMissing { key: &'static str },
     #[error("adapter_config.json: peft_type is {found}, and only LORA can be served")]
     Method { found: Quoted },
-    #[error("adapter_config.json: task_type is {found}, and only CAUSAL_LM (or null) can be served")]
+    #[error(
+        "adapter_config.json: task_type is {found}, and only CAUSAL_LM (or null) can be served"
+    )]
     Task { found: Quoted },
-    #[error("adapter_config.json: `{key}` is {found} where {expected} is expected")]
+    #[error("adapter_config.json: {key} is {found} where {expected} is expected")]
     ConfigValue { key: Quoted, expected: &'static str, found: Quoted },
-    #[error("adapter_config.json: `{key}` is set, and {why}, which is not supported; train or export the adapter without it")]
+    #[error(
+        "adapter_config.json: `{key}` is set, and {why}, which is not supported; train or export the adapter without it"
+    )]
     Unsupported { key: &'static str, why: &'static str },
-    #[error("adapter_config.json: the key {key} is not known, and its value {value} may change what the adapter computes")]
+    #[error(
+        "adapter_config.json: the key {key} is not known, and its value {value} may change what the adapter computes"
+    )]
     UnknownKey { key: Quoted, value: Quoted },
-    #[error("adapter_config.json: init_lora_weights is {found}, which is not known to leave the base weights as they are (PiSSA, OLoRA, CorDA and LoftQ do not): save the adapter with path_initial_model_for_weight_conversion")]
+    #[error(
+        "adapter_config.json: init_lora_weights is {found}, which is not known to leave the base weights as they are (PiSSA, OLoRA, CorDA and LoftQ do not): save the adapter with path_initial_model_for_weight_conversion"
+    )]
     Initialisation { found: Quoted },
     #[error("adapter_config.json: {first} and {second} exclude each other")]
     Conflict { first: &'static str, second: &'static str },
-    #[error("adapter_config.json: `{key}` is {rank}, above the max rank {max} of this server")]
+    #[error("adapter_config.json: {key} is {rank}, above the max rank {max} of this server")]
     RankTooHigh { key: Quoted, rank: u64, max: usize },
-    #[error("adapter_config.json: lora_alpha {alpha} at rank {rank} scales {site} by {scale:e}, outside of {min:e} to {max:e}")]
+    #[error(
+        "adapter_config.json: lora_alpha {alpha:?} at rank {rank} scales {site} by {scale:e}, outside of {min:e} to {max:e}"
+    )]
     Scale { site: Site, alpha: f64, rank: usize, scale: f64, min: f32, max: f32 },
-    #[error("adapter_config.json: `{key}` holds the pattern {pattern}, which cannot be used: {reason}")]
+    #[error(
+        "adapter_config.json: `{key}` holds the pattern {pattern}, which cannot be used: {reason}"
+    )]
     Pattern { key: &'static str, pattern: Quoted, reason: Quoted },
     #[error("adapter_config.json: `{key}` has {count} entries, and at most {max} are read")]
     TooManyEntries { key: &'static str, count: usize, max: usize },
-    #[error("adapter_config.json: target_modules {targets} selects no module of this base, after layers_to_transform, exclude_modules and modules_to_save: was it made for another architecture?")]
+    #[error(
+        "adapter_config.json: target_modules {targets} selects no module of this base, after layers_to_transform, exclude_modules and modules_to_save: was it made for another architecture?"
+    )]
     NoTarget { targets: Quoted },
-    #[error("adapter_config.json: target_modules selects {module}, a normalisation, which cannot carry LoRA")]
+    #[error(
+        "adapter_config.json: target_modules selects {module}, a normalisation, which cannot carry LoRA"
+    )]
     TargetIsANorm { module: Quoted },
     #[error("adapter_config.json: modules_to_save names {name}, and this base has no such module")]
     SavedModuleUnknown { name: Quoted },
-    #[error("adapter_config.json: modules_to_save names {name}, that is {site}: only norms, embed_tokens and lm_head can be replaced whole")]
+    #[error(
+        "adapter_config.json: modules_to_save names {name}, that is {site}: only norms, embed_tokens and lm_head can be replaced whole"
+    )]
     SavedProjection { name: Quoted, site: Site },
 
     // adapter_model.safetensors as a file
@@ -172,54 +196,80 @@ pub enum Refusal {
     WeightsTooLarge { bytes: u64, max: u64 },
     #[error("adapter_model.safetensors is {found} and not a safetensors file: {advice}")]
     WeightsAre { found: &'static str, advice: &'static str },
-    #[error("adapter_model.safetensors is truncated, or its header length is wrong: {expected} bytes are announced where {found} are left")]
+    #[error(
+        "adapter_model.safetensors is truncated, or its header length is wrong: {expected} bytes are announced where {found} are left"
+    )]
     Truncated { expected: u64, found: u64 },
-    #[error("adapter_model.safetensors: the header length is {bytes} bytes, and at most {max} are read")]
+    #[error(
+        "adapter_model.safetensors: the header length is {bytes} bytes, and at most {max} are read"
+    )]
     HeaderTooLarge { bytes: u64, max: usize },
-    #[error("adapter_model.safetensors: the header cannot be read: {reason} ({place})")]
+    #[error("adapter_model.safetensors: the header cannot be read: {} ({place})", reason.as_str())]
     HeaderSyntax { place: Place, reason: Quoted },
     #[error("adapter_model.safetensors: the header has the tensor {tensor} twice")]
     HeaderRepeats { tensor: Quoted },
-    #[error("adapter_model.safetensors: {tensor} is at bytes {begin} to {end}, and {expected} is where it has to begin: tensors must follow each other without gap or overlap")]
+    #[error(
+        "adapter_model.safetensors: {tensor} is at bytes {begin} to {end}, and {expected} is where it has to begin: tensors must follow each other without gap or overlap"
+    )]
     Offsets { tensor: Quoted, begin: u64, end: u64, expected: u64 },
     #[error("adapter_model.safetensors: {tensor} has dtype {dtype}; F32, F16 and BF16 can be read")]
     Dtype { tensor: Quoted, dtype: Quoted },
-    #[error("adapter_model.safetensors: {tensor} of shape {shape} does not fill its {bytes} bytes exactly")]
+    #[error(
+        "adapter_model.safetensors: {tensor} of shape {shape} does not fill its {bytes} bytes exactly"
+    )]
     Bytes { tensor: Quoted, shape: Shape, bytes: u64 },
     #[error("adapter_model.safetensors: {extra} bytes after the last tensor belong to none")]
     TrailingBytes { extra: u64 },
-    #[error("adapter_model.safetensors cannot be read: {reason}")]
+    #[error("adapter_model.safetensors cannot be read: {}", reason.as_str())]
     Container { reason: Quoted },
 
     // its tensors
-    #[error("adapter_model.safetensors: the name {tensor} does not begin with `base_model.model.`: PEFT itself would ignore this tensor; save the adapter with PEFT's save_pretrained")]
+    #[error(
+        "adapter_model.safetensors: the name {tensor} does not begin with `base_model.model.`: PEFT itself would ignore this tensor; save the adapter with PEFT's save_pretrained"
+    )]
     Unprefixed { tensor: Quoted },
-    #[error("adapter_model.safetensors: {tensor} is no tensor that PEFT writes for LoRA, such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight")]
+    #[error(
+        "adapter_model.safetensors: {tensor} is no tensor that PEFT writes for LoRA, such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    )]
     UnknownTensor { tensor: Quoted },
-    #[error("adapter_model.safetensors: {tensor} belongs to the module {module}, which this base does not have")]
+    #[error(
+        "adapter_model.safetensors: {tensor} belongs to the module {module}, which this base does not have"
+    )]
     UnknownModule { tensor: Quoted, module: Quoted },
     #[error("adapter_model.safetensors: {tensor} is there twice, under two spellings of its name")]
     Repeated { tensor: Quoted },
-    #[error("adapter_model.safetensors has no {tensor}, which {wanted_by} in adapter_config.json asks for: the adapter is incomplete")]
+    #[error(
+        "adapter_model.safetensors has no {tensor}, which {wanted_by} in adapter_config.json asks for: the adapter is incomplete"
+    )]
     MissingTensor { tensor: Quoted, wanted_by: &'static str },
-    #[error("adapter_model.safetensors: {tensor} has no part in the adapter that adapter_config.json describes: {why}")]
+    #[error(
+        "adapter_model.safetensors: {tensor} has no part in the adapter that adapter_config.json describes: {why}"
+    )]
     SuperfluousTensor { tensor: Quoted, why: &'static str },
-    #[error("adapter_model.safetensors: {tensor} has shape {found}, that is rank {rank}, and adapter_config.json gives it rank {expected}")]
+    #[error(
+        "adapter_model.safetensors: {tensor} has shape {found}, that is rank {rank}, and adapter_config.json gives it rank {expected}"
+    )]
     RankMismatch { tensor: Quoted, found: Shape, rank: usize, expected: usize },
-    #[error("adapter_model.safetensors: {tensor} has shape {found} where {expected} fits this base: was it made for one of another hidden size?")]
+    #[error(
+        "adapter_model.safetensors: {tensor} has shape {found} where {expected} fits this base: was it made for one of another hidden size?"
+    )]
     ShapeMismatch { tensor: Quoted, found: Shape, expected: Shape },
     #[error("adapter_model.safetensors: {tensor} is non-finite ({value}) at element {index}")]
     NonFinite { tensor: Quoted, index: usize, value: f32 },
-    #[error("adapter_model.safetensors: {tensor} is {value:e} at element {index}; magnitudes above {max} are no trained weights and overflow when multiplied")]
+    #[error(
+        "adapter_model.safetensors: {tensor} is {value:e} at element {index}; magnitudes above {max} are no trained weights and overflow when multiplied"
+    )]
     Extreme { tensor: Quoted, index: usize, value: f32, max: f32 },
-    #[error("adapter_model.safetensors: ensure_weight_tying makes {first} and {second} one weight, and the file holds two different ones")]
+    #[error(
+        "adapter_model.safetensors: ensure_weight_tying makes {first} and {second} one weight, and the file holds two different ones"
+    )]
     TiedWeightsDiffer { first: Site, second: Site },
 
     // against the base
-    #[error("adapter_model.safetensors brings its own base weight of {site}, and it differs from this base's: the adapter was trained on another base, or after the vocabulary was resized; name the module in modules_to_save if it was trained")]
+    #[error(
+        "adapter_model.safetensors brings its own base weight of {site}, and it differs from this base's: the adapter was trained on another base, or after the vocabulary was resized; name the module in modules_to_save if it was trained"
+    )]
     CopyDiffers { site: Site },
-    #[error("adapter_model.safetensors: output {output} of {site} has no length that its magnitude could be measured against (DoRA divides by ||W + s B A||)")]
-    Degenerate { site: Site, output: usize },
 }
 
 impl Refusal {
@@ -272,7 +322,6 @@ impl Refusal {
             Self::NonFinite { .. } => "non_finite_weight",
             Self::Extreme { .. } => "extreme_weight",
             Self::TiedWeightsDiffer { .. } => "tied_weights_differ",
-            Self::Degenerate { .. } => "weight_without_length",
             Self::CopyDiffers { .. } => "base_weight_differs",
         }
     }

@@ -106,6 +106,7 @@ impl fmt::Display for Module {
 ///
 /// An adapter is checked against this and never against the model itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about a base, not states")]
 pub struct Sites {
     /// Decoder layers.
     pub layers: usize,

@@ -31,11 +31,11 @@ const WITHOUT_EFFECT: [&str; 15] = [
     // Conv1D alone stores its weight like that; for Linear, PEFT warns and sets it to false.
     "fan_in_fan_out",
     "inference_mode",
-    "loftq_config", // read only for init_lora_weights = "loftq", which is refused
-    "lora_dropout", // acts in training alone
+    "loftq_config",   // read only for init_lora_weights = "loftq", which is refused
+    "lora_dropout",   // acts in training alone
     "lora_ga_config", // says how A and B were initialised
-    "megatron_core", // read only with megatron_config
-    "merge_weights", // of the first PEFT versions: when to merge, not what
+    "megatron_core",  // read only with megatron_config
+    "merge_weights",  // of the first PEFT versions: when to merge, not what
     "peft_version",
     "qalora_group_size", // read only with use_qalora
     "revision",
@@ -57,7 +57,7 @@ const UNSUPPORTED: [(&str, &str); 8] = [
 /// Keys that only mlx-lm writes, into a file of the same name.
 const MLX: [&str; 2] = ["fine_tune_type", "lora_parameters"];
 
-/// Initialisations that leave the base weights as they are. Others (PiSSA, `OLoRA`, `CorDA`, `LoftQ`) move a part of
+/// Initialisations that leave the base weights as they are. Others (`PiSSA`, `OLoRA`, `CorDA`, `LoftQ`) move a part of
 /// the base into the adapter; without that part removed from the base again, the adapter would be applied twice.
 const INITIALISATIONS: [&str; 3] = ["eva", "gaussian", "orthogonal"];
 
@@ -112,8 +112,14 @@ pub(super) enum Scaling {
 pub(super) enum Targets {
     /// `"all-linear"`: every projection, and not the head.
     AllLinear,
-    Pattern { pattern: Pattern, text: String },
-    Names { names: HashSet<String>, layers: Option<BTreeSet<u64>> },
+    Pattern {
+        pattern: Pattern,
+        text: String,
+    },
+    Names {
+        names: HashSet<String>,
+        layers: Option<BTreeSet<u64>>,
+    },
 }
 
 /// `exclude_modules`
@@ -230,10 +236,9 @@ impl<'o> Keys<'o> {
                 || UNSUPPORTED.iter().any(|(unsupported, _)| *unsupported == key)
         };
         match self.0.iter().find(|(key, value)| !known(key) && !is_idle(value)) {
-            Some((key, value)) => Err(Refusal::UnknownKey {
-                key: Quoted::new(key),
-                value: json::quoted(value),
-            }),
+            Some((key, value)) => {
+                Err(Refusal::UnknownKey { key: Quoted::new(key), value: json::quoted(value) })
+            }
             None => Ok(()),
         }
     }
@@ -284,7 +289,9 @@ impl<'o> Keys<'o> {
     fn layers(&self) -> Result<Option<BTreeSet<u64>>, Refusal> {
         const KEY: &str = "layers_to_transform";
         let index = |value: &Value| {
-            value.as_u64().ok_or_else(|| unexpected(KEY, "a layer's index or a list of them", value))
+            value
+                .as_u64()
+                .ok_or_else(|| unexpected(KEY, "a layer's index or a list of them", value))
         };
         let layers = match self.get(KEY) {
             None => None,
@@ -311,17 +318,19 @@ impl<'o> Keys<'o> {
         const KEY: &str = "layers_pattern";
         let lists = match self.get(KEY) {
             None => return Ok(None),
+            Some(Value::String(list)) if list.is_empty() => return Ok(None),
             Some(Value::String(list)) => HashSet::from([list.clone()]),
             Some(value) => names(KEY, value)?,
         };
-        let is_word = |list: &str| list.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let is_word =
+            |list: &str| list.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         match lists.iter().find(|list| !is_word(list)) {
             Some(list) => Err(Refusal::Pattern {
                 key: KEY,
                 pattern: Quoted::new(list),
                 reason: Quoted::new("it is not a plain name, such as layers"),
             }),
-            None => Ok(Some(lists).filter(|lists| lists.iter().any(|list| !list.is_empty()))),
+            None => Ok(Some(lists).filter(|lists| !lists.is_empty())),
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use safetensors::SafeTensors;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::json;
 use crate::lora::{
@@ -18,8 +18,14 @@ use crate::lora::{
 /// The header's length comes first, as a little-endian u64.
 const PREFIX: usize = 8;
 
-/// Largest header in bytes. The 20,000 tensors of an adapter on everything in a large base take about 3 MB.
-const LARGEST: usize = 8 << 20;
+/// Most tensors of a file. A base of 126 layers has 884 sites, each with at most four tensors.
+const MOST_TENSORS: usize = 20_000;
+
+/// Most entries of `__metadata__`, which are not read; PEFT writes one.
+const MOST_NOTES: usize = 1000;
+
+/// Largest header in bytes; that many tensors take about 3 MB.
+const LARGEST: usize = 4 << 20;
 
 /// The tensors of the file by name.
 ///
@@ -68,10 +74,8 @@ fn split(file: &[u8]) -> Result<(&str, &[u8]), Refusal> {
         return Err(Refusal::WeightsAre { found: "empty", advice });
     }
     let Some((length, rest)) = file.split_first_chunk::<PREFIX>() else {
-        return Err(misnamed(file).unwrap_or(Refusal::Truncated {
-            expected: PREFIX as u64,
-            found: file.len() as u64,
-        }));
+        return Err(misnamed(file)
+            .unwrap_or(Refusal::Truncated { expected: PREFIX as u64, found: file.len() as u64 }));
     };
     let length = u64::from_le_bytes(*length);
     let header = usize::try_from(length).ok().filter(|length| *length <= LARGEST);
@@ -89,13 +93,13 @@ fn split(file: &[u8]) -> Result<(&str, &[u8]), Refusal> {
         return Err(Refusal::Truncated { expected: length, found: rest.len() as u64 });
     };
     let header = str::from_utf8(header)
-        .map_err(|error| Refusal::Container { reason: Quoted::new(&error.to_string()) })?;
+        .map_err(|_| Refusal::Container { reason: Quoted::new("its header is not UTF-8 text") })?;
     Ok((header, data))
 }
 
 /// Whether the file is of a kind that is often found under this name.
 fn misnamed(file: &[u8]) -> Option<Refusal> {
-    let start = file.trim_ascii_start();
+    let start = file[..file.len().min(512)].trim_ascii_start();
     let begins = |text: &str| {
         start.get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()))
     };
@@ -152,12 +156,43 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut entries = Vec::new();
         while let Some(name) = object.next_key::<String>()? {
             if name == "__metadata__" {
-                object.next_value::<BTreeMap<String, String>>()?;
-            } else {
-                entries.push((name, object.next_value()?));
+                object.next_value::<Notes>()?;
+                continue;
             }
+            if entries.len() == MOST_TENSORS {
+                return Err(A::Error::custom(format!("it has more than {MOST_TENSORS} tensors")));
+            }
+            entries.push((name, object.next_value()?));
         }
         Ok(entries)
+    }
+}
+
+/// The entries of `__metadata__`, few enough to be passed over.
+struct Notes;
+
+impl<'de> Deserialize<'de> for Notes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(NotesVisitor)
+    }
+}
+
+struct NotesVisitor;
+
+impl<'de> Visitor<'de> for NotesVisitor {
+    type Value = Notes;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Notes, A::Error> {
+        for _ in 0..=MOST_NOTES {
+            if object.next_entry::<IgnoredAny, IgnoredAny>()?.is_none() {
+                return Ok(Notes);
+            }
+        }
+        Err(A::Error::custom(format!("its __metadata__ has more than {MOST_NOTES} entries")))
     }
 }
 

@@ -93,10 +93,11 @@ pub(super) fn locate(text: &str, error: &serde_json::Error) -> (Place, Quoted) {
 
 /// The byte at 1-based `line` and `column`, or the nearest character boundary before it.
 fn offset(text: &str, line: usize, column: usize) -> usize {
-    let mut start = 0;
-    for _ in 1..line {
-        start += text[start..].find('\n').map_or(0, |newline| newline + 1);
-    }
+    let newlines = || text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+    let start = match line {
+        0 | 1 => 0,
+        _ => newlines().nth(line - 2).map_or(0, |(newline, _)| newline + 1),
+    };
     let mut offset = start.saturating_add(column).min(text.len());
     while !text.is_char_boundary(offset) {
         offset -= 1;
@@ -132,9 +133,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Value, (Place, Quoted)> {
-        serde_json::from_str(text)
-            .map(|Strict(value)| value)
-            .map_err(|error| locate(text, &error))
+        serde_json::from_str(text).map(|Strict(value)| value).map_err(|error| locate(text, &error))
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! than a small multiple of the bytes that are really there; patterns are matched in linear time. What is not fully
 //! understood is a [`Refusal`](super::Refusal), never a guess.
 //!
-//! The way of an adapter: [`config`] gives the meaning of its configuration, [`plan`] what that selects on this base,
-//! [`header`] the tensors that the weights really hold, and [`read()`] holds the two against each other.
+//! The way of an adapter: `config` gives the meaning of its configuration, `plan` what that selects on this base,
+//! `header` the tensors that the weights really hold, and [`read()`] holds the two against each other.
 
 mod config;
 mod header;
@@ -14,6 +14,8 @@ mod json;
 mod pattern;
 mod plan;
 mod read;
+#[cfg(test)]
+mod tests;
 
 pub use read::read;
 

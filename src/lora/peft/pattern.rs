@@ -13,10 +13,10 @@ const LONGEST: usize = 2048;
 
 /// Most patterns of one configuration that are more than literal names. Together with [`LARGEST`] it bounds the time
 /// to match all of them against all modules of a large base.
-const MOST: usize = 24;
+const MOST: usize = 64;
 
 /// Largest compiled pattern in bytes; PEFT's own examples take about 4,000.
-const LARGEST: usize = 1 << 15;
+const LARGEST: usize = 1 << 14;
 
 /// Valid for both, but Python reads possessive repetitions, plain set members and escaped punctuation in them.
 const READ_DIFFERENTLY: [&str; 11] =
@@ -37,10 +37,11 @@ pub(super) enum Pattern {
     Regex(Regex),
 }
 
-/// Letters, digits, `_` and dots, each of which stands for any character as in a regular expression.
+/// Letters, digits, `_` and dots, escaped or not.
 #[derive(Debug)]
 pub(super) struct Name {
-    name: Box<[u8]>,
+    /// `None` is a dot that is not escaped: as in any regular expression it stands for any character.
+    name: Box<[Option<u8>]>,
     /// Began with `^`: is the whole path.
     anchored: bool,
 }
@@ -75,7 +76,7 @@ impl Compiler {
             reason: Quoted::new(reason),
         };
         if pattern.len() > LONGEST {
-            return Err(refuse("it is longer than 2048 characters"));
+            return Err(refuse(&format!("it is longer than {LONGEST} characters")));
         }
         if !pattern.is_ascii() {
             return Err(refuse("module names are ASCII"));
@@ -86,7 +87,7 @@ impl Compiler {
         self.left = self
             .left
             .checked_sub(1)
-            .ok_or_else(|| refuse("too many regular expressions; at most 24 are read"))?;
+            .ok_or_else(|| refuse(&format!("at most {MOST} regular expressions are read")))?;
         // By itself first: "a)|(b" must not find its other halves in what is put around it.
         compile(pattern)
             .and_then(|_| compile(&anchored(pattern)))
@@ -123,9 +124,18 @@ impl Name {
             Some(name) => (name, true),
             None => (pattern, false),
         };
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.';
-        (!name.is_empty() && name.bytes().all(plain))
-            .then(|| Self { name: name.as_bytes().into(), anchored })
+        let mut rest = name.bytes();
+        let mut name = Vec::with_capacity(rest.len());
+        while let Some(byte) = rest.next() {
+            name.push(match byte {
+                b'.' => None,
+                b'\\' if rest.next() == Some(b'.') => Some(b'.'),
+                b'_' => Some(byte),
+                _ if byte.is_ascii_alphanumeric() => Some(byte),
+                _ => return None,
+            });
+        }
+        (!name.is_empty()).then(|| Self { name: name.into(), anchored })
     }
 
     fn is_match(&self, path: &[u8]) -> bool {
@@ -133,7 +143,7 @@ impl Name {
         let (before, end) = path.split_at(start);
         let begins_a_name = before.is_empty() || (before.ends_with(b".") && !self.anchored);
         begins_a_name
-            && self.name.iter().zip(end).all(|(name, byte)| *name == b'.' || name == byte)
+            && self.name.iter().zip(end).all(|(name, byte)| name.is_none_or(|name| name == *byte))
     }
 }
 
@@ -164,13 +174,14 @@ mod tests {
             ("^model.layers.1.self_attn.q_proj", Q, true),
             ("model.layers.1.self_attn.q_proj", Q, true),
             ("q.proj", Q, true),
+            (r"self_attn\.q_proj", Q, true),
+            (r"self\.attn\.q_proj", Q, false),
             ("attn.q_proj", Q, false),
             ("q_proj$", Q, true),
             (r".*\.(0|1|2|3)\.self_attn\..*", Q, true),
             (r".*\.(0|1|2|3)\.self_attn\..*", Q11, false),
             (r"layers\.[0-9]\..*", Q, true),
             (r"layers\.[0-9]\..*", Q11, false),
-            (r"(?i)Q_PROJ", Q, true),
             (r"q_proj|k_proj", Q, true),
             ("lm_head", "lm_head", true),
         ] {
@@ -218,7 +229,7 @@ mod tests {
         /// Beside the fast path stands the slow one.
         #[test]
         fn names_match_as_the_same_regular_expressions(
-            pattern in r"\^?[ab_.]{1,6}",
+            pattern in r"\^?([ab_.]|\\\.){1,6}",
             path in r"[ab_]{1,3}(\.[ab_]{1,3}){0,3}",
         ) {
             let name = Name::parse(&pattern).unwrap();

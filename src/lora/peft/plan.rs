@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::config::{Config, Scaling, Selection, Targets};
+use super::{
+    config::{Config, Scaling, Selection, Targets, Variant},
+    pattern::Pattern,
+};
 use crate::lora::{
     refusal::{Quoted, Refusal},
     site::{Module, Norm, Site, Sites},
@@ -33,38 +36,47 @@ pub(super) struct Strength {
 impl Plan {
     /// Goes through the base's modules.
     pub(super) fn new(config: &Config, sites: &Sites) -> Result<Self, Refusal> {
-        let mut plan = Self::saved(config, sites)?;
-        for module in sites.modules() {
-            let path = module.to_string();
-            if !config.selects(&path) {
-                continue;
-            }
+        let modules: Vec<(Module, String)> =
+            sites.modules().map(|module| (module, module.to_string())).collect();
+        let mut plan = Self::saved(config, &modules)?;
+        for (module, path) in modules.iter().filter(|(_, path)| config.selects(path)) {
             match module {
+                // It has no module that could carry the bias; PEFT does not accept it either.
+                Module::Site(Site::Embed) if config.variant == Variant::Biased => {
+                    return Err(Refusal::Conflict {
+                        first: "lora_bias",
+                        second: "embed_tokens in target_modules",
+                    });
+                }
                 Module::Site(site) => {
-                    plan.deltas.insert(site, config.strength(site, &path)?);
+                    plan.deltas.insert(*site, config.strength(*site, path)?);
                 }
                 Module::Norm(_) => {
-                    return Err(Refusal::TargetIsANorm { module: Quoted::new(&path) });
+                    return Err(Refusal::TargetIsANorm { module: Quoted::new(path) });
                 }
             }
         }
         if plan.deltas.is_empty() {
             return Err(Refusal::NoTarget { targets: config.targets.quoted() });
         }
+        if plan.replaced.iter().any(|site| plan.deltas.contains_key(site)) {
+            // "head" saves lm_head, but does not keep LoRA off it; PEFT then nests one in the other.
+            return Err(Refusal::Conflict {
+                first: "modules_to_save (or ensure_weight_tying)",
+                second: "target_modules that select the same module",
+            });
+        }
         Ok(plan)
     }
 
     /// Only what `modules_to_save` selects: every module whose path ends with an entry, even in the middle of a word.
-    fn saved(config: &Config, sites: &Sites) -> Result<Self, Refusal> {
+    fn saved(config: &Config, modules: &[(Module, String)]) -> Result<Self, Refusal> {
         let (mut norms, mut replaced) = (BTreeSet::new(), BTreeSet::new());
         for name in &config.saved {
             let mut known = false;
-            for module in sites.modules() {
-                if !module.to_string().ends_with(name.as_str()) {
-                    continue;
-                }
+            for (module, _) in modules.iter().filter(|(_, path)| path.ends_with(name.as_str())) {
                 known = true;
-                match module {
+                match *module {
                     Module::Norm(norm) => {
                         norms.insert(norm);
                     }
@@ -98,27 +110,24 @@ impl Config {
 
     /// `(^|.*\.){entry}($|\..*)`: the entry is some of the path's consecutive parts. PEFT keeps LoRA off those.
     fn saves_a_part_of(&self, path: &str) -> bool {
-        !self.saved.is_empty() && {
-            let starts = parts(path);
-            starts.into_iter().any(|rest| {
-                let ends = rest.match_indices('.').map(|(end, _)| &rest[..end]);
-                ends.chain([rest]).any(|run| self.saved.contains(run))
-            })
-        }
+        parts(path).any(|rest| {
+            let ends = rest.match_indices('.').map(|(end, _)| &rest[..end]);
+            ends.chain([rest]).any(|run| self.saved.contains(run))
+        })
     }
 
     fn strength(&self, site: Site, path: &str) -> Result<Strength, Refusal> {
-        let first = |matching: bool| matching.then_some(());
-        let rank = self.ranks.iter().find_map(|(p, rank)| first(p.is_match(path)).map(|()| *rank));
-        let rank = rank.unwrap_or(self.rank);
-        let alpha = self.alphas.iter().find_map(|(p, alpha)| first(p.is_match(path)).map(|()| *alpha));
-        let alpha = alpha.unwrap_or(self.alpha);
+        let rank = first_match(&self.ranks, path).unwrap_or(self.rank);
+        let alpha = first_match(&self.alphas, path).unwrap_or(self.alpha);
         let exact = match self.scaling {
             Scaling::Rank => alpha / rank as f64,
             Scaling::RootOfRank => alpha / (rank as f64).sqrt(),
         };
         let (min, max) = SCALES;
-        #[expect(clippy::cast_possible_truncation, reason = "rounds, as PyTorch does; the range is checked")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "rounds, as PyTorch does; the range is checked"
+        )]
         let scale = exact as f32;
         if (min..=max).contains(&scale) {
             Ok(Strength { rank, scale })
@@ -126,6 +135,10 @@ impl Config {
             Err(Refusal::Scale { site, alpha, rank, scale: exact, min, max })
         }
     }
+}
+
+fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, value)| *value)
 }
 
 impl Targets {

@@ -127,10 +127,14 @@ impl<'a> Tensors<'a> {
     }
 
     /// The tensor, which has to be there, of this shape and with values that can be used.
-    fn take(&mut self, module: Module, part: Part, wanted: Wanted<'_>) -> Result<View<'a>, Refusal> {
-        let (name, view) = self.0.remove(&(module, part)).ok_or_else(|| Refusal::MissingTensor {
-            tensor: Quoted::new(&part.name(module)),
-            wanted_by: wanted.by,
+    fn take(
+        &mut self,
+        module: Module,
+        part: Part,
+        wanted: Wanted<'_>,
+    ) -> Result<View<'a>, Refusal> {
+        let (name, view) = self.0.remove(&(module, part)).ok_or_else(|| {
+            Refusal::MissingTensor { tensor: Quoted::new(&part.name(module)), wanted_by: wanted.by }
         })?;
         check_shape(&name, part, &view, wanted.shape)?;
         check_values(&name, &view)?;
