@@ -20,7 +20,7 @@ use crate::{
     config::{self, Device, Serve, ServeArgs},
     engine::{self, Engine},
     http,
-    kernels::Tier,
+    kernels::simd::Tier,
     lora::{Limits, Sites},
     model::{Kv, Llama, PAGE},
     telemetry,
@@ -144,7 +144,7 @@ fn scan(
     let rules = Rules { sites, limits: &limits, reserved: &reserved, workers };
     match Folder::scan(&adapters.folder, &rules) {
         Err(absent) if absent.is_absent() && !adapters.folder_is_given => {
-            Ok(Folder::empty(&limits))
+            Ok(Folder::empty())
         }
         scanned => Ok(scanned?),
     }

@@ -57,6 +57,8 @@ use crate::model::{Llama, PAGE};
 pub struct Settings {
     /// KV pages, of [`PAGE`] positions each.
     pub pages: usize,
+    /// Most positions of one sequence; no more than the network was made for, or than all pages hold, are allowed.
+    pub context: usize,
     /// Most rows of one step. A step takes longer with each row, and all answers wait for it.
     pub step_tokens: usize,
     /// Most sequences computed side by side; no more than `step_tokens` are.
@@ -73,6 +75,7 @@ impl Settings {
         let step_tokens = self.step_tokens.max(1);
         Self {
             pages: self.pages.max(1),
+            context: self.context.max(1),
             step_tokens,
             // Each running sequence may decode, so that none of them waits for rows.
             max_running: self.max_running.clamp(1, step_tokens),
@@ -119,7 +122,7 @@ impl Engine {
         let worker = Worker::new(network, &settings, Arc::clone(&inbox), sender);
         let thread =
             thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run())?;
-        let context = context.min(settings.pages.saturating_mul(PAGE));
+        let context = context.min(settings.context).min(settings.pages.saturating_mul(PAGE));
         let thread = Some(thread);
         Ok(Self { shared: Arc::new(Shared { inbox, vocab, context, alive, thread }) })
     }

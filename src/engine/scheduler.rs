@@ -472,6 +472,7 @@ mod tests {
     fn settings() -> impl Strategy<Value = Settings> {
         (1..12_usize, 1..40_usize, 1..10_usize, 1..4_usize).prop_map(
             |(pages, step_tokens, max_running, slots)| Settings {
+                context: usize::MAX,
                 pages,
                 step_tokens,
                 max_running: max_running.min(step_tokens),
@@ -576,7 +577,7 @@ mod tests {
     }
 
     fn roomy() -> Settings {
-        Settings { pages: 100, step_tokens: 32, max_running: 8, max_waiting: 100, slots: 4 }
+        Settings { pages: 100, context: usize::MAX, step_tokens: 32, max_running: 8, max_waiting: 100, slots: 4 }
     }
 
     fn wish(lane: u32, prompt: usize, answer: usize) -> Wish {

@@ -88,7 +88,7 @@ impl Wish {
 }
 
 fn settings() -> Settings {
-    Settings { pages: 64, step_tokens: 32, max_running: 8, max_waiting: 64, slots: 4 }
+    Settings { pages: 64, context: usize::MAX, step_tokens: 32, max_running: 8, max_waiting: 64, slots: 4 }
 }
 
 fn engine(settings: Settings) -> (Engine, Arc<Mutex<Seen>>) {
@@ -157,7 +157,7 @@ proptest! {
         (pages, step_tokens) in (9..24_usize, 1..80_usize),
         (max_running, slots) in (1..9_usize, 1..4_usize),
     ) {
-        let settings = Settings { pages, step_tokens, max_running, max_waiting: 64, slots };
+        let settings = Settings { pages, context: usize::MAX, step_tokens, max_running, max_waiting: 64, slots };
         let (engine, seen) = engine(settings);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let streams: Vec<_> =

@@ -267,9 +267,13 @@ pub enum Refusal {
 
     // against the base
     #[error(
-        "adapter_model.safetensors brings its own base weight of {site}, and it differs from this base's: the adapter was trained on another base, or after the vocabulary was resized; name the module in modules_to_save if it was trained"
+        "adapter_model.safetensors brings its own base weight of {site}, and it differs from this base's: the adapter was trained on another base (a quantized one is another one), or after the vocabulary was resized; name the module in modules_to_save if it was trained, or save the adapter with save_embedding_layers=False if it was not"
     )]
     CopyDiffers { site: Site },
+    #[error(
+        "adapter_model.safetensors: output {output} of {site} has no length that its magnitude could scale (DoRA divides by ||W + s B A||)"
+    )]
+    Degenerate { site: Site, output: usize },
 }
 
 impl Refusal {
@@ -322,6 +326,7 @@ impl Refusal {
             Self::NonFinite { .. } => "non_finite_weight",
             Self::Extreme { .. } => "extreme_weight",
             Self::TiedWeightsDiffer { .. } => "tied_weights_differ",
+            Self::Degenerate { .. } => "weight_without_length",
             Self::CopyDiffers { .. } => "base_weight_differs",
         }
     }
