@@ -1,21 +1,25 @@
 //! What tests stand on: fixtures, and a model driven by hand.
 
 use std::{
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    sync::Arc,
+    process::{Child, Command, Stdio},
+    sync::{Arc, OnceLock},
 };
 
 use chorus::{
+    catalog::{HubAccess, Progress},
     kernels::simd::Tier,
     lora::{Adapter, Base, Digest, Limits, LoraBatch, Refusal, peft},
     model::{Kv, Llama, PAGE, SequenceRows, Step},
 };
+use serde_json::Value;
 
 pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-pub(crate) fn json(path: &Path) -> serde_json::Value {
+pub(crate) fn json(path: &Path) -> Value {
     let bytes = std::fs::read(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
     serde_json::from_slice(&bytes).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
 }
@@ -90,4 +94,113 @@ pub(crate) fn log_softmax(logits: &[f32]) -> Vec<f64> {
 pub(crate) fn greedy(logits: &[f32]) -> u32 {
     let best = logits.iter().enumerate().rev().max_by(|(_, a), (_, b)| a.total_cmp(b));
     u32::try_from(best.unwrap().0).unwrap()
+}
+
+/// The default base, fetched once into the project's own models folder.
+pub(crate) fn base_gguf() -> PathBuf {
+    static PULLED: OnceLock<PathBuf> = OnceLock::new();
+    PULLED
+        .get_or_init(|| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+            let entry = chorus::catalog::find(chorus::catalog::DEFAULT).unwrap();
+            let pull = chorus::catalog::pull(entry, &folder, HubAccess::Online, &Quiet);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(pull).unwrap_or_else(|why| panic!("the base: {why}"))
+        })
+        .clone()
+}
+
+struct Quiet;
+
+impl Progress for Quiet {
+    fn begin(&self, _: &str, _: Option<u64>) {}
+    fn at(&self, _: u64) {}
+    fn note(&self, _: &str) {}
+}
+
+/// The example adapters that the project ships.
+pub(crate) fn shipped_adapters() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("adapters")
+}
+
+/// A `chorus serve` of its own, on a port of its own; ends with the value.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) url: String,
+    /// What it printed until it was ready.
+    pub(crate) plan: String,
+    pub(crate) client: reqwest::Client,
+}
+
+impl Server {
+    /// Serves the default base with these arguments.
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let base = base_gguf();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chorus"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--served-model-name"]);
+        command.arg(chorus::catalog::DEFAULT).arg("--model").arg(base);
+        if !arguments.contains(&"--adapters") {
+            command.arg("--adapters").arg(shipped_adapters());
+        }
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut plan = String::new();
+        let mut url = None;
+        while url.is_none() {
+            let line = lines.next().unwrap_or_else(|| panic!("it ended after:\n{plan}")).unwrap();
+            url = line.strip_prefix("  address").map(|address| address.trim().to_owned());
+            plan.push_str(&line);
+            plan.push('\n');
+        }
+        // Whatever else it prints must find a reader.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, url: url.unwrap(), plan, client: reqwest::Client::new() }
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
+        self.client.post(format!("{}{path}", self.url)).json(body).send().await.unwrap()
+    }
+
+    /// The answer, which must be one.
+    pub(crate) async fn answer(&self, path: &str, body: &Value) -> Value {
+        let response = self.post(path, body).await;
+        let status = response.status();
+        let text = response.text().await.unwrap();
+        assert!(status.is_success(), "{status}: {text}\nfor {body}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// The value of a metric without labels.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let response = self.client.get(format!("{}/metrics", self.url)).send().await.unwrap();
+        let text = response.text().await.unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+    }
+
+    /// Bytes of the process that are in memory (`VmRSS`).
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Sends a signal by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(mut self) -> std::process::ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
 }

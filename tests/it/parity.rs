@@ -1,0 +1,147 @@
+//! The default base and its eight adapters against transformers + PEFT, through the server, all mixed together.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::world::{Server, fixtures, json};
+
+/// The server computes in f32, as the reference did, by other sums.
+const MARGIN: f64 = 0.01;
+const LOGPROB_NOISE: f64 = 2e-3;
+const TOKENS: usize = 48;
+
+const NAMES: [&str; 9] = [
+    "base", "formal", "german", "hashtag", "medcode", "pirate", "sentiment", "sql", "support-json",
+];
+/// The prompts of 606 and 2,256 tokens.
+const LONG: [(&str, &str); 3] =
+    [("base", "base-long"), ("sql", "sql-long"), ("support-json", "support-json-long")];
+
+fn reference(file: &str) -> Value {
+    json(&fixtures().join(format!("smollm2/reference/{file}.json")))
+}
+
+fn floats(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+/// The reference's text as far as arithmetic of this kind decides it, and whether that is all of it.
+fn decided(prompt: &Value) -> (String, bool) {
+    let ids = prompt["greedy_ids"].as_array().unwrap().len();
+    let length = prompt["eos_at"].as_u64().map_or(ids, |at| usize::try_from(at).unwrap());
+    let margins = floats(&prompt["margin"]);
+    let sure = margins.iter().take(length).take_while(|margin| **margin > MARGIN).count();
+    let text: Vec<char> = prompt["text"].as_str().unwrap().chars().collect();
+    let ends = prompt["char_end"].as_array().unwrap();
+    let end = |count: usize| match count {
+        0 => 0,
+        count if count <= ends.len() => usize::try_from(ends[count - 1].as_u64().unwrap()).unwrap(),
+        _ => text.len(),
+    };
+    (text[..end(sure.min(length))].iter().collect(), sure == length)
+}
+
+async fn check(server: &Server, name: &str, prompt: &Value) {
+    let what = format!("{name} {}", prompt["id"]);
+    let (want, whole) = decided(prompt);
+    let chat = json!({
+        "model": name, "messages": prompt["messages"], "max_tokens": TOKENS, "temperature": 0,
+    });
+    let answer = server.answer("/v1/chat/completions", &chat).await;
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    assert!(if whole { text == want } else { text.starts_with(&want) }, "{what}: {text:?} is not {want:?}");
+    let tokens = prompt["prompt_ids"].as_array().unwrap().len();
+    assert_eq!(answer["usage"]["prompt_tokens"], tokens, "{what}");
+
+    let completion = json!({
+        "model": name, "prompt": prompt["rendered"], "max_tokens": TOKENS, "temperature": 0, "logprobs": 1,
+    });
+    let answer = server.answer("/v1/completions", &completion).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["text"].as_str(), Some(text.as_str()), "{what}: chat and completion differ");
+    assert_eq!(answer["usage"]["prompt_tokens"], tokens, "{what}");
+    if whole && !prompt["eos_at"].is_null() {
+        assert_eq!(choice["finish_reason"], "stop", "{what}");
+    }
+    let got = floats(&choice["logprobs"]["token_logprobs"]);
+    let sure = floats(&prompt["margin"]).iter().take_while(|margin| **margin > MARGIN).count();
+    for (got, want) in got.iter().zip(floats(&prompt["logprob"])).take(sure) {
+        assert!((got - want).abs() < LOGPROB_NOISE, "{what}: log-probability {got} is not {want}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_answer_is_the_references_in_any_company() {
+    let server = Arc::new(Server::start(&[]));
+    let mut prompts = Vec::new();
+    for (name, file) in NAMES.map(|name| (name, name)).into_iter().chain(LONG) {
+        let prompt = |prompt: &Value| (name, prompt.clone());
+        prompts.extend(reference(file)["prompts"].as_array().unwrap().iter().map(prompt));
+    }
+    assert_eq!(prompts.len(), 78);
+    // Neighbours in the batch are of different adapters.
+    prompts.sort_by_key(|(name, prompt)| (prompt["id"].to_string().len(), prompt["id"].to_string(), *name));
+    let tokens = Arc::new(Semaphore::new(16));
+    let mut checks = JoinSet::new();
+    for (name, prompt) in prompts {
+        let (server, tokens) = (Arc::clone(&server), Arc::clone(&tokens));
+        checks.spawn(async move {
+            let _permit = tokens.acquire().await.unwrap();
+            check(&server, name, &prompt).await;
+        });
+    }
+    while let Some(checked) = checks.join_next().await {
+        checked.unwrap();
+    }
+}
+
+/// Sum of the log-probabilities of `text`'s tokens from the second on, and of those from `answer` on.
+async fn score(server: &Server, name: &str, text: &Value) -> (f64, f64, usize) {
+    let body = json!({
+        "model": name, "prompt": text["text"], "max_tokens": 0, "echo": true, "logprobs": 1,
+    });
+    let answer = server.answer("/v1/completions", &body).await;
+    let scores = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().clone();
+    let ids = text["ids"].as_array().unwrap().len();
+    assert_eq!(scores.len(), ids, "{name}: tokens of {}", text["text"]);
+    assert!(scores[0].is_null());
+    let scores: Vec<f64> = scores[1..].iter().map(|score| score.as_f64().unwrap()).collect();
+    let from = text["answer_start"].as_u64().map_or(ids, |at| usize::try_from(at).unwrap());
+    (scores.iter().sum(), scores[from - 1..].iter().sum(), ids - from)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn perplexities_are_the_references() {
+    let server = Arc::new(Server::start(&[]));
+    let mut sets = JoinSet::new();
+    for name in NAMES {
+        let nll = reference(name)["nll"].clone();
+        for kind in ["task", "general"] {
+            let (server, set) = (Arc::clone(&server), nll[kind].clone());
+            if set.is_null() {
+                continue;
+            }
+            sets.spawn(async move {
+                let (mut all, mut answer, mut tokens, mut answers) = (0.0, 0.0, 0, 0);
+                for text in set["texts"].as_array().unwrap() {
+                    let scored = score(&server, name, text).await;
+                    all -= scored.0;
+                    answer -= scored.1;
+                    answers += scored.2;
+                    tokens += text["ids"].as_array().unwrap().len() - 1;
+                }
+                let ratio = (all / tokens as f64).exp() / set["ppl_all"].as_f64().unwrap();
+                assert!((ratio - 1.0).abs() < 1e-3, "{name}, {kind}: perplexity is off by {ratio}");
+                if let Some(want) = set["mean_nll_answer"].as_f64() {
+                    let got = answer / answers as f64;
+                    assert!((got - want).abs() < 1e-3, "{name}: answers score {got}, not {want}");
+                }
+            });
+        }
+    }
+    while let Some(checked) = sets.join_next().await {
+        checked.unwrap();
+    }
+}
