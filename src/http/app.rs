@@ -1,0 +1,286 @@
+//! What every request shares, and which path leads where.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::Request,
+    http::{HeaderMap, HeaderName},
+    middleware::{from_fn, from_fn_with_state},
+    routing::{get, post},
+};
+use tokio::sync::Semaphore;
+
+use super::{
+    body::LARGE_BODIES,
+    chat, completions,
+    error::ApiError,
+    generator::Generator,
+    guard::{self, Guard},
+    metrics::{self, Metrics},
+    models, ops, request_id,
+    select::{self, Names, Voice},
+    tokenize,
+};
+use crate::{
+    adapter::{Adapters, Wanted},
+    engine::Engine,
+    tenant::TenantId,
+    text::Text,
+};
+
+/// Inputs up to so many bytes are parsed, rendered and encoded where they arrive: it takes less than a millisecond or two.
+const INLINE: usize = 8 << 10;
+/// Larger inputs are worked on side by side, at most so many: the processor belongs to the engine.
+const DESKS: usize = 2;
+
+/// The base as clients know it.
+#[derive(Clone, Debug)]
+pub struct BaseModel {
+    /// Its id in `/v1/models`.
+    pub id: String,
+    /// sha256 of its content in hexadecimal.
+    pub digest: String,
+    /// Unix time in seconds.
+    pub created: u64,
+}
+
+/// The bounds and names that an operator chooses.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which request header names the adapter.
+    pub adapter_header: AdapterHeader,
+    /// Most bytes of a request's body.
+    pub body_limit: usize,
+    /// Most time a request may take; clients may ask for less with `X-Request-Timeout`.
+    pub request_timeout: Duration,
+    /// Most tokens of a chat's answer where the request does not say.
+    pub chat_tokens: usize,
+    /// How long streams may go on after the shutdown signal.
+    pub drain: Duration,
+    /// Most connections at once; further ones wait to be accepted.
+    pub max_connections: usize,
+    /// Host names besides loopback ones that `Host` and `Origin` may have (without port).
+    pub allowed_hosts: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            adapter_header: AdapterHeader::default(),
+            body_limit: 4 << 20,
+            request_timeout: Duration::from_mins(10),
+            chat_tokens: 1024,
+            drain: Duration::from_secs(30),
+            max_connections: 4096,
+            allowed_hosts: Vec::new(),
+        }
+    }
+}
+
+/// The name of the header that chooses the adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterHeader(HeaderName);
+
+/// The text cannot be the name of a header.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} cannot be the name of an HTTP header")]
+pub struct BadHeader(String);
+
+impl AdapterHeader {
+    /// Case does not matter.
+    pub fn parse(name: &str) -> Result<Self, BadHeader> {
+        name.parse().map(Self).map_err(|_| BadHeader(name.to_owned()))
+    }
+}
+
+impl Default for AdapterHeader {
+    fn default() -> Self {
+        Self(HeaderName::from_static("x-adapter"))
+    }
+}
+
+/// Everything that answers requests. Clones share it.
+#[derive(Clone, Debug)]
+pub struct App {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    base: BaseModel,
+    text: Text,
+    adapters: Adapters,
+    generator: Arc<dyn Generator>,
+    settings: Settings,
+    metrics: Metrics,
+    /// Set once, by the shutdown.
+    draining: AtomicBool,
+    desks: Arc<Semaphore>,
+    large_bodies: Semaphore,
+}
+
+impl App {
+    /// `text` belongs to the base that `engine` runs; `adapters` were checked against it.
+    pub fn new(
+        base: BaseModel,
+        text: Text,
+        adapters: Adapters,
+        engine: Engine,
+        settings: Settings,
+    ) -> Self {
+        Self::over(base, text, adapters, Arc::new(engine), settings)
+    }
+
+    pub(super) fn over(
+        base: BaseModel,
+        text: Text,
+        adapters: Adapters,
+        generator: Arc<dyn Generator>,
+        settings: Settings,
+    ) -> Self {
+        let metrics = Metrics::new(Arc::clone(&generator), adapters.clone());
+        let shared = Shared {
+            base,
+            text,
+            adapters,
+            generator,
+            settings,
+            metrics,
+            draining: AtomicBool::new(false),
+            desks: Arc::new(Semaphore::new(DESKS)),
+            large_bodies: Semaphore::new(LARGE_BODIES),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    pub(super) fn base(&self) -> &BaseModel {
+        &self.shared.base
+    }
+
+    pub(super) fn text(&self) -> &Text {
+        &self.shared.text
+    }
+
+    pub(super) fn adapters(&self) -> &Adapters {
+        &self.shared.adapters
+    }
+
+    pub(super) fn generator(&self) -> &dyn Generator {
+        &*self.shared.generator
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    pub(super) fn large_bodies(&self) -> &Semaphore {
+        &self.shared.large_bodies
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// From now on nothing new is begun.
+    pub(super) fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Refuses once the server is shutting down.
+    pub(super) fn accepting(&self) -> Result<(), ApiError> {
+        if self.shared.draining.load(Ordering::Relaxed) {
+            return Err(ApiError::overloaded("the server is shutting down"));
+        }
+        Ok(())
+    }
+
+    /// What names mean to the caller.
+    pub(super) fn with_names<T>(&self, read: impl FnOnce(&Names<'_>) -> T) -> T {
+        let lookup = |wanted: &Wanted| self.adapters().resolve(TenantId::DEFAULT, wanted);
+        read(&Names { base: &self.base().id, lookup: &lookup })
+    }
+
+    /// Who answers, and under which name it was asked for.
+    pub(super) fn choose(
+        &self,
+        headers: &HeaderMap,
+        model: Option<String>,
+    ) -> Result<(Voice, String), ApiError> {
+        let header = select::header(headers, &self.settings().adapter_header.0)?;
+        let voice = self.with_names(|names| select::choose(header, model.as_deref(), names))?;
+        let named = model.filter(|model| !model.is_empty()).or(header.map(str::to_owned));
+        Ok((voice, named.unwrap_or_default()))
+    }
+
+    /// Does work that takes time linear in `bytes`: at once where that is short, else off the reactor.
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if bytes <= INLINE {
+            return work();
+        }
+        let desk = Arc::clone(&self.shared.desks).acquire_owned().await;
+        let desk = desk.expect("the semaphore is never closed");
+        // The desk goes along: the work goes on even if nobody waits for it any more.
+        let worked = tokio::task::spawn_blocking(move || {
+            let _desk = desk;
+            work()
+        });
+        worked.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "work on a request broke off");
+            Err(ApiError::internal())
+        })
+    }
+
+    /// All routes, behind the guard.
+    pub(super) fn router(self, guard: Guard) -> Router {
+        Router::new()
+            .route("/v1/chat/completions", post(chat::create))
+            .route("/v1/completions", post(completions::create))
+            .route("/v1/models", get(models::list))
+            .route("/v1/models/{*id}", get(models::show))
+            .route("/tokenize", post(tokenize::tokenize))
+            .route("/detokenize", post(tokenize::detokenize))
+            .route("/health", get(ops::health))
+            .route("/ping", get(ops::health))
+            .route("/ready", get(ops::ready))
+            .route("/version", get(ops::version))
+            .route("/metrics", get(ops::metrics))
+            .fallback(no_route)
+            .method_not_allowed_fallback(wrong_method)
+            .layer(from_fn_with_state(guard, guard::layer))
+            .layer(from_fn_with_state(self.clone(), metrics::layer))
+            .layer(from_fn(request_id::layer))
+            .with_state(self)
+    }
+}
+
+async fn no_route(request: Request) -> ApiError {
+    ApiError::no_route(request.method().as_str(), request.uri().path())
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::wrong_method(request.method().as_str(), request.uri().path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_name_is_parsed() {
+        assert_eq!(AdapterHeader::parse("X-Adapter").unwrap(), AdapterHeader::default());
+        for name in ["", "X Adapter", "X-Adapter:", "\u{e4}"] {
+            assert!(AdapterHeader::parse(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! `POST /v1/chat/completions`
+
+use axum::{
+    Json,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    answer::{Piece, Scored},
+    app::App,
+    body::{Payload, parse, refuse_unsupported},
+    deadline::Deadline,
+    envelope::Envelope,
+    error::ApiError,
+    generate::{Answers, Order, check_choices},
+    logprobs, prompt,
+    sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
+    sse::{self, Chunks, Data},
+    wire::{
+        chat::{
+            ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatFields, ChatLogprobs, Delta,
+            MessageOut,
+        },
+        common::Common,
+        unsupported::{CHAT, GENERATION},
+        usage::{Usage, UsageKey},
+    },
+};
+use crate::text::{Ending, Framing, Message, Text};
+
+const ROLE: &str = "assistant";
+
+/// What is asked for, understood and within bounds.
+#[derive(Debug)]
+struct Chat {
+    model: Option<String>,
+    messages: Vec<Message>,
+    ending: Ending,
+    framing: Framing,
+    terms: Terms,
+    /// The likeliest tokens beside each, where scores are wanted.
+    logprobs: Option<usize>,
+}
+
+impl Chat {
+    fn read(bytes: &[u8]) -> Result<Self, ApiError> {
+        refuse_unsupported(bytes, [GENERATION, CHAT])?;
+        let common: Common = parse(bytes)?;
+        let fields: ChatFields = parse(bytes)?;
+        let mut terms = Terms::read(&common)?;
+        // The newer name counts where both are there.
+        terms.max_tokens = match (fields.max_completion_tokens, terms.max_tokens) {
+            (Some(0), _) => return Err(too_few("max_completion_tokens")),
+            (None, Some(0)) => return Err(too_few("max_tokens")),
+            (newer, older) => newer.or(older),
+        };
+        check_choices(1, &terms)?;
+        Ok(Self {
+            logprobs: scores(&fields)?,
+            messages: prompt::messages(fields.messages)?,
+            ending: prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?,
+            framing: prompt::framing(common.add_special_tokens, Framing::Bare),
+            model: common.model,
+            terms,
+        })
+    }
+}
+
+fn too_few(field: &str) -> ApiError {
+    ApiError::invalid(field, format!("'{field}' must be at least 1"))
+}
+
+fn scores(fields: &ChatFields) -> Result<Option<usize>, ApiError> {
+    let top = within("top_logprobs", fields.top_logprobs, 0..=MAX_TOP_LOGPROBS, 0)?;
+    match (fields.logprobs == Some(true), top) {
+        (true, top) => Ok(Some(top)),
+        (false, 0) => Ok(None),
+        (false, _) => {
+            Err(ApiError::invalid("top_logprobs", "'top_logprobs' needs 'logprobs' to be true"))
+        }
+    }
+}
+
+/// Answers one chat.
+pub(super) async fn create(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Payload(bytes): Payload,
+) -> Result<Response, ApiError> {
+    let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
+    deadline.bound(answer(&app, &headers, (bytes, deadline))).await
+}
+
+async fn answer(
+    app: &App,
+    headers: &HeaderMap,
+    (bytes, deadline): (axum::body::Bytes, Deadline),
+) -> Result<Response, ApiError> {
+    let size = bytes.len();
+    let chat = app.work(size, move || Chat::read(&bytes)).await?;
+    let (voice, requested) = app.choose(headers, chat.model)?;
+    let (text, messages) = (app.text().clone(), chat.messages);
+    let render = move || {
+        let rendered = text.render(&messages, chat.ending)?;
+        Ok(text.encode(&rendered, chat.framing)?)
+    };
+    let prompt = app.work(size, render).await?;
+    let delivery = chat.terms.delivery;
+    let envelope = Envelope::new("chatcmpl", requested.clone(), voice.clone(), &app.base().digest);
+    let order = Order {
+        prompts: vec![prompt],
+        terms: chat.terms,
+        default_tokens: app.settings().chat_tokens,
+        logprobs: chat.logprobs,
+        prompt_logprobs: None,
+        voice,
+        requested,
+        deadline,
+    };
+    let mut answers = Answers::begin(app, &order).await?;
+    let scored = chat.logprobs.is_some();
+    let writer = Writer { text: app.text().clone(), scored, delivery, envelope };
+    if delivery == Delivery::Whole {
+        let (choices, usage) = answers.whole().await?;
+        return Ok(writer.whole(choices, usage));
+    }
+    answers.started(sse::KEEP_ALIVE).await?;
+    let envelope = writer.envelope.clone();
+    let choices = order.terms.choices;
+    Ok(envelope.seal(sse::respond(answers, delivery, Streaming { writer, choices })))
+}
+
+/// Writes a chat's answers.
+#[derive(Debug)]
+struct Writer {
+    text: Text,
+    scored: bool,
+    delivery: Delivery,
+    envelope: Envelope,
+}
+
+impl Writer {
+    fn whole(&self, choices: Vec<Piece>, usage: Usage) -> Response {
+        let Envelope { id, created, model, fingerprint, .. } = &self.envelope;
+        let choices = choices.into_iter().enumerate().map(|(index, piece)| ChatChoice {
+            index,
+            logprobs: self.logprobs(piece.scores),
+            message: MessageOut { role: ROLE, content: piece.text, refusal: None },
+            finish_reason: piece.end.expect("a whole choice has an end").reason(),
+        });
+        let completion = ChatCompletion {
+            id,
+            object: "chat.completion",
+            created: *created,
+            model,
+            choices: choices.collect(),
+            usage,
+            system_fingerprint: fingerprint,
+        };
+        self.envelope.seal(Json(completion).into_response())
+    }
+
+    fn logprobs(&self, scores: Vec<Scored>) -> Option<ChatLogprobs> {
+        let scores = scores.into_iter().map(|scored| scored.logprob);
+        self.scored.then(|| logprobs::chat(&self.text, scores))
+    }
+
+    fn chunk(&self, choices: Vec<ChatDelta>, usage: Option<Usage>) -> Data {
+        let Envelope { id, created, model, fingerprint, .. } = &self.envelope;
+        let usage = match (usage, self.delivery) {
+            (Some(usage), _) => UsageKey::Now(usage),
+            (None, Delivery::StreamWithUsage) => UsageKey::Later,
+            (None, _) => UsageKey::Absent,
+        };
+        Data::json(&ChatChunk {
+            id,
+            object: "chat.completion.chunk",
+            created: *created,
+            model,
+            system_fingerprint: fingerprint,
+            choices,
+            usage,
+        })
+    }
+}
+
+/// Writes them chunk by chunk.
+#[derive(Debug)]
+struct Streaming {
+    writer: Writer,
+    choices: usize,
+}
+
+impl Chunks for Streaming {
+    fn opening(&mut self) -> Vec<Data> {
+        let delta = |index| {
+            let delta = Delta { role: Some(ROLE), content: Some(String::new()) };
+            ChatDelta { index, delta, logprobs: None, finish_reason: None }
+        };
+        (0..self.choices).map(|index| self.writer.chunk(vec![delta(index)], None)).collect()
+    }
+
+    fn piece(&mut self, index: usize, piece: Piece) -> Vec<Data> {
+        let Piece { prompt: _, text, scores, end } = piece;
+        let mut deltas = Vec::new();
+        if !text.is_empty() || !scores.is_empty() {
+            let delta = Delta { role: None, content: Some(text) };
+            let logprobs = self.writer.logprobs(scores);
+            deltas.push(ChatDelta { index, delta, logprobs, finish_reason: None });
+        }
+        if let Some(end) = end {
+            let (delta, finish_reason) = (Delta::default(), Some(end.reason()));
+            deltas.push(ChatDelta { index, delta, logprobs: None, finish_reason });
+        }
+        deltas.into_iter().map(|delta| self.writer.chunk(vec![delta], None)).collect()
+    }
+
+    fn usage(&mut self, usage: Usage) -> Data {
+        self.writer.chunk(vec![], Some(usage))
+    }
+}

@@ -1,0 +1,232 @@
+//! `POST /v1/completions`
+
+use std::mem;
+
+use axum::{
+    Json,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    answer::{End, Piece},
+    app::App,
+    body::{Payload, parse, refuse_unsupported},
+    deadline::Deadline,
+    envelope::Envelope,
+    error::ApiError,
+    generate::{Answers, Order, check_choices},
+    prompt::{self, Echo},
+    sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
+    sse::{self, Chunks, Data},
+    wire::{
+        common::Common,
+        completion::{Completion, CompletionChoice, CompletionFields, CompletionLogprobs},
+        prompt::Prompt,
+        unsupported::{COMPLETION, GENERATION},
+        usage::{Usage, UsageKey},
+    },
+};
+use crate::text::{Framing, Text};
+
+/// OpenAI's default for `max_tokens`.
+const DEFAULT_TOKENS: usize = 16;
+
+/// What is asked for, understood and within bounds.
+#[derive(Debug)]
+struct Wanted {
+    model: Option<String>,
+    prompts: Vec<Prompt>,
+    framing: Framing,
+    terms: Terms,
+    echo: bool,
+    /// The likeliest tokens beside each, where scores are wanted.
+    logprobs: Option<usize>,
+}
+
+impl Wanted {
+    fn read(bytes: &[u8]) -> Result<Self, ApiError> {
+        refuse_unsupported(bytes, [GENERATION, COMPLETION])?;
+        let common: Common = parse(bytes)?;
+        let fields: CompletionFields = parse(bytes)?;
+        let terms = Terms::read(&common)?;
+        let prompts = fields.prompt.0;
+        check_choices(prompts.len(), &terms)?;
+        // 0 and 1 say what is done anyway; more would have to be generated than is shown.
+        if fields.best_of.is_some_and(|best| best > 1 && best != terms.choices) {
+            return Err(ApiError::unsupported("best_of"));
+        }
+        let top = fields.logprobs.unwrap_or(0);
+        within("logprobs", Some(top), 0..=MAX_TOP_LOGPROBS, 0)?;
+        Ok(Self {
+            model: common.model,
+            prompts,
+            framing: prompt::framing(common.add_special_tokens, Framing::Framed),
+            terms,
+            echo: fields.echo == Some(true),
+            logprobs: fields.logprobs,
+        })
+    }
+
+    /// The tokens of the prompts, and the prompts again where they are to be sent back.
+    fn encode(&self, text: &Text) -> Result<Encoded, ApiError> {
+        let mut encoded = Encoded::default();
+        for prompt in &self.prompts {
+            let ids = prompt::encode(text, prompt, self.framing)?;
+            if self.echo {
+                encoded.echoes.push(Echo::new(text, prompt, &ids, self.terms.specials));
+            }
+            encoded.prompts.push(ids);
+        }
+        Ok(encoded)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Encoded {
+    prompts: Vec<Vec<u32>>,
+    /// One for each prompt, or none.
+    echoes: Vec<Echo>,
+}
+
+/// Continues one or several prompts.
+pub(super) async fn create(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Payload(bytes): Payload,
+) -> Result<Response, ApiError> {
+    let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
+    deadline.bound(answer(&app, &headers, (bytes, deadline))).await
+}
+
+async fn answer(
+    app: &App,
+    headers: &HeaderMap,
+    (bytes, deadline): (axum::body::Bytes, Deadline),
+) -> Result<Response, ApiError> {
+    let size = bytes.len();
+    let mut wanted = app.work(size, move || Wanted::read(&bytes)).await?;
+    let (voice, requested) = app.choose(headers, wanted.model.take())?;
+    let text = app.text().clone();
+    let encode = move || wanted.encode(&text).map(|encoded| (wanted, encoded));
+    let (wanted, Encoded { prompts, echoes }) = app.work(size, encode).await?;
+    let Wanted { terms, logprobs, echo, .. } = wanted;
+    let envelope = Envelope::new("cmpl", requested.clone(), voice.clone(), &app.base().digest);
+    let (delivery, choices) = (terms.delivery, prompts.len() * terms.choices);
+    let per_prompt = terms.choices;
+    let order = Order {
+        prompts,
+        terms,
+        default_tokens: DEFAULT_TOKENS,
+        logprobs,
+        prompt_logprobs: logprobs.filter(|_| echo),
+        voice,
+        requested,
+        deadline,
+    };
+    let mut answers = Answers::begin(app, &order).await?;
+    let writer = Writer {
+        text: app.text().clone(),
+        scored: logprobs.is_some(),
+        delivery,
+        envelope: envelope.clone(),
+        echoes: Echoes { prompts: echoes, per_prompt, given: vec![false; choices] },
+    };
+    if delivery == Delivery::Whole {
+        let (choices, usage) = answers.whole().await?;
+        return Ok(writer.whole(choices, usage));
+    }
+    answers.started(sse::KEEP_ALIVE).await?;
+    Ok(envelope.seal(sse::respond(answers, delivery, writer)))
+}
+
+/// Writes the answers, whole or chunk by chunk.
+#[derive(Debug)]
+struct Writer {
+    text: Text,
+    scored: bool,
+    delivery: Delivery,
+    envelope: Envelope,
+    echoes: Echoes,
+}
+
+/// Which prompts are still to be sent back.
+#[derive(Debug)]
+struct Echoes {
+    /// One for each prompt, or none.
+    prompts: Vec<Echo>,
+    /// Choices of each prompt.
+    per_prompt: usize,
+    /// Whether a choice has sent its prompt back.
+    given: Vec<bool>,
+}
+
+impl Echoes {
+    fn of(&self, choice: usize) -> Option<&Echo> {
+        self.prompts.get(choice / self.per_prompt)
+    }
+}
+
+impl Writer {
+    fn whole(mut self, pieces: Vec<Piece>, usage: Usage) -> Response {
+        let pieces = pieces.into_iter().enumerate();
+        let choices = pieces.map(|(index, piece)| self.choice(index, piece)).collect();
+        let completion = Json(self.completion(choices, UsageKey::Now(usage))).into_response();
+        self.envelope.seal(completion)
+    }
+
+    /// What the piece adds to its choice, after the prompt where that is due.
+    fn choice(&mut self, index: usize, piece: Piece) -> CompletionChoice {
+        let Piece { prompt, mut text, scores, end } = piece;
+        let mut logprobs = CompletionLogprobs::default();
+        let first = !mem::replace(&mut self.echoes.given[index], true);
+        let echo = self.echoes.of(index);
+        if let Some(echo) = echo.filter(|_| first) {
+            text.insert_str(0, &echo.text);
+            logprobs.push_prompt(&self.text, echo, &prompt.unwrap_or_default());
+        }
+        let lead = echo.map_or(0, |echo| echo.length);
+        for scored in &scores {
+            logprobs.push(&self.text, &scored.logprob, lead + scored.offset);
+        }
+        CompletionChoice {
+            index,
+            text,
+            logprobs: self.scored.then_some(logprobs),
+            finish_reason: end.map(End::reason),
+        }
+    }
+
+    fn completion(&self, choices: Vec<CompletionChoice>, usage: UsageKey) -> Completion<'_> {
+        let Envelope { id, created, model, fingerprint, .. } = &self.envelope;
+        Completion {
+            id,
+            object: "text_completion",
+            created: *created,
+            model,
+            choices,
+            usage,
+            system_fingerprint: fingerprint,
+        }
+    }
+}
+
+impl Chunks for Writer {
+    fn opening(&mut self) -> Vec<Data> {
+        Vec::new()
+    }
+
+    fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Data> {
+        let usage = match self.delivery {
+            Delivery::StreamWithUsage => UsageKey::Later,
+            Delivery::Stream | Delivery::Whole => UsageKey::Absent,
+        };
+        let choice = self.choice(choice, piece);
+        vec![Data::json(&self.completion(vec![choice], usage))]
+    }
+
+    fn usage(&mut self, usage: Usage) -> Data {
+        Data::json(&self.completion(vec![], UsageKey::Now(usage)))
+    }
+}

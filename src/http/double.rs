@@ -1,0 +1,261 @@
+//! A small world for tests: a tokenizer of bytes, two adapters on a base of zeros, and an engine that follows a script.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    num::NonZeroUsize,
+    path::Path,
+    sync::{Arc, LazyLock, Mutex},
+    time::Duration,
+};
+
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::{
+    app::{App, BaseModel, Settings},
+    generator::Generator,
+};
+use crate::{
+    adapter::{self, Adapters, Folder, Rules},
+    engine::{Event, Failure, Finish, Job, Logprob, Refused, Stats, TokenStream},
+    lora::{Base, Lease, Limits, Site, Sites},
+    text::Text,
+};
+
+/// The token that ends an answer, written `<|end|>`; all others are bytes.
+pub(super) const SPECIAL: u32 = 256;
+/// Most tokens of one sequence.
+pub(super) const CONTEXT: usize = 100;
+
+/// One token per byte, and a template of one line per message.
+pub(super) fn text() -> Text {
+    static TEXT: LazyLock<Text> = LazyLock::new(|| {
+        let dir = TempDir::new().unwrap();
+        let write = |name: &str, json: Value| {
+            fs::write(dir.path().join(name), json.to_string()).unwrap();
+        };
+        write("tokenizer.json", tokenizer());
+        write("tokenizer_config.json", json!({"eos_token": "<|end|>", "chat_template": TEMPLATE}));
+        Text::from_dir(dir.path()).unwrap()
+    });
+    TEXT.clone()
+}
+
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}\
+                        {% if add_generation_prompt %}assistant:{% endif %}";
+
+/// The tokens of a text.
+pub(super) fn ids(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
+}
+
+fn tokenizer() -> Value {
+    let vocab: Map<String, Value> =
+        (0..=255).map(|byte| (byte_char(byte).to_string(), json!(byte))).collect();
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+        "added_tokens": [{"id": SPECIAL, "content": "<|end|>", "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "byte_fallback": false,
+            "ignore_merges": false, "vocab": vocab, "merges": []},
+    })
+}
+
+/// How byte-level tokenizers write a byte: printable ones as they are, the others from U+0100 on, in order.
+fn byte_char(byte: u8) -> char {
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    if printable(&byte) {
+        return char::from(byte);
+    }
+    let rank = (0..byte).filter(|byte| !printable(byte)).count();
+    char::from_u32(0x100 + u32::try_from(rank).unwrap()).unwrap()
+}
+
+/// What happens to a job.
+#[derive(Debug)]
+pub(super) enum Play {
+    /// These events, then the end of the stream.
+    Events(Vec<Event>),
+    /// These events, then nothing, for ever.
+    Hang(Vec<Event>),
+    /// It is not taken.
+    Refuse(Refused),
+}
+
+impl Play {
+    /// An answer that is complete. Each token's score is minus its place, counted from 1.
+    pub(super) fn say(text: &str) -> Self {
+        Self::Events(tokens(text).chain([Event::Finished(Finish::Stop)]).collect())
+    }
+
+    /// An answer that breaks off.
+    pub(super) fn fail(text: &str, failure: Failure) -> Self {
+        Self::Events(tokens(text).chain([Event::Failed(failure)]).collect())
+    }
+
+    /// An answer that does not go on.
+    pub(super) fn hang(text: &str) -> Self {
+        Self::Hang(tokens(text).collect())
+    }
+}
+
+fn tokens(text: &str) -> impl Iterator<Item = Event> {
+    ids(text)
+        .into_iter()
+        .zip(1u8..)
+        .map(|(id, place)| Event::Token { id, logprob: Some(score(id, -f32::from(place))) })
+}
+
+/// A score whose likeliest token is the token itself.
+pub(super) fn score(token: u32, logprob: f32) -> Logprob {
+    Logprob { token, logprob, top: vec![(token, logprob)] }
+}
+
+/// An engine that follows a script; when that is over it says `ok`.
+#[derive(Debug, Default)]
+pub(super) struct Scripted {
+    plays: Mutex<VecDeque<Play>>,
+    jobs: Mutex<Vec<Job>>,
+    hanging: Mutex<Vec<(mpsc::Sender<Event>, Option<Lease>)>>,
+}
+
+impl Scripted {
+    /// The jobs since the last call, without their leases.
+    pub(super) fn jobs(&self) -> Vec<Job> {
+        std::mem::take(&mut *self.jobs.lock().unwrap())
+    }
+
+    /// How many jobs that hang are still wanted by somebody. The others end, as they would in a step.
+    pub(super) fn wanted(&self) -> usize {
+        let mut hanging = self.hanging.lock().unwrap();
+        hanging.retain(|(sender, _)| !sender.is_closed());
+        hanging.len()
+    }
+}
+
+impl Generator for Scripted {
+    fn submit(&self, mut job: Job) -> Result<TokenStream, Refused> {
+        let scored = job.logprobs.is_some();
+        let lease = job.adapter.take();
+        self.jobs.lock().unwrap().push(job);
+        let play = self.plays.lock().unwrap().pop_front().unwrap_or_else(|| Play::say("ok"));
+        let (events, hangs) = match play {
+            Play::Events(events) => (events, false),
+            Play::Hang(events) => (events, true),
+            Play::Refuse(refused) => return Err(refused),
+        };
+        let (sender, receiver) = mpsc::channel(events.len() + 1);
+        for event in events {
+            let event = match event {
+                Event::Token { id, .. } if !scored => Event::Token { id, logprob: None },
+                event => event,
+            };
+            sender.try_send(event).unwrap();
+        }
+        if hangs {
+            self.hanging.lock().unwrap().push((sender, lease));
+        }
+        Ok(TokenStream::new(receiver))
+    }
+
+    fn context(&self) -> usize {
+        CONTEXT
+    }
+
+    fn stats(&self) -> Stats {
+        Stats { running: 3, ..Stats::default() }
+    }
+}
+
+/// An app over the script. It has the adapters `sql` and `law`.
+pub(super) fn app(plays: impl IntoIterator<Item = Play>) -> (App, Arc<Scripted>) {
+    app_with(plays, Settings::default())
+}
+
+/// The same with other settings.
+pub(super) fn app_with(
+    plays: impl IntoIterator<Item = Play>,
+    settings: Settings,
+) -> (App, Arc<Scripted>) {
+    let plays = Mutex::new(plays.into_iter().collect());
+    let scripted = Arc::new(Scripted { plays, ..Scripted::default() });
+    let base = BaseModel { id: "org/tiny".to_owned(), digest: "ba5e".repeat(16), created: 7 };
+    let generator: Arc<dyn Generator> = Arc::<Scripted>::clone(&scripted);
+    (App::over(base, text(), adapters(), generator, settings), scripted)
+}
+
+/// Where the adapters lie; kept for as long as the tests run, for they are loaded on demand.
+static SHELF: LazyLock<TempDir> = LazyLock::new(|| {
+    let dir = TempDir::new().unwrap();
+    write_adapter(&dir.path().join("sql"), 1.0);
+    write_adapter(&dir.path().join("law"), 2.0);
+    dir
+});
+
+fn adapters() -> Adapters {
+    let rules = Rules {
+        sites: &SITES,
+        limits: &Limits { max_rank: 8, max_bytes: 1 << 20 },
+        reserved: &["base", "default"],
+        workers: NonZeroUsize::MIN,
+    };
+    let folder = Folder::scan(SHELF.path(), &rules).unwrap();
+    let settings = adapter::Settings {
+        budget: 1 << 20,
+        max_waiting: 8,
+        time_out: Duration::from_secs(5),
+        loaders: NonZeroUsize::MIN,
+    };
+    Adapters::open(folder, Arc::new(Zeros), settings)
+}
+
+const SITES: Sites = Sites {
+    layers: 1,
+    hidden: 4,
+    attention: 4,
+    kv: 4,
+    ffn: 4,
+    vocab: 257,
+    qkv_bias: false,
+    o_bias: false,
+    mlp_bias: false,
+};
+
+#[derive(Debug)]
+struct Zeros;
+
+impl Base for Zeros {
+    fn sites(&self) -> &Sites {
+        &SITES
+    }
+
+    fn project(&self, _: Site, _: &[f32], y: &mut [f32]) {
+        y.fill(0.0);
+    }
+
+    fn row_norms_squared(&self, site: Site) -> Vec<f32> {
+        vec![0.0; SITES.dims(site).1]
+    }
+}
+
+fn write_adapter(folder: &Path, value: f32) {
+    let floats = value.to_le_bytes().repeat(SITES.hidden);
+    let view = |shape| TensorView::new(Dtype::F32, shape, &floats).unwrap();
+    let site = "base_model.model.model.layers.0.self_attn.q_proj";
+    let tensors = [
+        (format!("{site}.lora_A.weight"), view(vec![1, SITES.hidden])),
+        (format!("{site}.lora_B.weight"), view(vec![SITES.hidden, 1])),
+    ];
+    let config = json!({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 1, "lora_alpha": 1,
+        "target_modules": ["q_proj"], "bias": "none", "inference_mode": true});
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    let weights = safetensors::serialize(tensors, None).unwrap();
+    fs::write(folder.join("adapter_model.safetensors"), weights).unwrap();
+}

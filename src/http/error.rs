@@ -1,0 +1,308 @@
+//! Refusals: the only place where an error gets a status code.
+//!
+//! | what | status | type, code |
+//! |---|---|---|
+//! | malformed, wrong type or range, unsupported field | 400 | `invalid_request_error`, - |
+//! | header and `model` name two adapters | 400 | `invalid_request_error`, `adapter_conflict` |
+//! | prompt and answer exceed the context | 400 | `invalid_request_error`, `context_length_exceeded` |
+//! | foreign Host or Origin | 403 | `invalid_request_error`, `forbidden_origin` |
+//! | unknown model or adapter, or another tenant's | 404 | `invalid_request_error`, `model_not_found` |
+//! | unknown route, wrong method | 404, 405 | `invalid_request_error`, - |
+//! | body not received in time, too large, not JSON | 408, 413, 415 | `invalid_request_error`, - |
+//! | an adapter that cannot be loaded | 500, not to be retried | `server_error`, `adapter_unavailable` |
+//! | anything of ours that broke | 500 | `server_error`, `internal_error` |
+//! | queue full, no room for an adapter, shutting down | 503 and `Retry-After` | `server_error`, `overloaded` |
+//! | the request's own deadline | 504, not to be retried | `server_error`, `deadline_exceeded` |
+//!
+//! The deadline is 504 and not 408: clients retry both, and `x-should-retry: false` says that the time they gave is spent.
+//! What a 5xx was caused by is logged here and never sent.
+
+use axum::{
+    Json,
+    http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+
+use super::wire::error::{ErrorBody, ErrorDetail};
+use crate::{
+    adapter::NotLent,
+    engine::{Failure, Refused},
+    text,
+};
+
+/// OpenAI's clients obey it over their own rules.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// Seconds after which an overloaded server may be asked again: a queue place or a lease frees within one answer.
+const RETRY_SECONDS: u16 = 1;
+/// The most characters of a client's own text that a message repeats.
+const QUOTED: usize = 120;
+/// The most characters of a whole message.
+const MESSAGE: usize = 500;
+
+/// Why a request is not answered, as the client is told.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: Option<&'static str>,
+    param: Option<String>,
+    message: String,
+    retry: Retry,
+}
+
+/// What a client's retry loop is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Retry {
+    /// Nothing: the status says enough.
+    Unsaid,
+    /// The same request may succeed shortly.
+    Soon,
+    /// The same request fails again.
+    Never,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        let message = quote(&message.into(), MESSAGE);
+        Self { status, code: None, param: None, message, retry: Retry::Unsaid }
+    }
+
+    fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    fn about(self, param: impl Into<String>) -> Self {
+        Self { param: Some(quote(&param.into(), QUOTED)), ..self }
+    }
+
+    /// The request is not understood as a whole.
+    pub(super) fn malformed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// One field or header has a wrong type, range or combination.
+    pub(super) fn invalid(param: &str, message: impl Into<String>) -> Self {
+        Self::malformed(message).about(param)
+    }
+
+    /// A field that is understood, would change the answer, and is not implemented.
+    pub(super) fn unsupported(param: &str) -> Self {
+        Self::invalid(param, format!("'{param}' is not supported by this server; leave it out"))
+    }
+
+    /// No such model, or not the caller's: the two must be the same bytes.
+    pub(super) fn model_not_found(requested: &str) -> Self {
+        let requested = quote(requested, QUOTED);
+        let message = format!("The model `{requested}` does not exist or you have no access to it");
+        Self::new(StatusCode::NOT_FOUND, message).about("model").with_code("model_not_found")
+    }
+
+    /// Header and `model` contradict each other.
+    pub(super) fn adapter_conflict(header: &str, model: &str) -> Self {
+        let (header, model) = (quote(header, QUOTED), quote(model, QUOTED));
+        let message = format!(
+            "the adapter header names `{header}` and 'model' names `{model}`: send one of the two"
+        );
+        Self::invalid("model", message).with_code("adapter_conflict")
+    }
+
+    /// Prompt and answer do not fit. Clients key on the code, or on the first sentence.
+    pub(super) fn too_long(prompt: usize, answer: usize, context: usize) -> Self {
+        let message = format!(
+            "This model's maximum context length is {context} tokens. However, you requested {} tokens \
+             ({prompt} in the prompt, {answer} in the completion). Please shorten the prompt or the completion",
+            prompt.saturating_add(answer)
+        );
+        Self::malformed(message).with_code("context_length_exceeded")
+    }
+
+    /// A browser acts for a page that is not ours.
+    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message).with_code("forbidden_origin")
+    }
+
+    /// Nothing is served under this path.
+    pub(super) fn no_route(method: &str, path: &str) -> Self {
+        let path = quote(path, QUOTED);
+        Self::new(StatusCode::NOT_FOUND, format!("no such endpoint: {method} {path}"))
+    }
+
+    /// The path exists, for other methods.
+    pub(super) fn wrong_method(method: &str, path: &str) -> Self {
+        let path = quote(path, QUOTED);
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} does not take {method}"))
+    }
+
+    /// The body did not arrive in time.
+    pub(super) fn slow_body() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "the request's body did not arrive in time")
+    }
+
+    /// The body has more bytes than are accepted.
+    pub(super) fn body_too_large(limit: usize) -> Self {
+        let message = format!("the request's body has more than {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    }
+
+    /// The body is not declared as plain JSON.
+    pub(super) fn not_json(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
+    }
+
+    /// Try again shortly.
+    pub(super) fn overloaded(message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("overloaded");
+        Self { retry: Retry::Soon, ..error }
+    }
+
+    /// The request's own time is over.
+    pub(super) fn deadline() -> Self {
+        let message = "the request's deadline passed before the answer was complete";
+        let error = Self::new(StatusCode::GATEWAY_TIMEOUT, message).with_code("deadline_exceeded");
+        Self { retry: Retry::Never, ..error }
+    }
+
+    /// Something of ours broke; the log has the cause.
+    pub(super) fn internal() -> Self {
+        let message = "the server could not complete this request";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message).with_code("internal_error")
+    }
+
+    fn adapter_unavailable() -> Self {
+        let message =
+            "the adapter cannot be used: its operator finds the reason in the server's log";
+        let error =
+            Self::new(StatusCode::INTERNAL_SERVER_ERROR, message).with_code("adapter_unavailable");
+        Self { retry: Retry::Never, ..error }
+    }
+
+    /// No adapter was lent to a request for `requested`.
+    pub(super) fn not_lent(refusal: &NotLent, requested: &str) -> Self {
+        match refusal {
+            NotLent::Gone => Self::model_not_found(requested),
+            NotLent::Crowded { .. } | NotLent::TimedOut { .. } => {
+                Self::overloaded("every place for adapters is in use")
+            }
+            NotLent::TooLarge { .. } | NotLent::Failed(_) => {
+                tracing::error!(adapter = requested, %refusal, "an adapter cannot be used");
+                Self::adapter_unavailable()
+            }
+        }
+    }
+
+    /// What is sent: as a body, or as the last event of a stream that has begun.
+    pub(super) fn body(&self) -> ErrorBody<'_> {
+        let kind =
+            if self.status.is_server_error() { "server_error" } else { "invalid_request_error" };
+        let (param, code) = (self.param.as_deref(), self.code);
+        ErrorBody { error: ErrorDetail { message: &self.message, kind, param, code } }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        match self.retry {
+            Retry::Unsaid => {}
+            Retry::Soon => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_SECONDS));
+            }
+            Retry::Never => {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
+        }
+        response
+    }
+}
+
+impl From<text::Error> for ApiError {
+    fn from(error: text::Error) -> Self {
+        Self::malformed(error.to_string())
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full { .. } => Self::overloaded("too many requests are waiting"),
+            Refused::Stopping => Self::overloaded("the server is shutting down"),
+            Refused::TooLong { tokens, context } => Self::too_long(tokens, 0, context),
+            Refused::BadPrompt { .. } => Self::invalid("prompt", refused.to_string()),
+        }
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Deadline => Self::deadline(),
+            Failure::Stopping => Self::overloaded("the server is shutting down"),
+            Failure::NotANumber => {
+                tracing::error!(%failure, "an answer was given up");
+                Self { retry: Retry::Never, ..Self::internal() }
+            }
+            Failure::Step => {
+                tracing::error!(%failure, "an answer was given up");
+                Self::internal()
+            }
+        }
+    }
+}
+
+/// At most `limit` characters of a text that a client sent.
+fn quote(text: &str, limit: usize) -> String {
+    match text.char_indices().nth(limit) {
+        Some((end, _)) => format!("{}..", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(error: &ApiError) -> serde_json::Value {
+        serde_json::to_value(error.body()).unwrap()
+    }
+
+    #[test]
+    fn every_body_has_the_four_keys() {
+        assert_eq!(
+            json(&ApiError::malformed("no")),
+            serde_json::json!({"error": {
+                "message": "no", "type": "invalid_request_error", "param": null, "code": null
+            }})
+        );
+        let deadline = json(&ApiError::deadline());
+        assert_eq!(deadline["error"]["type"], "server_error");
+        assert_eq!(deadline["error"]["code"], "deadline_exceeded");
+    }
+
+    #[test]
+    fn the_context_message_has_the_sentence_that_clients_look_for() {
+        let error = ApiError::too_long(9000, 16, 8192);
+        assert!(error.message.contains("This model's maximum context length is 8192 tokens"));
+        assert!(error.message.contains("9016"));
+        assert_eq!(error.code, Some("context_length_exceeded"));
+        let error = ApiError::from(Refused::TooLong { tokens: 9000, context: 8192 });
+        assert!(error.message.contains("maximum context length is 8192 tokens"));
+    }
+
+    #[test]
+    fn retries_are_asked_for_or_forbidden() {
+        let busy = ApiError::from(Refused::Full { waiting: 9 }).into_response();
+        assert_eq!(busy.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(busy.headers()[RETRY_AFTER], "1");
+        let late = ApiError::from(Failure::Deadline).into_response();
+        assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(late.headers()[SHOULD_RETRY], "false");
+        let broken = ApiError::from(Failure::NotANumber).into_response();
+        assert_eq!(broken.headers()[SHOULD_RETRY], "false");
+    }
+
+    #[test]
+    fn a_clients_text_is_repeated_in_part_only() {
+        let error = ApiError::model_not_found(&"\u{e4}".repeat(10_000));
+        assert!(error.message.chars().count() < 250, "{}", error.message);
+    }
+}

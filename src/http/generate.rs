@@ -1,0 +1,233 @@
+//! A request's jobs: does it fit, a lease, one job per choice, and what they answer in one stream.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream, Peekable, SelectAll},
+};
+
+use super::{
+    answer::{Answer, Piece},
+    app::App,
+    deadline::Deadline,
+    error::ApiError,
+    metrics::Latency,
+    sampling::{Ends, Terms},
+    select::Voice,
+    wire::{prompt::MAX_CHOICES, usage::Usage},
+};
+use crate::{
+    engine::{Failure, Job, Lane, TokenStream},
+    lora::Lease,
+    text::Stops,
+};
+
+/// What is to be generated.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// One or more; each gets as many choices as the terms say.
+    pub(super) prompts: Vec<Vec<u32>>,
+    pub(super) terms: Terms,
+    /// At most so many tokens per choice where the terms do not say; less where the context ends before.
+    pub(super) default_tokens: usize,
+    /// As in [`Job`].
+    pub(super) logprobs: Option<usize>,
+    /// As in [`Job`].
+    pub(super) prompt_logprobs: Option<usize>,
+    pub(super) voice: Voice,
+    /// How the voice was asked for.
+    pub(super) requested: String,
+    pub(super) deadline: Deadline,
+}
+
+/// Refuses more choices than one request may have, before anything is made for them.
+pub(super) fn check_choices(prompts: usize, terms: &Terms) -> Result<(), ApiError> {
+    let choices = prompts.saturating_mul(terms.choices);
+    if choices > MAX_CHOICES {
+        let message =
+            format!("'n' times the number of prompts is {choices}, at most {MAX_CHOICES}");
+        return Err(ApiError::invalid("n", message));
+    }
+    Ok(())
+}
+
+/// A choice's number and what is new in it.
+type Numbered = (usize, Result<Piece, Failure>);
+
+/// The choices of one request as they grow. Dropping it cancels what is not finished.
+pub(super) struct Answers {
+    pieces: Pin<Box<Peekable<SelectAll<BoxStream<'static, Numbered>>>>>,
+    choices: usize,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+}
+
+impl Answers {
+    /// Begins what is ordered. Choices are numbered prompt by prompt.
+    pub(super) async fn begin(app: &App, order: &Order) -> Result<Self, ApiError> {
+        app.accepting()?;
+        let context = app.generator().context();
+        let budgets: Vec<usize> = order
+            .prompts
+            .iter()
+            .map(|prompt| order.budget(prompt.len(), context))
+            .collect::<Result<_, _>>()?;
+        let lease = order.lease(app).await?;
+        let mut choices: Vec<BoxStream<'static, Numbered>> = Vec::new();
+        for (prompt, budget) in order.prompts.iter().zip(budgets) {
+            for choice in 0..order.terms.choices {
+                let job = order.job(app, prompt, choice, (budget, lease.as_ref()));
+                let tokens = app.generator().submit(job)?;
+                let running = order.running(app, choices.len(), tokens);
+                choices.push(running.pieces().boxed());
+            }
+        }
+        let prompt_tokens = order.prompts.iter().map(Vec::len).sum();
+        let (count, pieces) = (choices.len(), stream::select_all(choices).peekable());
+        Ok(Self { pieces: Box::pin(pieces), choices: count, prompt_tokens, completion_tokens: 0 })
+    }
+
+    /// Waits for the first piece, but no longer than `patience`. A failure before it is still a refusal of the whole request.
+    pub(super) async fn started(&mut self, patience: Duration) -> Result<(), ApiError> {
+        match tokio::time::timeout(patience, self.pieces.as_mut().peek()).await {
+            Ok(Some((_, Err(failure)))) => Err((*failure).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next piece of any choice; `None` when all have ended.
+    pub(super) async fn next(&mut self) -> Option<Numbered> {
+        let numbered = self.pieces.next().await?;
+        if let Ok(Piece { end: Some(end), .. }) = &numbered.1 {
+            self.completion_tokens += end.tokens;
+        }
+        Some(numbered)
+    }
+
+    /// All choices, each in one piece that has an end.
+    pub(super) async fn whole(mut self) -> Result<(Vec<Piece>, Usage), ApiError> {
+        let mut choices = vec![Piece::default(); self.choices];
+        while let Some((choice, piece)) = self.next().await {
+            choices[choice].append(piece?);
+        }
+        Ok((choices, self.usage()))
+    }
+
+    /// Cancels what is not finished.
+    pub(super) fn cancel(&mut self) {
+        self.pieces = Box::pin(SelectAll::new().peekable());
+    }
+
+    /// What it cost, so far as choices have ended.
+    pub(super) fn usage(&self) -> Usage {
+        Usage::new(self.prompt_tokens, self.completion_tokens)
+    }
+}
+
+impl fmt::Debug for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answers").field("choices", &self.choices).finish_non_exhaustive()
+    }
+}
+
+impl Order {
+    /// How many tokens an answer to a prompt of this length may have.
+    fn budget(&self, prompt: usize, context: usize) -> Result<usize, ApiError> {
+        let room = context.saturating_sub(prompt);
+        match self.terms.max_tokens {
+            Some(asked) if asked > room => Err(ApiError::too_long(prompt, asked, context)),
+            Some(asked) => Ok(asked),
+            None if room == 0 => Err(ApiError::too_long(prompt, 1, context)),
+            None => Ok(self.default_tokens.min(room)),
+        }
+    }
+
+    async fn lease(&self, app: &App) -> Result<Option<Arc<Lease>>, ApiError> {
+        let Voice::Adapter(revision) = &self.voice else { return Ok(None) };
+        let lease = app.adapters().lease(revision).await;
+        lease
+            .map(|lease| Some(Arc::new(lease)))
+            .map_err(|e| ApiError::not_lent(&e, &self.requested))
+    }
+
+    fn job(
+        &self,
+        app: &App,
+        prompt: &[u32],
+        choice: usize,
+        (max_tokens, lease): (usize, Option<&Arc<Lease>>),
+    ) -> Job {
+        Job {
+            prompt: prompt.to_vec(),
+            adapter: lease.map(share),
+            sampling: self.terms.sampling_of(choice),
+            max_tokens,
+            stop_tokens: self.stop_tokens(app),
+            logprobs: self.logprobs,
+            prompt_logprobs: self.prompt_logprobs,
+            // One lane per tenant, and there is one tenant.
+            lane: Lane::default(),
+            deadline: Some(self.deadline.instant()),
+        }
+    }
+
+    fn stop_tokens(&self, app: &App) -> Arc<[u32]> {
+        let own = app.text().stop_tokens();
+        match (self.terms.ends, &*self.terms.stop_ids) {
+            (Ends::Honoured, []) => Arc::clone(own),
+            (Ends::Honoured, more) => own.iter().chain(more).copied().collect(),
+            (Ends::Ignored, more) => more.into(),
+        }
+    }
+
+    fn running(&self, app: &App, number: usize, tokens: TokenStream) -> Running {
+        let detok = app.text().detok(self.terms.specials);
+        let stops = Stops::new(self.terms.stops.clone(), self.terms.keep);
+        let latency = app.metrics().latency(Instant::now());
+        Running { number, tokens, answer: Answer::new(detok, stops), latency }
+    }
+}
+
+/// Another claim on what is lent: one lease from the cache serves all choices of a request.
+fn share(lease: &Arc<Lease>) -> Lease {
+    let held = Arc::clone(lease);
+    Lease::new(Arc::clone(lease.adapter()), move || drop(held))
+}
+
+/// One choice that has not ended.
+struct Running {
+    number: usize,
+    tokens: TokenStream,
+    answer: Answer,
+    latency: Latency,
+}
+
+impl Running {
+    /// Its pieces. The job is gone as soon as the choice has ended, which a stop string does before the engine does.
+    fn pieces(self) -> impl stream::Stream<Item = Numbered> {
+        stream::unfold(Some(self), |running| async move {
+            let mut running = running?;
+            let (number, piece) = (running.number, running.next().await);
+            let more = matches!(piece, Ok(Piece { end: None, .. }));
+            Some(((number, piece), more.then_some(running)))
+        })
+    }
+
+    /// The next piece that says something.
+    async fn next(&mut self) -> Result<Piece, Failure> {
+        loop {
+            let event = self.tokens.next().await.ok_or(Failure::Stopping)?;
+            self.latency.observe(&event);
+            let piece = self.answer.take(event)?;
+            if !piece.is_empty() {
+                return Ok(piece);
+            }
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! What this module asks of the engine.
+
+use std::fmt;
+
+use crate::engine::{Engine, Job, Refused, Stats, TokenStream};
+
+/// A source of tokens. A trait so that tests can answer from a script, failures included.
+pub(super) trait Generator: fmt::Debug + Send + Sync + 'static {
+    /// Puts a job in line. Never waits.
+    fn submit(&self, job: Job) -> Result<TokenStream, Refused>;
+
+    /// Most tokens of one sequence, prompt and answer together.
+    fn context(&self) -> usize;
+
+    /// How it is doing.
+    fn stats(&self) -> Stats;
+}
+
+impl Generator for Engine {
+    fn submit(&self, job: Job) -> Result<TokenStream, Refused> {
+        Self::submit(self, job)
+    }
+
+    fn context(&self) -> usize {
+        Self::context(self)
+    }
+
+    fn stats(&self) -> Stats {
+        Self::stats(self)
+    }
+}

@@ -1,0 +1,199 @@
+//! Keeps browsers from being used against the server.
+//!
+//! A page that a user merely visits can make the browser send requests to `localhost`, and by DNS rebinding can do so under a
+//! name of its own. So:
+//! - on a loopback listener `Host` must be a loopback name, or one that the operator allowed (a proxy in front passes its own);
+//! - on any other listener every `Host` is right, unless the operator allowed some: then only those and the loopback names;
+//! - an `Origin`, which only browsers send, must be a loopback or allowed name, or, on a listener that is not loopback, the very `Host`.
+//!
+//! No CORS header is ever sent.
+
+use axum::{
+    extract::{Request, State},
+    http::{
+        HeaderMap, Uri,
+        header::{HOST, ORIGIN},
+        uri::Authority,
+    },
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+use super::error::ApiError;
+
+/// Which names a listener answers to.
+#[derive(Clone, Debug)]
+pub(super) struct Guard {
+    reach: Reach,
+    allowed: Vec<String>,
+}
+
+/// Where connections can come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// From this machine only.
+    Loopback,
+    /// From the network.
+    Network,
+}
+
+impl Guard {
+    /// `allowed` are host names without port.
+    pub(super) fn new(reach: Reach, allowed: Vec<String>) -> Self {
+        Self { reach, allowed }
+    }
+
+    fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
+        let host = host(headers, uri);
+        let restricted = self.reach == Reach::Loopback || !self.allowed.is_empty();
+        if restricted && !host.as_ref().is_some_and(|host| self.knows(host.host())) {
+            let message = "the Host header names a host that this server does not answer to";
+            return Err(ApiError::forbidden(message));
+        }
+        let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
+        let origin = origin.to_str().ok().and_then(authority_of_origin);
+        let same = self.reach == Reach::Network && origin.is_some() && origin == host;
+        if same || origin.is_some_and(|origin| self.knows(origin.host())) {
+            return Ok(());
+        }
+        Err(ApiError::forbidden("requests from pages of another origin are not accepted"))
+    }
+
+    fn knows(&self, host: &str) -> bool {
+        is_loopback(host) || self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
+    }
+}
+
+/// `localhost`, 127.0.0.0/8 or `[::1]`.
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The one host that the request is for: in the request line where it is there, as a proxy's is, else in the header.
+fn host(headers: &HeaderMap, uri: &Uri) -> Option<Authority> {
+    if let Some(authority) = uri.authority() {
+        return Some(authority.clone());
+    }
+    let mut values = headers.get_all(HOST).iter();
+    let value = values.next()?;
+    // Two of them: whoever reads the other one is deceived.
+    if values.next().is_some() {
+        return None;
+    }
+    value.to_str().ok().and_then(authority)
+}
+
+/// `SCHEME://HOST[:PORT]`; `null` and the like have no host.
+fn authority_of_origin(origin: &str) -> Option<Authority> {
+    origin.split_once("://").and_then(|(_, rest)| authority(rest))
+}
+
+/// A host with or without port, and nothing before it.
+fn authority(text: &str) -> Option<Authority> {
+    text.parse().ok().filter(|authority: &Authority| !authority.as_str().contains('@'))
+}
+
+/// Refuses what the guard does not let through.
+pub(super) async fn layer(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    match guard.check(request.headers(), request.uri()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn passes(guard: &Guard, hosts: &[&str], origin: Option<&str>) -> bool {
+        let mut headers = HeaderMap::new();
+        for host in hosts {
+            headers.append(HOST, HeaderValue::from_str(host).unwrap());
+        }
+        if let Some(origin) = origin {
+            headers.insert(ORIGIN, HeaderValue::from_str(origin).unwrap());
+        }
+        guard.check(&headers, &Uri::from_static("/v1/models")).is_ok()
+    }
+
+    #[test]
+    fn a_loopback_listener_answers_to_loopback_names() {
+        let guard = Guard::new(Reach::Loopback, vec![]);
+        for host in [
+            "localhost",
+            "LocalHost:8080",
+            "127.0.0.1",
+            "127.0.0.1:1",
+            "[::1]",
+            "[::1]:8080",
+            "127.1.2.3",
+        ] {
+            assert!(passes(&guard, &[host], None), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "localhost.evil.example:8080",
+            "127.0.0.1.evil.example",
+            "evil@localhost",
+            "localhost@evil.example",
+            "0.0.0.0",
+            "10.0.0.1:8080",
+            "",
+            "localhost/",
+        ] {
+            assert!(!passes(&guard, &[host], None), "{host}");
+        }
+        assert!(!passes(&guard, &[], None));
+        assert!(!passes(&guard, &["localhost", "evil.example"], None));
+    }
+
+    #[test]
+    fn a_foreign_origin_is_refused() {
+        let guard = Guard::new(Reach::Loopback, vec![]);
+        for origin in ["http://localhost:3000", "http://127.0.0.1", "http://[::1]:8080"] {
+            assert!(passes(&guard, &["localhost:8080"], Some(origin)), "{origin}");
+        }
+        for origin in
+            ["http://evil.example", "null", "file://", "", "https://localhost.evil.example"]
+        {
+            assert!(!passes(&guard, &["localhost:8080"], Some(origin)), "{origin}");
+        }
+    }
+
+    #[test]
+    fn allowed_names_are_added() {
+        let guard = Guard::new(Reach::Loopback, vec!["api.example.com".into()]);
+        assert!(passes(&guard, &["API.example.com"], None));
+        assert!(passes(&guard, &["api.example.com:443"], Some("https://api.example.com")));
+        assert!(!passes(&guard, &["other.example.com"], None));
+        let guard = Guard::new(Reach::Network, vec!["api.example.com".into()]);
+        assert!(passes(&guard, &["api.example.com"], None));
+        assert!(!passes(&guard, &["evil.example"], None));
+    }
+
+    #[test]
+    fn on_the_network_only_the_origin_counts() {
+        let guard = Guard::new(Reach::Network, vec![]);
+        assert!(passes(&guard, &["anything.example"], None));
+        assert!(passes(&guard, &["a.example:8080"], Some("http://a.example:8080")));
+        assert!(!passes(&guard, &["a.example:8080"], Some("http://a.example:9090")));
+        assert!(!passes(&guard, &["a.example"], Some("http://b.example")));
+        assert!(!passes(&guard, &["a.example"], Some("null")));
+        assert!(!passes(&guard, &[], Some("null")));
+    }
+
+    #[test]
+    fn a_request_line_with_a_host_counts_before_the_header() {
+        let guard = Guard::new(Reach::Loopback, vec![]);
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, HeaderValue::from_static("localhost"));
+        assert!(guard.check(&headers, &Uri::from_static("http://evil.example/v1/models")).is_err());
+        assert!(
+            guard.check(&headers, &Uri::from_static("http://localhost:8080/v1/models")).is_ok()
+        );
+    }
+}

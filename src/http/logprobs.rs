@@ -1,0 +1,125 @@
+//! Scores in OpenAI's two shapes.
+
+use super::{
+    prompt::Echo,
+    wire::{
+        chat::{ChatLogprobs, ScoredToken, TokenLogprob},
+        completion::{CompletionLogprobs, Ranking},
+    },
+};
+use crate::{engine::Logprob, text::Text};
+
+/// What stands for a probability of zero: JSON has no infinity, and OpenAI writes this.
+const IMPOSSIBLE: f32 = -9999.0;
+
+/// The chat's shape.
+pub(super) fn chat(text: &Text, scores: impl IntoIterator<Item = Logprob>) -> ChatLogprobs {
+    let content = scores.into_iter().map(|score| TokenLogprob {
+        token: scored_token(text, score.token, score.logprob),
+        top_logprobs: score.top.iter().map(|(id, p)| scored_token(text, *id, *p)).collect(),
+    });
+    ChatLogprobs { content: content.collect(), refusal: None }
+}
+
+fn scored_token(text: &Text, id: u32, logprob: f32) -> ScoredToken {
+    let bytes = text.token_bytes(id).unwrap_or_default().to_vec();
+    ScoredToken { token: escape(&bytes), logprob: logprob.max(IMPOSSIBLE), bytes }
+}
+
+impl CompletionLogprobs {
+    /// Adds a prompt: its first token, which nothing predicts, and the scores of the others.
+    pub(super) fn push_prompt(&mut self, text: &Text, echo: &Echo, scores: &[Logprob]) {
+        let mut offsets = echo.offsets.iter().copied();
+        if let (Some(first), Some(offset)) = (echo.ids.first(), offsets.next()) {
+            self.tokens.push(name(text, *first));
+            self.token_logprobs.push(None);
+            self.top_logprobs.push(None);
+            self.text_offset.push(offset);
+        }
+        for (score, offset) in scores.iter().zip(offsets) {
+            self.push(text, score, offset);
+        }
+    }
+
+    /// Adds a token. Its ranking has it at the end where it is not among the likeliest.
+    pub(super) fn push(&mut self, text: &Text, score: &Logprob, offset: usize) {
+        let token = name(text, score.token);
+        let logprob = score.logprob.max(IMPOSSIBLE);
+        let mut ranking: Vec<_> =
+            score.top.iter().map(|(id, p)| (name(text, *id), p.max(IMPOSSIBLE))).collect();
+        if !score.top.iter().any(|(id, _)| *id == score.token) {
+            ranking.push((token.clone(), logprob));
+        }
+        self.tokens.push(token);
+        self.token_logprobs.push(Some(logprob));
+        self.top_logprobs.push(Some(Ranking(ranking)));
+        self.text_offset.push(offset);
+    }
+}
+
+/// A token as completions name it; two tokens never share a name that is not text.
+fn name(text: &Text, id: u32) -> String {
+    match text.token_bytes(id) {
+        None => format!("token_id:{id}"),
+        Some(bytes) => match str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
+            Err(_) => format!("bytes:{}", hex(bytes)),
+        },
+    }
+}
+
+/// A token as chats name it.
+fn escape(bytes: &[u8]) -> String {
+    str::from_utf8(bytes).map_or_else(|_| hex(bytes), str::to_owned)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| format!("{text}\\x{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::http::double;
+
+    fn score(token: u32, logprob: f32, top: &[(u32, f32)]) -> Logprob {
+        Logprob { token, logprob, top: top.to_vec() }
+    }
+
+    #[test]
+    fn the_chats_shape() {
+        let a = u32::from(b'a');
+        let scores = [score(a, -0.5, &[(a, -0.5), (0xe2, f32::NEG_INFINITY)])];
+        assert_eq!(
+            serde_json::to_value(chat(&double::text(), scores)).unwrap(),
+            json!({"refusal": null, "content": [{
+                "token": "a", "logprob": -0.5, "bytes": [97],
+                "top_logprobs": [
+                    {"token": "a", "logprob": -0.5, "bytes": [97]},
+                    {"token": "\\xe2", "logprob": -9999.0, "bytes": [0xe2]},
+                ],
+            }]})
+        );
+    }
+
+    #[test]
+    fn the_completions_shape() {
+        let (a, b) = (u32::from(b'a'), u32::from(b'b'));
+        let mut logprobs = CompletionLogprobs::default();
+        let text = double::text();
+        let echo = Echo { text: "ba".into(), length: 2, ids: vec![b, a], offsets: vec![0, 1] };
+        logprobs.push_prompt(&text, &echo, &[score(a, -0.5, &[(a, -0.5), (b, -1.0)])]);
+        logprobs.push(&text, &score(0xe2, -3.0, &[(a, -0.5)]), 2);
+        logprobs.push(&text, &score(9_999, -4.0, &[]), 2);
+        let json = serde_json::to_string(&logprobs).unwrap();
+        assert_eq!(
+            json,
+            r#"{"tokens":["b","a","bytes:\\xe2","token_id:9999"],"token_logprobs":[null,-0.5,-3.0,-4.0],"#
+                .to_owned()
+                + r#""top_logprobs":[null,{"a":-0.5,"b":-1.0},{"a":-0.5,"bytes:\\xe2":-3.0},"#
+                + r#"{"token_id:9999":-4.0}],"text_offset":[0,1,2,2]}"#
+        );
+    }
+}

@@ -1,0 +1,261 @@
+//! What is counted, under names that begin with `chorus_`. No tenant and no adapter is named.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    middleware::Next,
+    response::Response,
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet},
+    metrics::{MetricType, counter::Counter, family::Family, histogram::Histogram, info::Info},
+    registry::Registry,
+};
+
+use super::{app::App, generator::Generator};
+use crate::{
+    adapter::{self, Adapters},
+    engine::{self, Event},
+};
+
+/// Upper bounds in seconds for what takes one prompt: from a warm small model to a long queue.
+const FIRST_TOKEN: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+/// Upper bounds in seconds for what takes one step.
+const NEXT_TOKEN: [f64; 12] =
+    [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0];
+/// Upper bounds in seconds for what takes a whole answer.
+const WHOLE: [f64; 14] =
+    [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+
+/// The counters of this module, and a way to those of others.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    latencies: Latencies,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    /// The route as it is declared, never as it was asked for: their number is bounded.
+    endpoint: String,
+    code: u16,
+}
+
+/// Shared with every running choice.
+#[derive(Clone, Debug)]
+struct Latencies {
+    first_token: Histogram,
+    next_token: Histogram,
+    whole: Histogram,
+}
+
+impl Metrics {
+    /// Counts for this engine and these adapters.
+    pub(super) fn new(generator: Arc<dyn Generator>, adapters: Adapters) -> Self {
+        let mut registry = Registry::with_prefix("chorus");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The running release", build);
+        let requests = Family::default();
+        registry.register("requests", "HTTP requests answered", requests.clone());
+        let latencies = Latencies {
+            first_token: Histogram::new(FIRST_TOKEN),
+            next_token: Histogram::new(NEXT_TOKEN),
+            whole: Histogram::new(WHOLE),
+        };
+        for (name, help, histogram) in [
+            (
+                "time_to_first_token_seconds",
+                "From a job's start to its first token",
+                &latencies.first_token,
+            ),
+            ("inter_token_latency_seconds", "From one token to the next", &latencies.next_token),
+            ("e2e_request_latency_seconds", "From a job's start to its end", &latencies.whole),
+        ] {
+            registry.register(name, help, histogram.clone());
+        }
+        registry.register_collector(Box::new(Snapshots { generator, adapters }));
+        Self { registry, requests, latencies }
+    }
+
+    /// A stopwatch for one choice.
+    pub(super) fn latency(&self, began: Instant) -> Latency {
+        Latency { latencies: self.latencies.clone(), began, latest: None }
+    }
+
+    /// All of it in Prometheus' text format.
+    pub(super) fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    fn answered(&self, endpoint: &str, code: u16) {
+        let labels = RequestLabels { endpoint: endpoint.to_owned(), code };
+        self.requests.get_or_create(&labels).inc();
+    }
+}
+
+/// Measures one choice.
+#[derive(Debug)]
+pub(super) struct Latency {
+    latencies: Latencies,
+    began: Instant,
+    /// When the latest token came.
+    latest: Option<Instant>,
+}
+
+impl Latency {
+    /// Takes the time of an event.
+    pub(super) fn observe(&mut self, event: &Event) {
+        let now = Instant::now();
+        let whole = |since: Duration| since.as_secs_f64();
+        match event {
+            Event::Token { .. } => {
+                let Latencies { first_token, next_token, .. } = &self.latencies;
+                match self.latest.replace(now) {
+                    None => first_token.observe(whole(now - self.began)),
+                    Some(latest) => next_token.observe(whole(now - latest)),
+                }
+            }
+            Event::Finished(_) => self.latencies.whole.observe(whole(now - self.began)),
+            Event::Prompt(_) | Event::Failed(_) => {}
+        }
+    }
+}
+
+/// Counts each answer by its route and status.
+pub(super) async fn layer(State(app): State<App>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let response = next.run(request).await;
+    let endpoint = route.as_ref().map_or("other", MatchedPath::as_str);
+    app.metrics().answered(endpoint, response.status().as_u16());
+    response
+}
+
+/// What the engine and the adapter cache count themselves, read when it is asked for.
+#[derive(Debug)]
+struct Snapshots {
+    generator: Arc<dyn Generator>,
+    adapters: Adapters,
+}
+
+impl Collector for Snapshots {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut writer = SnapshotWriter(encoder);
+        write_engine(&mut writer, &self.generator.stats())?;
+        write_adapters(&mut writer, &self.adapters.stats())
+    }
+}
+
+struct SnapshotWriter<'a>(DescriptorEncoder<'a>);
+
+impl SnapshotWriter<'_> {
+    fn gauge(&mut self, name: &str, help: &str, value: usize) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    /// `_total` is added to the name.
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    /// Each bucket counts for itself; the last has no bound.
+    fn histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        (buckets, sum): (&[(f64, u64)], f64),
+    ) -> fmt::Result {
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        metric.encode_histogram::<NoLabelSet>(sum, count, buckets, None)
+    }
+
+    fn seconds(&mut self, name: &str, help: &str, histogram: &engine::Histogram) -> fmt::Result {
+        let bounds = histogram.bounds.iter().copied().chain([f64::INFINITY]);
+        let buckets: Vec<_> = bounds.zip(histogram.counts.iter().copied()).collect();
+        self.histogram(name, help, (&buckets, histogram.sum))
+    }
+}
+
+fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::Result {
+    for (name, help, value) in [
+        ("requests_running", "Sequences being computed", stats.running),
+        ("requests_waiting", "Jobs in the engine's queue", stats.waiting),
+        ("kv_pages_total", "KV pages", stats.pages_total),
+        ("kv_pages_free", "KV pages that no sequence holds", stats.pages_free),
+        ("adapters_running", "Adapters among the running sequences", stats.adapters_running),
+        ("step_rows_max", "Rows of the largest step so far", stats.max_rows),
+    ] {
+        writer.gauge(name, help, value)?;
+    }
+    for (name, help, value) in [
+        ("steps", "Steps computed", stats.steps),
+        ("step_rows", "Rows of all steps", stats.step_rows_total),
+        (
+            "mixed_steps",
+            "Steps of 8 rows or more, 4 adapters or more, prompts and answers",
+            stats.mixed_steps,
+        ),
+        ("prompt_tokens", "Tokens of prompts computed", stats.prompt_tokens),
+        ("generation_tokens", "Tokens generated", stats.generated_tokens),
+        ("preemptions", "Sequences that lost their pages to an older one", stats.preemptions),
+        ("jobs_stopped", "Jobs that ended with a stop token", stats.ends.stop),
+        ("jobs_exhausted", "Jobs that ended at their length", stats.ends.length),
+        ("jobs_cancelled", "Jobs whose client went away or needed no more", stats.ends.cancelled),
+        ("jobs_late", "Jobs whose deadline passed", stats.ends.deadline),
+        ("jobs_failed", "Jobs whose step failed", stats.ends.step + stats.ends.not_a_number),
+    ] {
+        writer.counter(name, help, value)?;
+    }
+    writer.seconds(
+        "request_queue_time_seconds",
+        "From submission to the first row",
+        &stats.queue_seconds,
+    )?;
+    writer.seconds(
+        "request_prefill_time_seconds",
+        "From the first row to the prompt's end",
+        &stats.prefill_seconds,
+    )?;
+    writer.seconds(
+        "request_decode_time_seconds",
+        "From the prompt's end to the answer's",
+        &stats.decode_seconds,
+    )?;
+    writer.seconds("step_seconds", "From planning a step to having its tokens", &stats.step_seconds)
+}
+
+fn write_adapters(writer: &mut SnapshotWriter<'_>, stats: &adapter::CacheStats) -> fmt::Result {
+    for (name, help, value) in [
+        ("adapter_cache_budget_bytes", "Memory that adapters may take", stats.budget),
+        ("adapter_resident_bytes", "Memory that loaded adapters take", stats.resident_bytes),
+        ("adapter_loading_bytes", "Memory reserved for adapters being loaded", stats.loading_bytes),
+        ("adapters_resident", "Loaded adapters", stats.resident),
+        ("adapters_leased", "Loaded adapters that requests hold", stats.leased),
+        ("adapters_loading", "Adapters being loaded", stats.loading),
+        ("adapter_requests_waiting", "Requests waiting for an adapter", stats.waiting),
+    ] {
+        writer.gauge(name, help, value)?;
+    }
+    for (name, help, value) in [
+        ("adapter_hits", "Requests lent an adapter at once", stats.hits),
+        ("adapter_misses", "Requests that had to wait for an adapter", stats.misses),
+        ("adapter_loads", "Adapter loads begun", stats.loads),
+        ("adapter_load_failures", "Adapter loads that failed", stats.load_failures),
+        ("adapter_evictions", "Adapters dropped to make room", stats.evictions),
+    ] {
+        writer.counter(name, help, value)?;
+    }
+    let load_seconds = (&*stats.load_seconds.buckets, stats.load_seconds.sum);
+    writer.histogram("adapter_load_seconds", "How long adapter loads took", load_seconds)
+}

@@ -1,0 +1,44 @@
+//! The HTTP surface: the only place that knows axum, public JSON, status codes and server-sent events.
+//!
+//! One request, in this order: guard (Host, Origin) -> body -> deadline -> fields -> voice (header or `model`) -> prompt tokens
+//! -> does it fit -> lease -> jobs -> pieces of text -> one answer or a stream. Each step can refuse, none is undone by hand: dropping the
+//! response drops the streams of its jobs, their share of the lease, and so the request.
+//!
+//! - `wire` is what JSON looks like; nothing of it is known elsewhere. `error` alone knows status codes.
+//! - `select` decides who answers, `sampling` how, `generate` runs it, `answer` turns tokens into text, `logprobs` writes scores.
+//! - `chat` and `completions` are the two shapes of that; `sse` sends either as it grows.
+//! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take.
+
+mod answer;
+mod app;
+mod body;
+mod chat;
+mod completions;
+mod deadline;
+mod envelope;
+mod error;
+mod generate;
+mod generator;
+mod guard;
+mod logprobs;
+mod metrics;
+mod models;
+mod ops;
+mod prompt;
+mod request_id;
+mod sampling;
+mod select;
+mod serve;
+mod sse;
+mod tokenize;
+mod wire;
+
+#[cfg(test)]
+mod double;
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    app::{AdapterHeader, App, BadHeader, BaseModel, Settings},
+    serve::serve,
+};

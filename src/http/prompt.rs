@@ -1,0 +1,199 @@
+//! What is sent to token ids: messages through the chat template, texts through the tokenizer.
+
+use super::{
+    error::ApiError,
+    wire::{
+        content::{MessageIn, Role},
+        prompt::Prompt,
+        unsupported::Weight,
+    },
+};
+use crate::text::{Ending, Framing, Message, Specials, Text};
+
+/// The messages as templates take them. Only the assistant may say nothing.
+pub(super) fn messages(sent: Vec<MessageIn>) -> Result<Vec<Message>, ApiError> {
+    if sent.is_empty() {
+        return Err(ApiError::invalid("messages", "'messages' must have at least one message"));
+    }
+    sent.into_iter().enumerate().map(|(index, message)| read(index, message)).collect()
+}
+
+fn read(index: usize, sent: MessageIn) -> Result<Message, ApiError> {
+    let MessageIn { role, content, name, tool_calls, function_call, audio } = sent;
+    let given = [("tool_calls", tool_calls), ("function_call", function_call), ("audio", audio)];
+    for (field, weight) in given {
+        if !weight.as_ref().is_none_or(Weight::is_nothing) {
+            return Err(ApiError::unsupported(&format!("messages[{index}].{field}")));
+        }
+    }
+    let content = match (content, role) {
+        (Some(content), _) => content.0,
+        (None, Role::Assistant) => String::new(),
+        (None, _) => {
+            let field = format!("messages[{index}].content");
+            return Err(ApiError::invalid(&field, format!("'{field}' is missing")));
+        }
+    };
+    Ok(Message { role: role.in_template().to_owned(), content, name })
+}
+
+/// How the rendered chat ends. An answer begins anew unless the final message is to be continued.
+pub(super) fn ending(
+    add_generation_prompt: Option<bool>,
+    continue_final_message: Option<bool>,
+) -> Result<Ending, ApiError> {
+    match (add_generation_prompt, continue_final_message == Some(true)) {
+        (Some(true), true) => Err(ApiError::invalid(
+            "continue_final_message",
+            "'add_generation_prompt' and 'continue_final_message' exclude each other",
+        )),
+        (_, true) => Ok(Ending::Continue),
+        (Some(false), false) => Ok(Ending::Open),
+        (_, false) => Ok(Ending::Prompt),
+    }
+}
+
+/// Whether encoding adds tokens around the text.
+pub(super) fn framing(add_special_tokens: Option<bool>, default: Framing) -> Framing {
+    match add_special_tokens {
+        None => default,
+        Some(true) => Framing::Framed,
+        Some(false) => Framing::Bare,
+    }
+}
+
+/// Tokens of a prompt. Ids are taken as they are; the engine refuses those that the model does not have.
+pub(super) fn encode(text: &Text, prompt: &Prompt, framing: Framing) -> Result<Vec<u32>, ApiError> {
+    let ids = match prompt {
+        Prompt::Text(prompt) => text.encode(prompt, framing)?,
+        Prompt::Ids(ids) => ids.clone(),
+    };
+    if ids.is_empty() {
+        return Err(ApiError::invalid("prompt", "the prompt must have at least one token"));
+    }
+    Ok(ids)
+}
+
+/// A prompt that is sent back before its continuation, with where each of its tokens begins in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Echo {
+    pub(super) text: String,
+    /// Characters of `text`.
+    pub(super) length: usize,
+    pub(super) ids: Vec<u32>,
+    /// One for each id, in characters, none beyond `length`.
+    pub(super) offsets: Vec<usize>,
+}
+
+impl Echo {
+    /// A text comes back as it was sent, without what encoding put around it; ids come back decoded.
+    pub(super) fn new(text: &Text, prompt: &Prompt, ids: &[u32], specials: Specials) -> Self {
+        let specials = if matches!(prompt, Prompt::Text(_)) { Specials::Show } else { specials };
+        let mut detok = text.detok(specials);
+        let mut decoded = String::new();
+        let mut starts = Vec::with_capacity(ids.len());
+        let mut characters = 0;
+        for id in ids {
+            starts.push(characters);
+            let piece = detok.push(*id);
+            characters += piece.chars().count();
+            decoded.push_str(&piece);
+        }
+        decoded.push_str(&detok.finish());
+        let (echo, lead) = match prompt {
+            Prompt::Ids(_) => (decoded, 0),
+            Prompt::Text(sent) => {
+                let before = decoded.find(sent.as_str()).unwrap_or(0);
+                (sent.clone(), decoded[..before].chars().count())
+            }
+        };
+        let length = echo.chars().count();
+        let offsets =
+            starts.into_iter().map(|start: usize| start.saturating_sub(lead).min(length)).collect();
+        Self { text: echo, length, ids: ids.to_vec(), offsets }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{body::parse, double, wire::chat::ChatFields};
+
+    fn read(json: &str) -> Result<Vec<Message>, String> {
+        let fields: ChatFields = parse(json.as_bytes()).unwrap();
+        messages(fields.messages).map_err(|e| e.body().error.param.unwrap_or("-").to_owned())
+    }
+
+    #[test]
+    fn messages_are_read_for_the_template() {
+        let read = read(
+            r#"{"messages":[{"role":"developer","content":"be brief"},
+                {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}],"name":"eve"},
+                {"role":"assistant","content":null,"tool_calls":[],"refusal":null}]}"#,
+        )
+        .unwrap();
+        let said: Vec<_> =
+            read.iter().map(|m| (&*m.role, &*m.content, m.name.as_deref())).collect();
+        assert_eq!(
+            said,
+            [("system", "be brief", None), ("user", "a\nb", Some("eve")), ("assistant", "", None)]
+        );
+    }
+
+    #[test]
+    fn messages_that_cannot_be_rendered_are_refused_by_name() {
+        assert_eq!(read(r#"{"messages":[]}"#).unwrap_err(), "messages");
+        assert_eq!(read(r#"{"messages":[{"role":"user"}]}"#).unwrap_err(), "messages[0].content");
+        assert_eq!(
+            read(r#"{"messages":[{"role":"assistant","tool_calls":[{"id":"x"}]}]}"#).unwrap_err(),
+            "messages[0].tool_calls"
+        );
+    }
+
+    #[test]
+    fn one_ending_at_a_time() {
+        assert_eq!(ending(None, None).unwrap(), Ending::Prompt);
+        assert_eq!(ending(Some(true), Some(false)).unwrap(), Ending::Prompt);
+        assert_eq!(ending(Some(false), None).unwrap(), Ending::Open);
+        assert_eq!(ending(None, Some(true)).unwrap(), Ending::Continue);
+        assert_eq!(ending(Some(false), Some(true)).unwrap(), Ending::Continue);
+        assert!(ending(Some(true), Some(true)).is_err());
+    }
+
+    #[test]
+    fn a_text_is_echoed_as_it_was_sent() {
+        let text = double::text();
+        let prompt = Prompt::Text("a\u{20ac}b".into());
+        let ids = encode(&text, &prompt, Framing::Framed).unwrap();
+        let echo = Echo::new(&text, &prompt, &ids, Specials::Hide);
+        assert_eq!((&*echo.text, echo.length), ("a\u{20ac}b", 3));
+        assert_eq!(echo.offsets, [0, 1, 1, 1, 2]);
+    }
+
+    #[test]
+    fn what_encoding_adds_is_not_echoed() {
+        let text = double::text();
+        let prompt = Prompt::Text("ab".into());
+        let ids = [double::SPECIAL, u32::from(b'a'), u32::from(b'b')];
+        let echo = Echo::new(&text, &prompt, &ids, Specials::Hide);
+        assert_eq!((&*echo.text, echo.offsets), ("ab", vec![0, 0, 1]));
+    }
+
+    #[test]
+    fn ids_are_echoed_as_they_read() {
+        let text = double::text();
+        let ids = vec![u32::from(b'a'), double::SPECIAL, u32::from(b'b')];
+        let prompt = Prompt::Ids(ids.clone());
+        let hidden = Echo::new(&text, &prompt, &ids, Specials::Hide);
+        assert_eq!((&*hidden.text, hidden.offsets), ("ab", vec![0, 1, 1]));
+        let shown = Echo::new(&text, &prompt, &ids, Specials::Show);
+        assert_eq!((&*shown.text, shown.length), ("a<|end|>b", 9));
+    }
+
+    #[test]
+    fn an_empty_prompt_is_refused() {
+        for prompt in [Prompt::Text(String::new()), Prompt::Ids(vec![])] {
+            assert!(encode(&double::text(), &prompt, Framing::Bare).is_err());
+        }
+    }
+}

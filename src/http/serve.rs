@@ -1,0 +1,115 @@
+//! Connections: accepted up to a bound, given little time to say what they want, and finished before the server goes.
+
+use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
+
+use super::{
+    app::App,
+    guard::{Guard, Reach},
+};
+
+/// How long a client may take over a request's head, and how long an idle connection is kept.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Pause after an error that accepting again at once would only repeat, as with too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers requests until `shutdown` is ready, then finishes those that have begun, for at most [`Settings::drain`](super::Settings::drain).
+///
+/// HTTP/1.1 only: without TLS there is no agreement on HTTP/2, and telling the two apart by their first bytes would let
+/// a silent client wait for ever.
+pub async fn serve(
+    listener: TcpListener,
+    app: App,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let loopback = listener.local_addr()?.ip().is_loopback();
+    let reach = if loopback { Reach::Loopback } else { Reach::Network };
+    let guard = Guard::new(reach, app.settings().allowed_hosts.clone());
+    let mut connections = Connections::new(app.clone().router(guard));
+    let places = Arc::new(Semaphore::new(app.settings().max_connections));
+    let mut shutdown = pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            (stream, place) = accept(&listener, &places) => connections.add(stream, place),
+        }
+    }
+    app.drain();
+    drop(listener);
+    connections.finish(app.settings().drain).await;
+    Ok(())
+}
+
+/// The next connection, once there is a place for it.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> (TcpStream, OwnedSemaphorePermit) {
+    let place = Arc::clone(places).acquire_owned().await.expect("the semaphore is never closed");
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, place),
+            // The peer is gone already: nothing is wrong here.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Those that are open.
+struct Connections {
+    protocol: http1::Builder,
+    service: TowerToHyperService<Router>,
+    graceful: GracefulShutdown,
+    tasks: JoinSet<()>,
+}
+
+impl Connections {
+    fn new(router: Router) -> Self {
+        let mut protocol = http1::Builder::new();
+        protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+        let service = TowerToHyperService::new(router);
+        let (graceful, tasks) = (GracefulShutdown::new(), JoinSet::new());
+        Self { protocol, service, graceful, tasks }
+    }
+
+    fn add(&mut self, stream: TcpStream, place: OwnedSemaphorePermit) {
+        while self.tasks.try_join_next().is_some() {}
+        // Without it a token's few bytes would wait for the acknowledgement of the last one's.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection was lost before it began");
+        }
+        let connection = self.protocol.serve_connection(TokioIo::new(stream), self.service.clone());
+        let connection = self.graceful.watch(connection);
+        self.tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+            drop(place);
+        });
+    }
+
+    /// Lets requests end, idle connections at once. What takes longer than `patience` is cut off.
+    async fn finish(self, patience: Duration) {
+        let Self { graceful, mut tasks, .. } = self;
+        if tokio::time::timeout(patience, graceful.shutdown()).await.is_err() {
+            tracing::warn!(connections = tasks.len(), "cutting off what did not end in time");
+        }
+        tasks.shutdown().await;
+    }
+}

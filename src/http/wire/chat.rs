@@ -1,0 +1,102 @@
+//! `/v1/chat/completions` as it is written on the wire.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    content::MessageIn,
+    usage::{Usage, UsageKey},
+};
+
+/// The fields that only chats have.
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct ChatFields {
+    pub(in crate::http) messages: Vec<MessageIn>,
+    pub(in crate::http) max_completion_tokens: Option<usize>,
+    pub(in crate::http) logprobs: Option<bool>,
+    pub(in crate::http) top_logprobs: Option<usize>,
+    pub(in crate::http) add_generation_prompt: Option<bool>,
+    pub(in crate::http) continue_final_message: Option<bool>,
+}
+
+/// `chat.completion`
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct ChatCompletion<'a> {
+    pub(in crate::http) id: &'a str,
+    pub(in crate::http) object: &'static str,
+    pub(in crate::http) created: u64,
+    pub(in crate::http) model: &'a str,
+    pub(in crate::http) choices: Vec<ChatChoice>,
+    pub(in crate::http) usage: Usage,
+    pub(in crate::http) system_fingerprint: &'a str,
+}
+
+/// One answer.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct ChatChoice {
+    pub(in crate::http) index: usize,
+    pub(in crate::http) message: MessageOut,
+    pub(in crate::http) logprobs: Option<ChatLogprobs>,
+    pub(in crate::http) finish_reason: &'static str,
+}
+
+/// The assistant's message. `refusal` is always there: OpenAI's schema requires the key.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct MessageOut {
+    pub(in crate::http) role: &'static str,
+    pub(in crate::http) content: String,
+    pub(in crate::http) refusal: Option<&'static str>,
+}
+
+/// `chat.completion.chunk`
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct ChatChunk<'a> {
+    pub(in crate::http) id: &'a str,
+    pub(in crate::http) object: &'static str,
+    pub(in crate::http) created: u64,
+    pub(in crate::http) model: &'a str,
+    pub(in crate::http) system_fingerprint: &'a str,
+    pub(in crate::http) choices: Vec<ChatDelta>,
+    #[serde(skip_serializing_if = "UsageKey::is_absent")]
+    pub(in crate::http) usage: UsageKey,
+}
+
+/// What a chunk adds to one answer.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct ChatDelta {
+    pub(in crate::http) index: usize,
+    pub(in crate::http) delta: Delta,
+    pub(in crate::http) logprobs: Option<ChatLogprobs>,
+    pub(in crate::http) finish_reason: Option<&'static str>,
+}
+
+/// The part of a message that a chunk brings.
+#[derive(Debug, Default, Serialize)]
+pub(in crate::http) struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) content: Option<String>,
+}
+
+/// The scores of a message's tokens.
+#[derive(Debug, PartialEq, Serialize)]
+pub(in crate::http) struct ChatLogprobs {
+    pub(in crate::http) content: Vec<TokenLogprob>,
+    pub(in crate::http) refusal: Option<&'static str>,
+}
+
+/// One token with its alternatives.
+#[derive(Debug, PartialEq, Serialize)]
+pub(in crate::http) struct TokenLogprob {
+    #[serde(flatten)]
+    pub(in crate::http) token: ScoredToken,
+    pub(in crate::http) top_logprobs: Vec<ScoredToken>,
+}
+
+/// One token. `bytes` is what it is; `token` is that as text, with `\xNN` where it is none.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(in crate::http) struct ScoredToken {
+    pub(in crate::http) token: String,
+    pub(in crate::http) logprob: f32,
+    pub(in crate::http) bytes: Vec<u8>,
+}

@@ -1,0 +1,49 @@
+//! The fields that chats and completions share. `null` is absent, unknown fields are overlooked.
+
+use serde::Deserialize;
+
+use super::list::Strings;
+
+/// As sent; ranges are checked where the fields get their meaning.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(in crate::http) struct Common {
+    pub(in crate::http) model: Option<String>,
+    pub(in crate::http) n: Option<usize>,
+    pub(in crate::http) response_format: Option<ResponseFormat>,
+
+    pub(in crate::http) stream: Option<bool>,
+    pub(in crate::http) stream_options: Option<StreamOptions>,
+
+    pub(in crate::http) temperature: Option<f64>,
+    pub(in crate::http) top_p: Option<f64>,
+    pub(in crate::http) top_k: Option<i64>,
+    pub(in crate::http) min_p: Option<f64>,
+    pub(in crate::http) repetition_penalty: Option<f64>,
+    pub(in crate::http) presence_penalty: Option<f64>,
+    pub(in crate::http) frequency_penalty: Option<f64>,
+    pub(in crate::http) seed: Option<i64>,
+
+    pub(in crate::http) max_tokens: Option<usize>,
+    pub(in crate::http) stop: Option<Strings>,
+    pub(in crate::http) stop_token_ids: Option<Vec<u32>>,
+    pub(in crate::http) include_stop_str_in_output: Option<bool>,
+    pub(in crate::http) ignore_eos: Option<bool>,
+
+    pub(in crate::http) add_special_tokens: Option<bool>,
+    pub(in crate::http) skip_special_tokens: Option<bool>,
+}
+
+/// `{"include_usage": true}`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(in crate::http) struct StreamOptions {
+    pub(in crate::http) include_usage: Option<bool>,
+}
+
+/// `{"type": "text"}`
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct ResponseFormat {
+    #[serde(rename = "type")]
+    pub(in crate::http) kind: String,
+}

@@ -1,0 +1,131 @@
+//! The messages of a chat.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, SeqAccess, Visitor},
+};
+
+use super::unsupported::Weight;
+
+/// One message as it is sent.
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct MessageIn {
+    pub(in crate::http) role: Role,
+    pub(in crate::http) content: Option<Content>,
+    pub(in crate::http) name: Option<String>,
+    pub(in crate::http) tool_calls: Option<Weight>,
+    pub(in crate::http) function_call: Option<Weight>,
+    pub(in crate::http) audio: Option<Weight>,
+}
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::http) enum Role {
+    /// OpenAI's newer name for `system`.
+    Developer,
+    /// Sets the scene.
+    System,
+    /// Asks.
+    User,
+    /// Answers.
+    Assistant,
+}
+
+impl Role {
+    /// The name that chat templates know.
+    pub(in crate::http) fn in_template(self) -> &'static str {
+        match self {
+            Self::Developer | Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// A string, or a list of text parts, which are joined by line breaks as vLLM does.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::http) struct Content(pub(in crate::http) String);
+
+/// `{"type": "text", "text": ".."}`
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    _kind: PartKind,
+    text: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PartKind {
+    Text,
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ContentVisitor)
+    }
+}
+
+struct ContentVisitor;
+
+impl<'de> Visitor<'de> for ContentVisitor {
+    type Value = Content;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a list of parts of type text")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Content, E> {
+        Ok(Content(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
+        let mut content = String::new();
+        let mut first = true;
+        while let Some(part) = parts.next_element::<Part>()? {
+            if !std::mem::take(&mut first) {
+                content.push('\n');
+            }
+            content.push_str(&part.text);
+        }
+        Ok(Content(content))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(json: &str) -> Result<String, String> {
+        serde_json::from_str::<Content>(json).map(|c| c.0).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn strings_and_text_parts() {
+        assert_eq!(content(r#""hi""#), Ok("hi".into()));
+        assert_eq!(
+            content(r#"[{"type":"text","text":"a"},{"text":"b","type":"text"}]"#),
+            Ok("a\nb".into())
+        );
+        assert_eq!(content("[]"), Ok(String::new()));
+    }
+
+    #[test]
+    fn other_parts_are_refused_by_their_type() {
+        let refusal = content(r#"[{"type":"image_url","image_url":{"url":"x"}}]"#).unwrap_err();
+        assert!(refusal.contains("image_url") && refusal.contains("text"), "{refusal}");
+        assert!(content("1").is_err());
+        assert!(content(r#"[{"type":"text"}]"#).is_err());
+    }
+
+    #[test]
+    fn developer_is_system() {
+        let role = |json: &str| serde_json::from_str::<Role>(json).map(Role::in_template);
+        assert_eq!(role(r#""developer""#).unwrap(), "system");
+        assert_eq!(role(r#""user""#).unwrap(), "user");
+        assert!(role(r#""tool""#).is_err());
+    }
+}

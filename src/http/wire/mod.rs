@@ -1,0 +1,13 @@
+//! What goes over the wire, as it is written there. None of these types is known outside `http`.
+
+pub(super) mod chat;
+pub(super) mod common;
+pub(super) mod completion;
+pub(super) mod content;
+pub(super) mod error;
+pub(super) mod list;
+pub(super) mod models;
+pub(super) mod prompt;
+pub(super) mod tokens;
+pub(super) mod unsupported;
+pub(super) mod usage;

@@ -1,0 +1,36 @@
+//! `/tokenize` and `/detokenize` as they are written on the wire (vLLM's shape).
+
+use serde::{Deserialize, Serialize};
+
+use super::content::MessageIn;
+
+/// Either `prompt` or `messages`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(in crate::http) struct Tokenize {
+    pub(in crate::http) prompt: Option<String>,
+    pub(in crate::http) messages: Option<Vec<MessageIn>>,
+    pub(in crate::http) add_special_tokens: Option<bool>,
+    pub(in crate::http) add_generation_prompt: Option<bool>,
+    pub(in crate::http) continue_final_message: Option<bool>,
+}
+
+/// The ids of a text.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct Tokenized {
+    pub(in crate::http) count: usize,
+    pub(in crate::http) max_model_len: usize,
+    pub(in crate::http) tokens: Vec<u32>,
+}
+
+/// Ids to turn into text.
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct Detokenize {
+    pub(in crate::http) tokens: Vec<u32>,
+}
+
+/// The text of some ids.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct Detokenized {
+    pub(in crate::http) prompt: String,
+}

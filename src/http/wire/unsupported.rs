@@ -1,0 +1,259 @@
+//! Fields that would change the answer and are not implemented: refused by name instead of being overlooked.
+
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+
+/// How much a value says. The value itself is not kept, however large it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::http) enum Weight {
+    /// `null`, `false`, zero, an empty string, list or object: the same as absent.
+    Nothing,
+    /// A short word, which may be a harmless one.
+    Word(String),
+    /// Anything else.
+    Something,
+}
+
+/// The longest string that is kept as a word.
+const WORD: usize = 16;
+
+impl Weight {
+    fn of(nothing: impl Into<bool>) -> Self {
+        if nothing.into() { Self::Nothing } else { Self::Something }
+    }
+
+    /// Whether the value may be overlooked without changing the answer.
+    pub(in crate::http) fn is_nothing(&self) -> bool {
+        *self == Self::Nothing
+    }
+}
+
+impl<'de> Deserialize<'de> for Weight {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(WeightVisitor)
+    }
+}
+
+struct WeightVisitor;
+
+impl<'de> Visitor<'de> for WeightVisitor {
+    type Value = Weight;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Weight, E> {
+        Ok(Weight::Nothing)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Weight, E> {
+        Ok(Weight::of(!value))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Weight, E> {
+        Ok(Weight::of(value == 0))
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Weight, E> {
+        Ok(Weight::Something)
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Weight, E> {
+        Ok(Weight::of(value == 0.0))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Weight, E> {
+        Ok(match text {
+            "" => Weight::Nothing,
+            word if word.len() <= WORD => Weight::Word(word.to_owned()),
+            _ => Weight::Something,
+        })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Weight, A::Error> {
+        let mut empty = true;
+        while items.next_element::<IgnoredAny>()?.is_some() {
+            empty = false;
+        }
+        Ok(Weight::of(empty))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Weight, A::Error> {
+        let mut empty = true;
+        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            empty = false;
+        }
+        Ok(Weight::of(empty))
+    }
+}
+
+/// A field that is refused unless its value is nothing, or one of these words.
+#[derive(Debug)]
+pub(in crate::http) struct Unsupported {
+    pub(in crate::http) field: &'static str,
+    pub(in crate::http) harmless: &'static [&'static str],
+}
+
+const fn refused(field: &'static str) -> Unsupported {
+    Unsupported { field, harmless: &[] }
+}
+
+const fn unless(field: &'static str, harmless: &'static [&'static str]) -> Unsupported {
+    Unsupported { field, harmless }
+}
+
+/// Refused wherever text is generated.
+pub(in crate::http) const GENERATION: &[Unsupported] = &[
+    refused("allowed_token_ids"),
+    refused("bad_words"),
+    refused("guided_choice"),
+    refused("guided_decoding_backend"),
+    refused("guided_grammar"),
+    refused("guided_json"),
+    refused("guided_regex"),
+    refused("guided_whitespace_pattern"),
+    refused("logit_bias"),
+    refused("logits_processors"),
+    refused("min_tokens"),
+    refused("prompt_embeds"),
+    refused("prompt_logprobs"),
+    refused("return_token_ids"),
+    refused("return_tokens_as_token_ids"),
+    refused("structured_outputs"),
+    refused("truncate_prompt_tokens"),
+    refused("use_beam_search"),
+];
+
+/// Refused in chats besides. A template from a request is refused for good: it would run code of the caller's.
+pub(in crate::http) const CHAT: &[Unsupported] = &[
+    refused("audio"),
+    refused("best_of"),
+    refused("chat_template"),
+    refused("chat_template_kwargs"),
+    refused("documents"),
+    refused("echo"),
+    unless("function_call", &["none", "auto"]),
+    refused("functions"),
+    unless("tool_choice", &["none", "auto"]),
+    refused("tools"),
+];
+
+/// Refused in completions besides.
+pub(in crate::http) const COMPLETION: &[Unsupported] = &[refused("suffix")];
+
+/// Finds the first unsupported field in a JSON object.
+#[derive(Debug)]
+pub(in crate::http) struct Scan<'a> {
+    lists: [&'a [Unsupported]; 2],
+}
+
+impl<'a> Scan<'a> {
+    /// Looks for the fields of both lists.
+    pub(in crate::http) fn new(lists: [&'a [Unsupported]; 2]) -> Self {
+        Self { lists }
+    }
+
+    fn entry(&self, key: &str) -> Option<&'a Unsupported> {
+        self.lists.into_iter().flatten().find(|entry| entry.field == key)
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Scan<'_> {
+    type Value = Option<&'static str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Scan<'_> {
+    type Value = Option<&'static str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(entry) =
+            entries.next_key_seed(Key(|key: &str| self.entry(key), PhantomData))?
+        {
+            let Some(entry) = entry else {
+                entries.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            let harmless = match entries.next_value::<Weight>()? {
+                Weight::Nothing => true,
+                Weight::Word(word) => entry.harmless.contains(&word.as_str()),
+                Weight::Something => false,
+            };
+            if !harmless {
+                found = found.or(Some(entry.field));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Looks a key up without keeping it.
+struct Key<F, T>(F, PhantomData<T>);
+
+impl<'de, T, F: FnOnce(&str) -> T> DeserializeSeed<'de> for Key<F, T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<T, F: FnOnce(&str) -> T> Visitor<'_> for Key<F, T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: Error>(self, key: &str) -> Result<T, E> {
+        Ok((self.0)(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(json: &str) -> Option<&'static str> {
+        let mut deserializer = serde_json::Deserializer::from_str(json);
+        Scan::new([GENERATION, CHAT]).deserialize(&mut deserializer).unwrap()
+    }
+
+    #[test]
+    fn each_field_is_refused_by_name() {
+        for entry in GENERATION.iter().chain(CHAT) {
+            for value in ["1", "-1", "0.5", "true", "\"required\"", "[0]", "{\"a\":0}"] {
+                let json = format!(r#"{{"model":"x","{}":{value},"user":"y"}}"#, entry.field);
+                assert_eq!(scan(&json), Some(entry.field), "{json}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_is_as_good_as_absent() {
+        for value in ["null", "false", "0", "0.0", "\"\"", "[]", "{}"] {
+            assert_eq!(scan(&format!(r#"{{"logit_bias":{value}}}"#)), None, "{value}");
+        }
+        assert_eq!(scan(r#"{"tool_choice":"auto"}"#), None);
+        assert_eq!(scan(r#"{"tool_choice":"none","metadata":{"tools":[1]}}"#), None);
+    }
+
+    #[test]
+    fn only_an_object_is_a_request() {
+        let mut deserializer = serde_json::Deserializer::from_str("[1]");
+        assert!(Scan::new([GENERATION, CHAT]).deserialize(&mut deserializer).is_err());
+    }
+}
