@@ -1,4 +1,74 @@
-//! wip
+//! chorus: one frozen base model, many voices.
+//!
+//! One base model lies in memory. Each customer has `LoRA` adapters of a few megabytes. A request names one in a header or in
+//! the `model` field; requests for different adapters run in one batch. This page is the architecture, and the document
+//! of record for it.
+//!
+//! # What is absent
+//!
+//! The shape is in what a module does *not* know; `tests/it/architecture.rs` holds it.
+//!
+//! - [`engine`] knows no tenant, no name, no file and no string. Fairness reaches it as an opaque [`engine::Lane`].
+//! - The scheduler knows no tensor, no clock and no runtime: a plan is a value, time is passed in.
+//! - [`adapter`] knows no model: it is given [`lora::Sites`] and a [`lora::Base`].
+//! - [`http`] alone knows axum, public JSON and status codes. [`config`] alone reads the environment.
+//! - [`text`], [`kernels`], [`catalog`] and [`tenant`] name nothing of ours.
+//! - No path turns a request that named an adapter into an answer of the base, or of another adapter.
+//!
+//! # Who names whom
+//!
+//! ```text
+//! http    -> tenant, text, adapter, engine
+//! engine  -> model, lora
+//! adapter -> lora, tenant
+//! model   -> lora, kernels
+//! lora    -> kernels
+//! cli     -> all: it wires them
+//! ```
+//!
+//! # One request
+//!
+//! ```text
+//! POST -> choose (header, model) -> resolve (tenant, name) -> Revision: the digest is pinned here
+//!      -> lease: the adapter is in memory until the lease is dropped
+//!      -> encode -> Engine::submit(Job) -> TokenStream
+//! engine thread: drain the inbox -> plan -> forward(rows, kv, lora) -> sample per row -> commit -> events
+//! http: TokenStream -> Detok -> Stops -> JSON or SSE
+//! ```
+//!
+//! Dropping the response drops the stream, and with it the sequence, its pages and its lease: that is the clean-up.
+//!
+//! Prefill and decode are one notion: tokens not yet computed. A step is a flat batch of rows, sorted so that each
+//! adapter's rows are one run; no sequence is padded to another's length and no adapter to another's rank.
+//!
+//! # Bits
+//!
+//! A request's tokens and log-probabilities are bit for bit the same alone, in any company, with any chunking, on any
+//! number of threads and after preemption. Every kernel sums an output element in an order that its shapes and its adapter
+//! decide: see [`kernels`]. Two consequences:
+//!
+//! - candle's own matmul and reductions are not on the path. candle holds the tensors, reads GGUF, and dispatches our custom ops.
+//! - all arithmetic is `f32` on weights that are widened in registers from exactly the file's own codes. A 4-bit base stays 4-bit
+//!   in memory and computes what its dequantized copy would.
+//!
+//! # One adapter
+//!
+//! ```text
+//! folder -> both files read with care, hashed, checked against the base's sites -> listed, or refused with a reason
+//!        -> asked for: one load for all who wait, into a budget of bytes reserved before -> leased -> evicted when idle and oldest
+//! ```
+//!
+//! [`adapter::Adapters`] is a thin shell around a pure state machine (who waits, who is leased, who must go), so that the
+//! policy is tested without a clock. An adapter has one form in memory, which is the kernels' own; its device slot is a
+//! count of the sequences that run through it.
+//!
+//! # Where the code departs from the first design
+//!
+//! - The lease is a value of its own ([`lora::Lease`]) and not a bare `Arc`: whoever lent it must hear of its return, or a waiting
+//!   line could not move.
+//! - One tenant, `default`, exists so far. Everything that belongs to somebody is already keyed by [`tenant::TenantId`].
+//! - There is no `store`, no upload and no prefix cache yet, and no option that pretends otherwise.
+
 pub mod adapter;
 pub mod catalog;
 pub mod cli;

@@ -6,55 +6,32 @@ use safetensors::{Dtype, tensor::TensorView};
 
 use super::{Folder, Rules, ScanError};
 use crate::lora::{
-    Base, Limits, Site, Sites,
+    Limits, Sites, ZeroBase,
     peft::{CONFIG_FILE, WEIGHTS_FILE},
 };
 
 const LAYERS: usize = 2;
 const HIDDEN: usize = 16;
 
-/// A base of zeros: nothing that is tested here looks at its weights.
-#[derive(Debug)]
-pub(super) struct ZeroBase(Sites);
-
-impl ZeroBase {
-    pub(super) fn new() -> Self {
-        Self(Sites {
-            layers: LAYERS,
-            hidden: HIDDEN,
-            attention: HIDDEN,
-            kv: HIDDEN / 2,
-            ffn: 2 * HIDDEN,
-            vocab: 32,
-            qkv_bias: false,
-            o_bias: false,
-            mlp_bias: false,
-        })
-    }
-}
-
-impl Base for ZeroBase {
-    fn sites(&self) -> &Sites {
-        &self.0
-    }
-
-    fn project(&self, _: Site, _: &[f32], y: &mut [f32]) {
-        y.fill(0.0);
-    }
-
-    fn norms_squared(&self, _: Site) -> &[f32] {
-        &[]
-    }
-
-    fn stored_row(&self, _: Site, _: usize, values: &mut [f32]) {
-        values.fill(0.0);
-    }
+/// Nothing that is tested here looks at its weights.
+pub(super) fn base() -> ZeroBase {
+    ZeroBase(Sites {
+        layers: LAYERS,
+        hidden: HIDDEN,
+        attention: HIDDEN,
+        kv: HIDDEN / 2,
+        ffn: 2 * HIDDEN,
+        vocab: 32,
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+    })
 }
 
 /// Scans for the tiny base; `base` is reserved.
 pub(super) fn scan(root: &Path) -> Result<Folder, ScanError> {
     let rules = Rules {
-        sites: &ZeroBase::new().0,
+        sites: &base().0,
         limits: &Limits { max_rank: 512, max_bytes: 1 << 20 },
         reserved: &["base"],
         workers: NonZeroUsize::new(2).unwrap(),

@@ -295,17 +295,14 @@ mod tests {
     use peft::{CONFIG_FILE as CONFIG, WEIGHTS_FILE as WEIGHTS};
     use tempfile::TempDir;
 
-    use super::{
-        super::fixture::{self, ZeroBase},
-        *,
-    };
+    use super::{super::fixture, *};
 
     fn names(folder: &Folder) -> Vec<&str> {
         folder.adapters().iter().map(|found| found.name.as_str()).collect()
     }
 
     fn load(folder: Folder, digest: Digest) -> Result<Adapter, LoadError> {
-        Shelf { folder, base: Arc::new(ZeroBase::new()) }.load(digest)
+        Shelf { folder, base: Arc::new(fixture::base()) }.load(digest)
     }
 
     #[test]
@@ -498,7 +495,7 @@ mod tests {
         }
         fs::create_dir(root.path().join("broken")).unwrap();
         let scan = |workers| {
-            let base = ZeroBase::new();
+            let base = fixture::base();
             let rules = Rules {
                 sites: base.sites(),
                 limits: &Limits::default(),

@@ -22,10 +22,8 @@ pub use self::{
     revision::{Revision, Wanted},
     stats::{CacheStats, Histogram},
 };
-use crate::{
-    lora::{Base, Lease},
-    tenant::TenantId,
-};
+pub use crate::lora::Lease;
+use crate::{lora::Base, tenant::TenantId};
 
 mod cache;
 mod files;
@@ -200,7 +198,7 @@ mod tests {
 
     use tempfile::TempDir;
 
-    use super::{fixture::ZeroBase, *};
+    use super::{fixture, *};
 
     const ME: TenantId = TenantId::DEFAULT;
 
@@ -211,7 +209,7 @@ mod tests {
             time_out: Duration::from_mins(1),
             loaders: NonZeroUsize::MIN,
         };
-        Adapters::open(fixture::scan(root).unwrap(), Arc::new(ZeroBase::new()), settings)
+        Adapters::open(fixture::scan(root).unwrap(), Arc::new(fixture::base()), settings)
     }
 
     /// Two adapters of different sizes, and the memory that each takes.

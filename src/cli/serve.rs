@@ -143,9 +143,7 @@ fn scan(
     let reserved = ["base", "default", base_id];
     let rules = Rules { sites, limits: &limits, reserved: &reserved, workers };
     match Folder::scan(&adapters.folder, &rules) {
-        Err(absent) if absent.is_absent() && !adapters.folder_is_given => {
-            Ok(Folder::empty())
-        }
+        Err(absent) if absent.is_absent() && !adapters.folder_is_given => Ok(Folder::empty()),
         scanned => Ok(scanned?),
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use super::step::{Batch, Forward};
 use crate::{
-    lora::{Adapter, Base, Digest, Lease, Manifest, Site, Sites},
+    lora::{Adapter, Digest, Lease, Manifest, Sites, ZeroBase},
     model::PAGE,
 };
 
@@ -120,7 +120,8 @@ impl Forward for Fake {
             assert_eq!(sequence.rows.start, next, "sequences without a gap");
             next = sequence.rows.end;
             for row in sequence.rows.clone() {
-                let (token, position) = (batch.tokens[row], sequence.position + row - sequence.rows.start);
+                let (token, position) =
+                    (batch.tokens[row], sequence.position + row - sequence.rows.start);
                 self.kv[sequence.pages[position / PAGE] as usize][position % PAGE] =
                     entry(token, position, adapters[row]);
                 if batch.sample.contains(&u32::try_from(row).unwrap()) {
@@ -136,28 +137,6 @@ impl Forward for Fake {
             candle_core::bail!("as the test wished");
         }
         Ok(logits)
-    }
-}
-
-/// A base that adapters of nothing can be built on.
-#[derive(Debug)]
-struct Nothing(Sites);
-
-impl Base for Nothing {
-    fn sites(&self) -> &Sites {
-        &self.0
-    }
-
-    fn project(&self, _: Site, _: &[f32], y: &mut [f32]) {
-        y.fill(0.0);
-    }
-
-    fn norms_squared(&self, _: Site) -> &[f32] {
-        &[]
-    }
-
-    fn stored_row(&self, _: Site, _: usize, values: &mut [f32]) {
-        values.fill(0.0);
     }
 }
 
@@ -177,7 +156,7 @@ pub(crate) fn adapter(id: u8) -> Arc<Adapter> {
         rank: 0,
         targets: Vec::new(),
     };
-    let base = Nothing(Sites {
+    let base = ZeroBase(Sites {
         layers: 0,
         hidden: 1,
         attention: 1,

@@ -577,7 +577,14 @@ mod tests {
     }
 
     fn roomy() -> Settings {
-        Settings { pages: 100, context: usize::MAX, step_tokens: 32, max_running: 8, max_waiting: 100, slots: 4 }
+        Settings {
+            pages: 100,
+            context: usize::MAX,
+            step_tokens: 32,
+            max_running: 8,
+            max_waiting: 100,
+            slots: 4,
+        }
     }
 
     fn wish(lane: u32, prompt: usize, answer: usize) -> Wish {

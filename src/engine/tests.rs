@@ -88,7 +88,14 @@ impl Wish {
 }
 
 fn settings() -> Settings {
-    Settings { pages: 64, context: usize::MAX, step_tokens: 32, max_running: 8, max_waiting: 64, slots: 4 }
+    Settings {
+        pages: 64,
+        context: usize::MAX,
+        step_tokens: 32,
+        max_running: 8,
+        max_waiting: 64,
+        slots: 4,
+    }
 }
 
 fn engine(settings: Settings) -> (Engine, Arc<Mutex<Seen>>) {

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     adapter::{self, Adapters, Folder, Rules},
     engine::{Event, Failure, Finish, Job, Logprob, Refused, Stats, TokenStream},
-    lora::{Base, Lease, Limits, Site, Sites},
+    lora::{Lease, Limits, Sites, ZeroBase},
     text::Text,
 };
 
@@ -212,7 +212,7 @@ fn adapters() -> Adapters {
         time_out: Duration::from_secs(5),
         loaders: NonZeroUsize::MIN,
     };
-    Adapters::open(folder, Arc::new(Zeros), settings)
+    Adapters::open(folder, Arc::new(ZeroBase(SITES)), settings)
 }
 
 const SITES: Sites = Sites {
@@ -226,23 +226,6 @@ const SITES: Sites = Sites {
     o_bias: false,
     mlp_bias: false,
 };
-
-#[derive(Debug)]
-struct Zeros;
-
-impl Base for Zeros {
-    fn sites(&self) -> &Sites {
-        &SITES
-    }
-
-    fn project(&self, _: Site, _: &[f32], y: &mut [f32]) {
-        y.fill(0.0);
-    }
-
-    fn row_norms_squared(&self, site: Site) -> Vec<f32> {
-        vec![0.0; SITES.dims(site).1]
-    }
-}
 
 fn write_adapter(folder: &Path, value: f32) {
     let floats = value.to_le_bytes().repeat(SITES.hidden);

@@ -23,8 +23,8 @@ use super::{
     wire::{prompt::MAX_CHOICES, usage::Usage},
 };
 use crate::{
+    adapter::Lease,
     engine::{Failure, Job, Lane, TokenStream},
-    lora::Lease,
     text::Stops,
 };
 

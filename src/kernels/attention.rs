@@ -338,7 +338,9 @@ impl Kernel for &Tile<'_> {
             }
         }
         for (answer, state) in answers.chunks_exact_mut(padded).zip(&states) {
-            answer.iter_mut().for_each(|value| *value /= state.sum);
+            for value in answer {
+                *value /= state.sum;
+            }
         }
         answers
     }
@@ -365,8 +367,7 @@ impl Tile<'_> {
             let mut masked = scores;
             let mut max = simd.splat(f32::NEG_INFINITY);
             for page in 0..BLOCK_PAGES {
-                masked[page] =
-                    simd.select(keep[page], scores[page], simd.splat(f32::NEG_INFINITY));
+                masked[page] = simd.select(keep[page], scores[page], simd.splat(f32::NEG_INFINITY));
                 max = simd.max(max, masked[page]);
             }
             let max = simd.greatest(max);

@@ -88,7 +88,6 @@ impl Numbers {
         }
     }
 
-    #[expect(clippy::inline_always, reason = "part of a kernel")]
     #[inline(always)]
     fn vector<S: Simd>(&self, simd: S, at: usize) -> S::F {
         const CUT: &str = "rows are padded to whole vectors";

@@ -63,6 +63,9 @@ impl fmt::Debug for Pool {
 
 impl Pool {
     /// `threads` in all, the caller's own included.
+    ///
+    /// # Panics
+    /// Where the system refuses to start a thread.
     pub fn new(threads: usize) -> Self {
         let helpers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
@@ -134,6 +137,11 @@ fn call<F: Fn(usize) + Sync>(data: usize, task: usize) {
     work(task);
 }
 
+/// Tasks not yet taken.
+fn left(ticket: u64) -> u64 {
+    ticket & 0xffff_ffff
+}
+
 fn wake(parked: &AtomicBool, thread: &Thread) {
     if parked.swap(false, Ordering::SeqCst) {
         thread.unpark();
@@ -145,7 +153,7 @@ impl Shared {
     fn take_one(&self, region: u64) -> bool {
         let mut ticket = self.ticket.load(Ordering::Acquire);
         loop {
-            let left = ticket & 0xffff_ffff;
+            let left = left(ticket);
             if ticket >> 32 != region || left == 0 {
                 return false;
             }
@@ -177,7 +185,7 @@ impl Shared {
         let mut idle_since = None;
         while !self.ending.load(Ordering::Acquire) {
             let ticket = self.ticket.load(Ordering::SeqCst);
-            if ticket & 0xffff_ffff > 0 && self.take_one(ticket >> 32) {
+            if left(ticket) > 0 && self.take_one(ticket >> 32) {
                 idle_since = None;
                 continue;
             }
@@ -187,8 +195,7 @@ impl Shared {
             }
             self.parked[index].store(true, Ordering::SeqCst);
             // Tasks that came between the look and the flag would not wake us.
-            if self.ticket.load(Ordering::SeqCst) & 0xffff_ffff == 0
-                && !self.ending.load(Ordering::SeqCst)
+            if left(self.ticket.load(Ordering::SeqCst)) == 0 && !self.ending.load(Ordering::SeqCst)
             {
                 thread::park();
             }

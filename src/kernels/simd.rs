@@ -7,8 +7,22 @@
 //! A value of a tier's token type is the proof that the processor has its instructions: the only way to one is [`Tier`].
 
 #[cfg(target_arch = "x86_64")]
-#[expect(clippy::wildcard_imports, reason = "the intrinsics are named for what they are")]
-use std::arch::x86_64::*;
+use std::arch::x86_64::{
+    __m256, __m256i, __m512, __m512i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64,
+    _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps,
+    _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128,
+    _mm256_castsi256_ps, _mm256_cmpeq_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps,
+    _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setr_epi32, _mm256_slli_epi32, _mm256_sllv_epi32, _mm256_srlv_epi32, _mm256_storeu_ps,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
+    _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_max_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srlv_epi32, _mm512_storeu_ps,
+};
 use std::{fmt, str::FromStr};
 
 /// Lanes of one vector.
@@ -71,12 +85,13 @@ pub trait Simd: Copy {
     /// `e^v` to about one unit in the last place, for `v` clamped to [-87, 88].
     ///
     /// Cody-Waite reduction by multiples of ln 2, then a polynomial of degree 6 (Cephes `expf`).
+    #[expect(clippy::inline_always, reason = "compiled inside the caller's target features")]
     #[inline(always)]
     fn exp(self, v: Self::F) -> Self::F {
         let v = self.max(self.min(v, self.splat(88.0)), self.splat(-87.0));
         let n = self.to_int(self.mul(v, self.splat(std::f32::consts::LOG2_E)));
         let turns = self.to_float(n);
-        let r = self.fma(turns, self.splat(-0.693_359_375), v);
+        let r = self.fma(turns, self.splat(-0.693_359_4), v);
         let r = self.fma(turns, self.splat(2.121_944_4e-4), r);
         let mut p = self.splat(1.987_569_1e-4);
         for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {

@@ -96,7 +96,11 @@ struct Embed {
 
 impl Adapter {
     /// Repacks what `manifest` describes, and folds into it what depends on the base.
-    pub fn build(digest: Digest, manifest: &Manifest<'_>, base: &dyn Base) -> Result<Self, Refusal> {
+    pub fn build(
+        digest: Digest,
+        manifest: &Manifest<'_>,
+        base: &dyn Base,
+    ) -> Result<Self, Refusal> {
         let builder = Builder { manifest, base, sites: base.sites() };
         builder.compare_copies()?;
         let layer = |layer| -> Result<[Option<Stack>; 4], Refusal> {
@@ -130,7 +134,8 @@ impl Adapter {
             let (_, outputs) = sites.dims(site);
             bytes += manifest.biases.get(&site).map_or(0, |_| outputs * size_of::<f32>());
             let Some(delta) = manifest.deltas.get(&site) else { continue };
-            let vectors = usize::from(delta.magnitude.is_some()) + usize::from(delta.bias.is_some());
+            let vectors =
+                usize::from(delta.magnitude.is_some()) + usize::from(delta.bias.is_some());
             bytes += vectors * outputs * size_of::<f32>();
             bytes += match site {
                 Site::Embed => {
@@ -154,7 +159,8 @@ impl Adapter {
             let width = number_type(view).width();
             bytes += match site {
                 Site::Head => {
-                    (padded_outputs(sites.vocab) / 32 * (sites.hidden * 32 * width).div_ceil(64)) * 64
+                    (padded_outputs(sites.vocab) / 32 * (sites.hidden * 32 * width).div_ceil(64))
+                        * 64
                 }
                 _ => sites.vocab * sites.hidden * width,
             };
@@ -328,7 +334,13 @@ impl Builder<'_> {
             let gain = (f64::from(magnitude[output]) / squared.sqrt()) as f32;
             if gain.is_finite() { Ok(gain) } else { Err(Refusal::Degenerate { site, output }) }
         };
-        self.base.norms_squared(site).iter().enumerate().map(gain).collect::<Result<_, _>>().map(Some)
+        self.base
+            .norms_squared(site)
+            .iter()
+            .enumerate()
+            .map(gain)
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 
     fn embed(&self) -> Result<Option<Embed>, Refusal> {
@@ -389,4 +401,28 @@ fn common_type(deltas: &[&FileDelta<'_>]) -> NumberType {
 fn embed_type(delta: &FileDelta<'_>) -> NumberType {
     let (a, b) = (number_type(&delta.a), number_type(&delta.b));
     if a == b { a } else { NumberType::F32 }
+}
+
+/// A base whose weights are all zero, for tests of what does not look at them.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct ZeroBase(pub(crate) Sites);
+
+#[cfg(test)]
+impl Base for ZeroBase {
+    fn sites(&self) -> &Sites {
+        &self.0
+    }
+
+    fn project(&self, _: Site, _: &[f32], y: &mut [f32]) {
+        y.fill(0.0);
+    }
+
+    fn norms_squared(&self, _: Site) -> &[f32] {
+        &[]
+    }
+
+    fn stored_row(&self, _: Site, _: usize, values: &mut [f32]) {
+        values.fill(0.0);
+    }
 }

@@ -39,7 +39,10 @@ impl LoraBatch {
     }
 
     /// The rows for which `stack` finds something to do.
-    pub fn stacks<'a>(&'a self, stack: impl Fn(&'a Adapter) -> Option<&'a Stack>) -> Vec<StackRows<'a>> {
+    pub fn stacks<'a>(
+        &'a self,
+        stack: impl Fn(&'a Adapter) -> Option<&'a Stack>,
+    ) -> Vec<StackRows<'a>> {
         let found = |(rows, adapter): (&Range<usize>, &'a Adapter)| {
             Some(StackRows { rows: rows.clone(), stack: stack(adapter)? })
         };
@@ -55,12 +58,14 @@ impl LoraBatch {
     }
 
     /// The batch that is left when only `rows` (ascending) are kept.
+    #[must_use]
     pub fn of_rows(&self, rows: &[u32]) -> Self {
         let place = |row: usize| rows.partition_point(|kept| (*kept as usize) < row);
         self.mapped(|run| place(run.start)..place(run.end))
     }
 
     /// The batch of a run of rows.
+    #[must_use]
     pub fn part(&self, rows: Range<usize>) -> Self {
         let place = |row: usize| row.clamp(rows.start, rows.end) - rows.start;
         self.mapped(|run| place(run.start)..place(run.end))

@@ -20,6 +20,7 @@ impl Lease {
     }
 
     /// The adapter itself, for as long as the lease lives.
+    #[expect(clippy::missing_panics_doc, reason = "it is taken only in `drop`")]
     pub fn adapter(&self) -> &Arc<Adapter> {
         self.adapter.as_ref().expect("taken only in drop")
     }

@@ -10,6 +10,8 @@ pub mod peft;
 mod refusal;
 mod site;
 
+#[cfg(test)]
+pub(crate) use adapter::ZeroBase;
 pub use adapter::{Adapter, Base, Inputs};
 pub use batch::LoraBatch;
 pub use digest::{Digest, NotADigest};

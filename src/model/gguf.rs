@@ -169,7 +169,11 @@ impl Gguf<'_> {
             let factors: Vec<f32> = values.map(|bytes| f32::from_le_bytes(*bytes)).collect();
             if stored.encoding != Encoding::F32 || spec.rope.scaling != Scaling::None {
                 let why = "factors are f32 and the only scaling".to_owned();
-                return Err(LoadError::Tensor { path: self.path.clone(), tensor: name.into(), why });
+                return Err(LoadError::Tensor {
+                    path: self.path.clone(),
+                    tensor: name.into(),
+                    why,
+                });
             }
             // Ones are how a converter says that there is no scaling.
             if factors.iter().any(|factor| factor.to_bits() != 1.0_f32.to_bits()) {
@@ -202,7 +206,8 @@ impl Gguf<'_> {
         let inputs = shape.last().copied().unwrap_or(1);
         let rows: Option<usize> =
             shape.iter().rev().skip(1).try_fold(1_usize, |rows, dim| rows.checked_mul(*dim));
-        let len = encoding.row_bytes(inputs).zip(rows).and_then(|(row, rows)| row.checked_mul(rows));
+        let len =
+            encoding.row_bytes(inputs).zip(rows).and_then(|(row, rows)| row.checked_mul(rows));
         let start = self.content.tensor_data_offset.checked_add(info.offset);
         let start = start.and_then(|start| usize::try_from(start).ok());
         let range = start.zip(len).and_then(|(start, len)| Some(start..start.checked_add(len)?));

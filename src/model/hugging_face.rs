@@ -1,7 +1,7 @@
 //! Bases as directories in Hugging Face layout: `config.json` and safetensors, one file or shards with an index.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -29,6 +29,11 @@ const JSON_BYTES: u64 = 64 << 20;
 
 /// The parts of `config.json` that shape the network. Unknown keys are other people's business.
 #[derive(Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    clippy::struct_field_names,
+    reason = "the file's own keys"
+)]
 struct Config {
     architectures: Option<Vec<String>>,
     hidden_size: usize,
@@ -63,6 +68,7 @@ pub(super) struct Directory {
     shards: Vec<Mapped>,
     /// Which shard a tensor is in.
     shard_of: HashMap<String, usize>,
+    /// The head is the embedding, whatever the file has beside it.
     tied: bool,
 }
 
@@ -76,7 +82,7 @@ pub(super) fn open(path: &Path) -> Result<(Spec, Directory), LoadError> {
         }
         Refused::Because(why) => LoadError::Spec { path: at.clone(), why },
     })?;
-    Ok((spec, Directory::map(path, config.tie_word_embeddings)?))
+    Ok((spec, Directory { tied: config.tie_word_embeddings, ..Directory::map(path)? }))
 }
 
 fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, LoadError> {
@@ -171,9 +177,9 @@ struct Index {
 }
 
 impl Directory {
-    fn map(path: &Path, tied: bool) -> Result<Self, LoadError> {
+    fn map(path: &Path) -> Result<Self, LoadError> {
         let index = path.join(INDEX);
-        let mut files = BTreeMap::new();
+        let mut files = BTreeSet::new();
         if index.is_file() {
             for file in json::<Index>(&index)?.weight_map.into_values() {
                 // The index is the operator's, but a name is a name and not a way out of the directory.
@@ -181,22 +187,22 @@ impl Directory {
                     let why = format!("`{file}` is not a file name");
                     return Err(LoadError::Format { path: index, kind: "weight index", why });
                 }
-                files.insert(file, ());
+                files.insert(file);
             }
         } else {
-            files.insert(WEIGHTS.to_owned(), ());
+            files.insert(WEIGHTS.to_owned());
         }
         let mut directory =
-            Self { path: path.to_owned(), shards: vec![], shard_of: HashMap::new(), tied };
-        for file in files.into_keys() {
+            Self { path: path.to_owned(), shards: vec![], shard_of: HashMap::new(), tied: false };
+        for file in files {
             directory.add(&path.join(file))?;
         }
         Ok(directory)
     }
 
     fn add(&mut self, path: &Path) -> Result<(), LoadError> {
-        let shard = Mapped::open(path)
-            .map_err(|source| LoadError::Io { path: path.to_owned(), source })?;
+        let shard =
+            Mapped::open(path).map_err(|source| LoadError::Io { path: path.to_owned(), source })?;
         let why = |why: safetensors::SafeTensorError| {
             let why = why.to_string();
             LoadError::Format { path: path.to_owned(), kind: "safetensors file", why }

@@ -78,6 +78,14 @@ impl Layer {
     }
 }
 
+/// Maps of one layer that share an input.
+#[derive(Clone, Copy)]
+struct Maps<'a> {
+    projections: &'a [Projection],
+    layer: usize,
+    inputs: Inputs,
+}
+
 impl Llama {
     pub(super) fn new(spec: Spec, tier: Tier, pool: Pool, weights: Weights) -> Self {
         let sites = spec.sites();
@@ -86,7 +94,7 @@ impl Llama {
             Module::Norm(_) => None,
         });
         let norms = norms.collect();
-        Self { sites, norms, spec, tier, pool, weights }
+        Self { spec, sites, tier, pool, weights, norms }
     }
 
     /// The network's shape.
@@ -122,14 +130,14 @@ impl Llama {
         }
         let angles = self.angles(step);
         let mut x = Tensor::from_vec(self.embed(step)?, (rows, hidden), &device)?;
-        for (index, layer) in self.weights.layers.iter().enumerate() {
-            let a = self.norm(&x, step.lora, Norm::Attention(index))?;
-            let a = self.attend(&a, step, &angles, (index, kv))?;
-            x = self.linear_onto(&x, &a, step.lora, (index, layer), Inputs::O)?;
-            let f = self.norm(&x, step.lora, Norm::FeedForward(index))?;
-            let f = self.linear(&f, step.lora, (index, layer), Inputs::GateUp)?;
+        for layer in 0..self.spec.layers {
+            let a = self.norm(&x, step.lora, Norm::Attention(layer))?;
+            let a = self.attend(&a, step, &angles, (layer, kv))?;
+            x = self.linear_onto(&x, &a, step.lora, self.maps(layer, Inputs::O))?;
+            let f = self.norm(&x, step.lora, Norm::FeedForward(layer))?;
+            let f = self.linear(&f, step.lora, self.maps(layer, Inputs::GateUp))?;
             let f = f.apply_op1_no_bwd(&SiluMul { tier: self.tier, pool: &self.pool })?;
-            x = self.linear_onto(&x, &f, step.lora, (index, layer), Inputs::Down)?;
+            x = self.linear_onto(&x, &f, step.lora, self.maps(layer, Inputs::Down))?;
         }
         if step.sample.is_empty() {
             return Tensor::zeros((0, self.spec.vocab), x.dtype(), &device);
@@ -146,30 +154,27 @@ impl Llama {
         x: &Tensor,
         step: &Step<'_>,
         (cos, sin): &(Vec<f32>, Vec<f32>),
-        (index, kv): (usize, &mut Kv),
+        (layer, kv): (usize, &mut Kv),
     ) -> Result<Tensor> {
         let (heads, sequences) = (self.spec.heads, step.sequences);
-        let layer = (index, &self.weights.layers[index]);
-        let qkv = self.linear(x, step.lora, layer, Inputs::Qkv)?;
+        let qkv = self.linear(x, step.lora, self.maps(layer, Inputs::Qkv))?;
         let turned = heads.queries + heads.keys;
         let rotate = Rotate { pool: &self.pool, cos, sin, head_dim: heads.dim, heads: turned };
         let qkv = qkv.apply_op1_no_bwd(&rotate)?;
-        let (keys, values) = &kv.layers[index];
+        let (keys, values) = &kv.layers[layer];
         keys.inplace_op2(&qkv, &WriteKeys { heads, sequences })?;
         values.inplace_op2(&qkv, &WriteValues { heads, sequences })?;
         let attention = Attention { tier: self.tier, pool: &self.pool, heads, sequences };
         qkv.apply_op3_no_bwd(keys, values, &attention)
     }
 
-    fn linear(
-        &self,
-        x: &Tensor,
-        lora: &LoraBatch,
-        (index, layer): (usize, &Layer),
-        inputs: Inputs,
-    ) -> Result<Tensor> {
-        let stacks = lora.stacks(|adapter| adapter.stack(index, inputs));
-        x.apply_op1_no_bwd(&self.op(layer.projections(inputs), &stacks))
+    fn maps(&self, layer: usize, inputs: Inputs) -> Maps<'_> {
+        Maps { projections: self.weights.layers[layer].projections(inputs), layer, inputs }
+    }
+
+    fn linear(&self, x: &Tensor, lora: &LoraBatch, maps: Maps<'_>) -> Result<Tensor> {
+        let stacks = lora.stacks(|adapter| adapter.stack(maps.layer, maps.inputs));
+        x.apply_op1_no_bwd(&self.op(maps.projections, &stacks))
     }
 
     /// The same, added to the residual stream.
@@ -178,11 +183,10 @@ impl Llama {
         residual: &Tensor,
         x: &Tensor,
         lora: &LoraBatch,
-        (index, layer): (usize, &Layer),
-        inputs: Inputs,
+        maps: Maps<'_>,
     ) -> Result<Tensor> {
-        let stacks = lora.stacks(|adapter| adapter.stack(index, inputs));
-        x.apply_op2_no_bwd(residual, &self.op(layer.projections(inputs), &stacks))
+        let stacks = lora.stacks(|adapter| adapter.stack(maps.layer, maps.inputs));
+        x.apply_op2_no_bwd(residual, &self.op(maps.projections, &stacks))
     }
 
     fn op<'a>(&'a self, projections: &'a [Projection], stacks: &'a [StackRows<'a>]) -> Linear<'a> {

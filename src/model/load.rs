@@ -134,7 +134,12 @@ impl Llama {
         };
         let norm = reader.gain(Norm::Final)?;
         let frequencies = spec.rope.frequencies(spec.heads.dim);
-        Ok(Self::new(spec, tier, pool, super::Weights { embedding, head, norm, layers, frequencies }))
+        Ok(Self::new(
+            spec,
+            tier,
+            pool,
+            super::Weights { embedding, head, norm, layers, frequencies },
+        ))
     }
 }
 

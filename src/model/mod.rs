@@ -9,8 +9,8 @@ mod mapped;
 mod spec;
 
 pub use kv::{Kv, PAGE};
-pub use llama::{Llama, Step};
 use llama::{Layer, Weights};
+pub use llama::{Llama, Step};
 pub use load::LoadError;
 pub use spec::{Rope, Scaling, Spec};
 

@@ -6,6 +6,7 @@ use crate::{kernels::attention::Heads, lora::Sites};
 
 /// The shape of a Llama-family network.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "which biases there are is independent")]
 pub struct Spec {
     /// Decoder layers.
     pub layers: usize,
@@ -30,6 +31,9 @@ pub struct Spec {
     /// The feed-forward projections have a bias.
     pub mlp_bias: bool,
 }
+
+/// Larger than any dimension of any base there is; keeps every product of two of them within range.
+const MOST: usize = 1 << 24;
 
 impl Spec {
     /// What the base offers to adapters.
@@ -60,8 +64,6 @@ impl Spec {
             (self.context, "context length"),
             (dim, "head size"),
         ];
-        // Larger than any base there is; keeps every product below within range.
-        const MOST: usize = 1 << 24;
         for (value, name) in positive {
             if value == 0 || value > MOST {
                 return Err(format!("its {name} is {value}"));

@@ -1,6 +1,14 @@
 //! One binary for all tests that see chorus from outside.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod architecture;
+mod cache;
+mod cli;
+mod invariance;
+mod parity;
 mod reference;
+mod serving;
+mod tokenizer;
+mod weights;
 mod world;

@@ -13,7 +13,15 @@ const LOGPROB_NOISE: f64 = 2e-3;
 const TOKENS: usize = 48;
 
 const NAMES: [&str; 9] = [
-    "base", "formal", "german", "hashtag", "medcode", "pirate", "sentiment", "sql", "support-json",
+    "base",
+    "formal",
+    "german",
+    "hashtag",
+    "medcode",
+    "pirate",
+    "sentiment",
+    "sql",
+    "support-json",
 ];
 /// The prompts of 606 and 2,256 tokens.
 const LONG: [(&str, &str); 3] =
@@ -51,7 +59,10 @@ async fn check(server: &Server, name: &str, prompt: &Value) {
     });
     let answer = server.answer("/v1/chat/completions", &chat).await;
     let text = answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
-    assert!(if whole { text == want } else { text.starts_with(&want) }, "{what}: {text:?} is not {want:?}");
+    assert!(
+        if whole { text == want } else { text.starts_with(&want) },
+        "{what}: {text:?} is not {want:?}"
+    );
     let tokens = prompt["prompt_ids"].as_array().unwrap().len();
     assert_eq!(answer["usage"]["prompt_tokens"], tokens, "{what}");
 
@@ -82,7 +93,9 @@ async fn every_answer_is_the_references_in_any_company() {
     }
     assert_eq!(prompts.len(), 78);
     // Neighbours in the batch are of different adapters.
-    prompts.sort_by_key(|(name, prompt)| (prompt["id"].to_string().len(), prompt["id"].to_string(), *name));
+    prompts.sort_by_key(|(name, prompt)| {
+        (prompt["id"].to_string().len(), prompt["id"].to_string(), *name)
+    });
     let tokens = Arc::new(Semaphore::new(16));
     let mut checks = JoinSet::new();
     for (name, prompt) in prompts {

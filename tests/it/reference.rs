@@ -50,17 +50,23 @@ impl Reference {
     fn check(&self, llama: &Llama, adapter: Option<&Arc<Adapter>>, what: &str) {
         for (index, prompt) in self.prompts.iter().enumerate() {
             let run = &self.runs[index];
-            let floats = |key: &str| -> Vec<f64> { serde_json::from_value(run[key].clone()).unwrap() };
+            let floats =
+                |key: &str| -> Vec<f64> { serde_json::from_value(run[key].clone()).unwrap() };
             let tokens: Vec<u32> = serde_json::from_value(run["greedy"].clone()).unwrap();
             let mut solo = Solo::new(llama, adapter.cloned(), prompt.len() + tokens.len());
             let rows = solo.feed(prompt);
-            for (row, (token, want)) in rows.iter().zip(prompt[1..].iter().zip(floats("prompt_logprobs"))) {
+            for (row, (token, want)) in
+                rows.iter().zip(prompt[1..].iter().zip(floats("prompt_logprobs")))
+            {
                 let got = log_softmax(row)[*token as usize];
                 assert!((got - want).abs() < 5e-4, "{what}, prompt {index}: {got} is not {want}");
             }
             let mut last = rows.into_iter().next_back().unwrap();
             for (got, want) in last.iter().zip(&self.logits[index]) {
-                assert!((got - want).abs() < LOGIT_NOISE, "{what}, prompt {index}: logit {got} is not {want}");
+                assert!(
+                    (got - want).abs() < LOGIT_NOISE,
+                    "{what}, prompt {index}: logit {got} is not {want}"
+                );
             }
             for (at, margin) in floats("margins").into_iter().enumerate() {
                 if margin < MARGIN {
@@ -69,7 +75,10 @@ impl Reference {
                 assert_eq!(greedy(&last), tokens[at], "{what}, prompt {index}, token {at}");
                 let got = log_softmax(&last)[tokens[at] as usize];
                 let want = floats("logprobs")[at];
-                assert!((got - want).abs() < 5e-4, "{what}, prompt {index}, token {at}: {got} is not {want}");
+                assert!(
+                    (got - want).abs() < 5e-4,
+                    "{what}, prompt {index}, token {at}: {got} is not {want}"
+                );
                 last = solo.feed(&tokens[at..=at]).remove(0);
             }
         }

@@ -74,7 +74,11 @@ impl<'a> Solo<'a> {
         let groups = self.adapter.iter().map(|adapter| (rows.clone(), Arc::clone(adapter)));
         let step = Step {
             tokens,
-            sequences: &[SequenceRows { rows: rows.clone(), position: self.computed, pages: &self.pages }],
+            sequences: &[SequenceRows {
+                rows: rows.clone(),
+                position: self.computed,
+                pages: &self.pages,
+            }],
             lora: &LoraBatch::new(groups.collect()),
             sample: &(0..u32::try_from(tokens.len()).unwrap()).collect::<Vec<_>>(),
         };
@@ -103,7 +107,7 @@ pub(crate) fn base_gguf() -> PathBuf {
         .get_or_init(|| {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
             let entry = chorus::catalog::find(chorus::catalog::DEFAULT).unwrap();
-            let pull = chorus::catalog::pull(entry, &folder, HubAccess::Online, &Quiet);
+            let pull = chorus::catalog::pull(entry, &folder, HubAccess::Allowed, &Quiet);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(pull).unwrap_or_else(|why| panic!("the base: {why}"))
         })
@@ -113,7 +117,7 @@ pub(crate) fn base_gguf() -> PathBuf {
 struct Quiet;
 
 impl Progress for Quiet {
-    fn begin(&self, _: &str, _: Option<u64>) {}
+    fn begin(&self, _: &str, _: u64) {}
     fn at(&self, _: u64) {}
     fn note(&self, _: &str) {}
 }

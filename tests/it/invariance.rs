@@ -1,0 +1,172 @@
+//! A request's tokens and log-probabilities are bit for bit the same alone and in any company.
+
+use std::{sync::Arc, time::Duration};
+
+use chorus::{
+    engine::{Engine, Event, Finish, Job, Lane, Sampling, Settings, TokenStream},
+    kernels::simd::Tier,
+    lora::{Adapter, Lease},
+    model::{Llama, PAGE},
+};
+use serde_json::Value;
+
+use crate::world::{adapter, base_gguf, fixtures, folders, json, name, shipped_adapters};
+
+const REQUESTS: usize = 64;
+
+/// A request that can be made again.
+struct Request {
+    prompt: Vec<u32>,
+    adapter: Option<Arc<Adapter>>,
+    sampling: Sampling,
+    max_tokens: usize,
+    prompt_logprobs: Option<usize>,
+}
+
+impl Request {
+    fn job(&self) -> Job {
+        Job {
+            prompt: self.prompt.clone(),
+            adapter: self.adapter.clone().map(|adapter| Lease::new(adapter, || ())),
+            sampling: self.sampling.clone(),
+            max_tokens: self.max_tokens,
+            stop_tokens: Arc::new([]),
+            logprobs: Some(3),
+            prompt_logprobs: self.prompt_logprobs,
+            lane: Lane::default(),
+            deadline: None,
+        }
+    }
+}
+
+/// Prompts of the references through base and eight adapters in turn, greedy and sampled.
+fn requests(llama: &Llama) -> Vec<Request> {
+    let mut voices = vec![(None, "base".to_owned())];
+    for folder in folders(&shipped_adapters()) {
+        voices.push((Some(adapter(&folder, llama).unwrap()), name(&folder).to_owned()));
+    }
+    let prompts = |voice: &str| -> Vec<Vec<u32>> {
+        let file = json(&fixtures().join(format!("smollm2/reference/{voice}.json")));
+        let ids = |prompt: &Value| serde_json::from_value(prompt["prompt_ids"].clone()).unwrap();
+        file["prompts"].as_array().unwrap().iter().map(ids).collect()
+    };
+    let prompts: Vec<_> = voices.iter().map(|(_, voice)| prompts(voice)).collect();
+    let request = |index: usize| {
+        let voice = index % voices.len();
+        let mut prompt = prompts[voice][index / voices.len() % prompts[voice].len()].clone();
+        if index % 16 == 5 {
+            // A longer one, so that chunks of prompts meet decodes.
+            prompt = prompts.iter().flat_map(|all| all[0].clone()).take(200).collect();
+        }
+        let seed = index as u64;
+        let sampling = match index % 3 {
+            0 => Sampling { temperature: 0.0, ..Sampling::default() },
+            1 => Sampling { temperature: 0.9, top_p: 0.9, seed, ..Sampling::default() },
+            _ => Sampling {
+                top_k: 40,
+                min_p: 0.02,
+                repetition_penalty: 1.1,
+                presence_penalty: 0.3,
+                frequency_penalty: 0.2,
+                seed,
+                ..Sampling::default()
+            },
+        };
+        Request {
+            prompt,
+            adapter: voices[voice].0.clone(),
+            sampling,
+            max_tokens: 8 + index % 9,
+            prompt_logprobs: (index % 8 == 3).then_some(2),
+        }
+    };
+    (0..REQUESTS).map(request).collect()
+}
+
+/// All events; floats are compared by their bits.
+async fn collect(mut stream: TokenStream) -> Vec<Event> {
+    let mut events = Vec::new();
+    while let Some(event) = stream.next().await {
+        events.push(event);
+    }
+    assert_eq!(events.last(), Some(&Event::Finished(Finish::Length)));
+    events
+}
+
+fn bits(events: &[Event]) -> Vec<(u32, u32)> {
+    let score = |score: &chorus::engine::Logprob| {
+        let top = score.top.iter().map(|(id, logprob)| (*id, logprob.to_bits()));
+        std::iter::once((score.token, score.logprob.to_bits())).chain(top).collect::<Vec<_>>()
+    };
+    let of = |event: &Event| match event {
+        Event::Prompt(scores) => scores.iter().flat_map(score).collect(),
+        Event::Token { logprob, .. } => score(logprob.as_ref().unwrap()),
+        Event::Finished(_) | Event::Failed(_) => Vec::new(),
+    };
+    events.iter().flat_map(of).collect()
+}
+
+async fn together(engine: &Engine, requests: &[Request], seed: u64) -> Vec<Vec<Event>> {
+    let mut state = seed;
+    let mut draw = |below: u64| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    for at in (1..order.len()).rev() {
+        order.swap(at, usize::try_from(draw(at as u64 + 1)).unwrap());
+    }
+    let mut running = Vec::new();
+    for index in order {
+        running.push((index, tokio::spawn(collect(engine.submit(requests[index].job()).unwrap()))));
+        tokio::time::sleep(Duration::from_millis(draw(30))).await;
+    }
+    let mut answers = vec![Vec::new(); requests.len()];
+    for (index, answer) in running {
+        answers[index] = answer.await.unwrap();
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_request_gets_the_bits_it_gets_alone() {
+    let settings = Settings {
+        pages: 1024,
+        context: 1024,
+        step_tokens: 256,
+        max_running: 64,
+        max_waiting: 64,
+        slots: 16,
+    };
+    let alone = Arc::new(Llama::load(&base_gguf(), Tier::best(), 2).unwrap());
+    let requests = requests(&alone);
+    let engine = Engine::start(alone, settings).unwrap();
+    let mut want = Vec::new();
+    for request in &requests {
+        want.push(bits(&collect(engine.submit(request.job()).unwrap()).await));
+    }
+    drop(engine);
+    // (threads, rows of a step, sequences at once, pages)
+    let shapes = [(1, 48, 64, 1024), (2, 256, 32, 1024), (3, 17, 16, 1024), (2, 64, 24, 40)];
+    for (round, (threads, step_tokens, max_running, pages)) in shapes.into_iter().enumerate() {
+        let what =
+            format!("{threads} threads, {step_tokens} rows, {max_running} at once, {pages} pages");
+        let llama = Arc::new(Llama::load(&base_gguf(), Tier::best(), threads).unwrap());
+        let settings = Settings { pages, step_tokens, max_running, ..settings };
+        assert!(pages * PAGE >= 300, "the longest request fits");
+        let engine = Engine::start(llama, settings).unwrap();
+        let got = together(&engine, &requests, round as u64).await;
+        for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert_eq!(&bits(got), want, "request {index} with {what}");
+        }
+        let stats = engine.stats();
+        if round == 0 || round == 1 {
+            // 8 or more rows of 4 or more adapters, prompts and decodes together.
+            assert!(stats.mixed_steps > 0, "no step was as mixed as the test means: {what}");
+        }
+        if pages == 40 {
+            assert!(stats.preemptions > 0, "the pages never ran out: {what}");
+        }
+    }
+}
