@@ -3,10 +3,13 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read},
+    ops::Deref,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
+
+use memmap2::MmapMut;
 
 use crate::lora::{
     Digest,
@@ -21,8 +24,53 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The content of both files.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    pub(super) config: Vec<u8>,
-    pub(super) weights: Vec<u8>,
+    pub(super) config: Pages,
+    pub(super) weights: Pages,
+}
+
+/// A file's bytes in memory pages of their own.
+///
+/// An allocator keeps what a loading thread frees for that thread's next allocation. Megabytes that are needed for
+/// milliseconds, on threads that come and go, would make the process larger than its budgets say.
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    pages: Option<MmapMut>,
+    len: usize,
+}
+
+impl Deref for Pages {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.pages.as_ref().map_or(&[], |pages| &pages[..self.len])
+    }
+}
+
+impl Pages {
+    /// Takes all of `file`, which is `len` bytes long, in place of what was there.
+    fn fill(&mut self, mut file: File, len: u64) -> io::Result<()> {
+        self.len = 0;
+        // One byte more tells whether the file grew since it was measured.
+        let room = usize::try_from(len.saturating_add(1)).map_err(io::Error::other)?;
+        let pages = match &mut self.pages {
+            Some(pages) if pages.len() >= room => pages,
+            small => small.insert(MmapMut::map_anon(room)?),
+        };
+        let mut read = 0;
+        while read < room {
+            match file.read(&mut pages[read..room]) {
+                Ok(0) => break,
+                Ok(more) => read += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if read == room {
+            return Err(io::Error::other("it grows while it is read"));
+        }
+        self.len = read;
+        Ok(())
+    }
 }
 
 /// Why an adapter's files cannot be read. Says no more of where they are than their own names.
@@ -112,7 +160,7 @@ struct Home<'a> {
 }
 
 impl Home<'_> {
-    fn read(&self, file: &'static str, max: u64, into: &mut Vec<u8>) -> Result<u64, BadFile> {
+    fn read(&self, file: &'static str, max: u64, into: &mut Pages) -> Result<u64, BadFile> {
         let unreadable = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => BadFile::Missing { file },
             _ => BadFile::Unreadable { file, error },
@@ -132,13 +180,7 @@ impl Home<'_> {
         if metadata.len() > max {
             return Err(BadFile::TooLarge { file, bytes: metadata.len(), max });
         }
-        into.clear();
-        into.reserve_exact(usize::try_from(metadata.len()).unwrap_or(0));
-        // It may have grown since it was measured: the byte too many tells.
-        let read = open.take(max + 1).read_to_end(into).map_err(unreadable)? as u64;
-        if read > max {
-            return Err(BadFile::TooLarge { file, bytes: read, max });
-        }
+        into.fill(open, metadata.len()).map_err(unreadable)?;
         Ok(metadata.modified().map_or(0, unix_seconds))
     }
 

@@ -28,6 +28,7 @@ const KEPT_TO: [(&str, &[&str]); 4] = [
             "engine/worker.rs",
             "kernels",
             "model",
+            "text/error.rs",
             "text/gguf.rs",
             "cli",
         ],

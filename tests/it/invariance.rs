@@ -76,7 +76,8 @@ fn requests(llama: &Llama) -> Vec<Request> {
             prompt,
             adapter: voices[voice].0.clone(),
             sampling,
-            max_tokens: 8 + index % 9,
+            // Some go on long enough to outgrow the pages that they began with.
+            max_tokens: if index % 4 == 2 { 60 } else { 8 + index % 9 },
             prompt_logprobs: (index % 8 == 3).then_some(2),
         }
     };
@@ -148,7 +149,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
     }
     drop(engine);
     // (threads, rows of a step, sequences at once, pages)
-    let shapes = [(1, 48, 64, 1024), (2, 256, 32, 1024), (3, 17, 16, 1024), (2, 64, 24, 40)];
+    let shapes = [(1, 48, 64, 1024), (2, 256, 32, 1024), (3, 17, 16, 1024), (2, 64, 24, 28)];
     for (round, (threads, step_tokens, max_running, pages)) in shapes.into_iter().enumerate() {
         let what =
             format!("{threads} threads, {step_tokens} rows, {max_running} at once, {pages} pages");
@@ -165,7 +166,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
             // 8 or more rows of 4 or more adapters, prompts and decodes together.
             assert!(stats.mixed_steps > 0, "no step was as mixed as the test means: {what}");
         }
-        if pages == 40 {
+        if pages == 28 {
             assert!(stats.preemptions > 0, "the pages never ran out: {what}");
         }
     }

@@ -107,9 +107,13 @@ pub(crate) fn base_gguf() -> PathBuf {
         .get_or_init(|| {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
             let entry = chorus::catalog::find(chorus::catalog::DEFAULT).unwrap();
-            let pull = chorus::catalog::pull(entry, &folder, HubAccess::Allowed, &Quiet);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(pull).unwrap_or_else(|why| panic!("the base: {why}"))
+            let pulled = move || {
+                let pull = chorus::catalog::pull(entry, &folder, HubAccess::Allowed, &Quiet);
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.unwrap().block_on(pull).unwrap_or_else(|why| panic!("the base: {why}"))
+            };
+            // On a thread of its own, because the test's may already drive a runtime.
+            std::thread::spawn(pulled).join().unwrap()
         })
         .clone()
 }
