@@ -242,7 +242,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::{
-        lora::{LowRank, NumberType, Numbers, Stack, padded_inputs, padded_outputs},
+        lora::{LowRank, NumberType, Numbers, Slab, Stack, padded_inputs, padded_outputs},
         panels::Encoding,
     };
 
@@ -330,7 +330,9 @@ mod tests {
 
     fn numbers(draw: &mut Draw, rows: usize, (len, padded): (usize, usize)) -> Numbers {
         let kinds = [NumberType::F32, NumberType::F16, NumberType::BF16];
-        let mut all = Numbers::zeros(kinds[draw.below(3)], rows * padded);
+        let kind = kinds[draw.below(3)];
+        let mut slab = Slab::new(Slab::bytes_of(kind, rows * padded));
+        let mut all = slab.zeros(kind, rows * padded);
         for row in 0..rows {
             for i in 0..len {
                 all.set(row * padded + i, draw.unit());

@@ -3,22 +3,16 @@
 //! The sites that share an input (q, k, v; gate, up) share one stacked A, so that their inputs are read once. Ranks are
 //! what the adapter has, never padded to another's.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
+use memmap2::{MmapMut, MmapRaw};
 
 use super::{
     panels::COLUMNS,
     pool::{Disjoint, Pool},
     simd::{Kernel, LANES, Simd, Tier},
 };
-
-/// Numbers in the type they were trained in, widened when they are used.
-#[derive(Clone, PartialEq)]
-#[expect(missing_docs, reason = "the names say all there is")]
-pub enum Numbers {
-    F32(Vec<f32>),
-    F16(Vec<u16>),
-    BF16(Vec<u16>),
-}
 
 /// The type of [`Numbers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,74 +33,152 @@ impl NumberType {
     }
 }
 
-impl Numbers {
+/// The memory of one adapter: pages of its own, which go back to the system with it.
+///
+/// An adapter is hundreds of small matrices. Out of a common heap, a cache that loads and evicts them would leave holes,
+/// and the process would be larger than the cache's budget says.
+#[derive(Debug)]
+pub struct Slab {
+    pages: Arc<MmapRaw>,
+    bytes: usize,
+    used: usize,
+}
+
+impl Slab {
+    /// Room for [`Slab::bytes_of`] all numbers that will be taken.
+    ///
+    /// # Panics
+    /// Where the system has no memory.
+    pub fn new(bytes: usize) -> Self {
+        let pages = MmapMut::map_anon(bytes.max(1)).expect("the system has memory");
+        Self { pages: Arc::new(pages.into()), bytes, used: 0 }
+    }
+
+    /// Bytes that so many numbers take: whole cache lines.
+    pub fn bytes_of(kind: NumberType, len: usize) -> usize {
+        (len * kind.width()).next_multiple_of(LINE)
+    }
+
     /// So many zeros.
-    pub fn zeros(kind: NumberType, len: usize) -> Self {
-        match kind {
-            NumberType::F32 => Self::F32(vec![0.0; len]),
-            NumberType::F16 => Self::F16(vec![0; len]),
-            NumberType::BF16 => Self::BF16(vec![0; len]),
-        }
+    ///
+    /// # Panics
+    /// Where they do not fit.
+    pub fn zeros(&mut self, kind: NumberType, len: usize) -> Numbers {
+        let bytes = Self::bytes_of(kind, len);
+        assert!(
+            bytes <= self.bytes - self.used,
+            "{bytes} more than {} of {}",
+            self.used,
+            self.bytes
+        );
+        // SAFETY: the map is at least `bytes` long, and the part ends within it by the assertion.
+        let start = unsafe { self.pages.as_mut_ptr().add(self.used) };
+        self.used += bytes;
+        Numbers { kind, start, len, pages: Arc::clone(&self.pages) }
+    }
+}
+
+/// Cache lines, at which numbers begin.
+const LINE: usize = 64;
+
+/// Numbers in the type they were trained in, widened when they are used.
+pub struct Numbers {
+    kind: NumberType,
+    /// The first of `len` numbers, at a multiple of 64.
+    start: *mut u8,
+    len: usize,
+    /// Keeps the memory.
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    pages: Arc<MmapRaw>,
+}
+
+// SAFETY: a `Numbers` is the only one that has its part of the pages, as a `Box` would be; the pages themselves are only
+// unmapped, by whoever drops the last part.
+unsafe impl Send for Numbers {}
+// SAFETY: as above; writing needs `&mut`.
+unsafe impl Sync for Numbers {}
+
+impl Numbers {
+    /// Their type.
+    pub fn kind(&self) -> NumberType {
+        self.kind
     }
 
     /// How many.
     pub fn len(&self) -> usize {
-        match self {
-            Self::F32(v) => v.len(),
-            Self::F16(v) | Self::BF16(v) => v.len(),
-        }
+        self.len
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len == 0
     }
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        match self {
-            Self::F32(v) => v.capacity() * 4,
-            Self::F16(v) | Self::BF16(v) => v.capacity() * 2,
-        }
+        Slab::bytes_of(self.kind, self.len)
+    }
+
+    #[inline]
+    fn floats(&self) -> &[f32] {
+        assert!(self.kind == NumberType::F32, "callers look at the kind");
+        // SAFETY: `len` numbers of this width lie from `start` on, initialised to zero, and are borrowed as `self` is.
+        unsafe { std::slice::from_raw_parts(self.start.cast(), self.len) }
+    }
+
+    #[inline]
+    fn halves(&self) -> &[u16] {
+        assert!(self.kind != NumberType::F32, "callers look at the kind");
+        // SAFETY: as in `floats`.
+        unsafe { std::slice::from_raw_parts(self.start.cast(), self.len) }
     }
 
     /// The number at `index`, widened.
     pub fn get(&self, index: usize) -> f32 {
-        match self {
-            Self::F32(v) => v[index],
-            Self::F16(v) => f16::from_bits(v[index]).to_f32(),
-            Self::BF16(v) => bf16::from_bits(v[index]).to_f32(),
+        match self.kind {
+            NumberType::F32 => self.floats()[index],
+            NumberType::F16 => f16::from_bits(self.halves()[index]).to_f32(),
+            NumberType::BF16 => bf16::from_bits(self.halves()[index]).to_f32(),
         }
     }
 
     /// Rounds `value` into the number at `index`; exact where it came from this type.
+    ///
+    /// # Panics
+    /// Where there is no such number.
+    #[expect(clippy::cast_ptr_alignment, reason = "parts begin at multiples of 64")]
     pub fn set(&mut self, index: usize, value: f32) {
-        match self {
-            Self::F32(v) => v[index] = value,
-            Self::F16(v) => v[index] = f16::from_f32(value).to_bits(),
-            Self::BF16(v) => v[index] = bf16::from_f32(value).to_bits(),
+        assert!(index < self.len, "number {index} of {}", self.len);
+        // SAFETY: within the part by the assertion, and borrowed mutably with `self`.
+        unsafe {
+            match self.kind {
+                NumberType::F32 => self.start.cast::<f32>().add(index).write(value),
+                NumberType::F16 => {
+                    self.start.cast::<u16>().add(index).write(f16::from_f32(value).to_bits());
+                }
+                NumberType::BF16 => {
+                    self.start.cast::<u16>().add(index).write(bf16::from_f32(value).to_bits());
+                }
+            }
         }
     }
 
     #[inline(always)]
     fn vector<S: Simd>(&self, simd: S, at: usize) -> S::F {
         const CUT: &str = "rows are padded to whole vectors";
-        match self {
-            Self::F32(v) => simd.load(v[at..at + LANES].try_into().expect(CUT)),
-            Self::F16(v) => simd.load_f16(v[at..at + LANES].try_into().expect(CUT)),
-            Self::BF16(v) => simd.load_bf16(v[at..at + LANES].try_into().expect(CUT)),
+        match self.kind {
+            NumberType::F32 => simd.load(self.floats()[at..at + LANES].try_into().expect(CUT)),
+            NumberType::F16 => simd.load_f16(self.halves()[at..at + LANES].try_into().expect(CUT)),
+            NumberType::BF16 => {
+                simd.load_bf16(self.halves()[at..at + LANES].try_into().expect(CUT))
+            }
         }
     }
 }
 
 impl std::fmt::Debug for Numbers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kind = match self {
-            Self::F32(_) => "f32",
-            Self::F16(_) => "f16",
-            Self::BF16(_) => "bf16",
-        };
-        write!(f, "{kind}[{}]", self.len())
+        write!(f, "{:?}[{}]", self.kind, self.len)
     }
 }
 

@@ -142,6 +142,12 @@ impl Panels {
         Ok(Self { encoding, inputs, outputs, lines })
     }
 
+    /// Bytes that weights `[outputs, inputs]` take once they are packed.
+    pub fn bytes_of(encoding: Encoding, (outputs, inputs): (usize, usize)) -> usize {
+        let panel = Layout::of(encoding).panel_bytes(inputs).next_multiple_of(64);
+        outputs.div_ceil(COLUMNS) * panel
+    }
+
     /// Columns of `W`.
     pub fn inputs(&self) -> usize {
         self.inputs

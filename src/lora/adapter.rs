@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Delta as FileDelta, Digest, Dtype, Manifest, Module, Norm, Proj, Refusal, Site, Sites, View,
-};
+use super::{Delta as FileDelta, Digest, Dtype, Manifest, Norm, Proj, Refusal, Site, Sites, View};
 use crate::kernels::{
     linear::Projection,
-    lora::{Delta, LowRank, NumberType, Numbers, Stack, padded_inputs, padded_outputs},
+    lora::{Delta, LowRank, NumberType, Numbers, Slab, Stack, padded_inputs, padded_outputs},
     panels::{Encoding, Panels},
 };
 
@@ -101,9 +99,11 @@ impl Adapter {
         manifest: &Manifest<'_>,
         base: &dyn Base,
     ) -> Result<Self, Refusal> {
-        let builder = Builder { manifest, base, sites: base.sites() };
+        let sites = base.sites();
+        let slab = Slab::new(Planned::of(manifest, sites).numbers);
+        let mut builder = Builder { manifest, base, sites, slab };
         builder.compare_copies()?;
-        let layer = |layer| -> Result<[Option<Stack>; 4], Refusal> {
+        let mut layer = |layer| -> Result<[Option<Stack>; 4], Refusal> {
             let [qkv, o, gate_up, down] = Inputs::ALL.map(|inputs| {
                 let sites = inputs.projections().iter().map(|proj| Site::Layer(layer, *proj));
                 builder.stack(&sites.collect::<Vec<_>>())
@@ -115,11 +115,11 @@ impl Adapter {
             bytes: 0,
             rank: manifest.rank,
             targets: manifest.targets.clone(),
-            layers: (0..builder.sites.layers).map(layer).collect::<Result<_, _>>()?,
+            layers: (0..sites.layers).map(&mut layer).collect::<Result<_, _>>()?,
             head: builder.stack(&[Site::Head])?,
             own_head: builder.own_head(),
             embed: builder.embed()?,
-            own_embedding: manifest.replaced.get(&Site::Embed).map(numbers),
+            own_embedding: builder.own_embedding(),
             gains: manifest.norms.iter().map(|(norm, view)| (*norm, floats(view))).collect(),
         };
         adapter.bytes = adapter.measure();
@@ -128,44 +128,8 @@ impl Adapter {
 
     /// Bytes that [`Self::build`] will take for `manifest`, known before anything is allocated.
     pub fn planned_bytes(manifest: &Manifest<'_>, sites: &Sites) -> usize {
-        let mut bytes = 0;
-        for module in sites.modules() {
-            let Module::Site(site) = module else { continue };
-            let (_, outputs) = sites.dims(site);
-            bytes += manifest.biases.get(&site).map_or(0, |_| outputs * size_of::<f32>());
-            let Some(delta) = manifest.deltas.get(&site) else { continue };
-            let vectors =
-                usize::from(delta.magnitude.is_some()) + usize::from(delta.bias.is_some());
-            bytes += vectors * outputs * size_of::<f32>();
-            bytes += match site {
-                Site::Embed => {
-                    (sites.vocab + sites.hidden) * delta.rank * embed_type(delta).width()
-                }
-                _ => padded_outputs(outputs) * delta.rank * number_type(&delta.b).width(),
-            };
-        }
-        let groups = (0..sites.layers).flat_map(|layer| {
-            Inputs::ALL.map(|inputs| {
-                inputs.projections().iter().map(|p| Site::Layer(layer, *p)).collect::<Vec<_>>()
-            })
-        });
-        for group in groups.chain([vec![Site::Head]]) {
-            let deltas: Vec<_> = group.iter().filter_map(|s| manifest.deltas.get(s)).collect();
-            let rank: usize = deltas.iter().map(|delta| delta.rank).sum();
-            bytes += rank * padded_inputs(sites.dims(group[0]).0) * common_type(&deltas).width();
-        }
-        bytes += manifest.norms.len() * sites.hidden * size_of::<f32>();
-        for (site, view) in &manifest.replaced {
-            let width = number_type(view).width();
-            bytes += match site {
-                Site::Head => {
-                    (padded_outputs(sites.vocab) / 32 * (sites.hidden * 32 * width).div_ceil(64))
-                        * 64
-                }
-                _ => sites.vocab * sites.hidden * width,
-            };
-        }
-        bytes
+        let Planned { numbers, vectors, panels } = Planned::of(manifest, sites);
+        numbers + vectors + panels
     }
 
     fn measure(&self) -> usize {
@@ -246,10 +210,66 @@ impl Adapter {
     }
 }
 
+/// Bytes of an adapter by what they are.
+#[derive(Default)]
+struct Planned {
+    /// Matrices in the adapter's slab.
+    numbers: usize,
+    /// Gains and biases.
+    vectors: usize,
+    /// A head of its own.
+    panels: usize,
+}
+
+impl Planned {
+    fn of(manifest: &Manifest<'_>, sites: &Sites) -> Self {
+        let mut planned = Self::default();
+        for (site, delta) in &manifest.deltas {
+            let (_, outputs) = sites.dims(*site);
+            let own = usize::from(delta.magnitude.is_some()) + usize::from(delta.bias.is_some());
+            planned.vectors += own * outputs * size_of::<f32>();
+            if *site == Site::Embed {
+                let kind = embed_type(delta);
+                planned.numbers += Slab::bytes_of(kind, sites.vocab * delta.rank)
+                    + Slab::bytes_of(kind, sites.hidden * delta.rank);
+            } else {
+                let b = padded_outputs(outputs) * delta.rank;
+                planned.numbers += Slab::bytes_of(number_type(&delta.b), b);
+            }
+        }
+        for group in groups(sites) {
+            let deltas: Vec<_> = group.iter().filter_map(|s| manifest.deltas.get(s)).collect();
+            let rank: usize = deltas.iter().map(|delta| delta.rank).sum();
+            let a = rank * padded_inputs(sites.dims(group[0]).0);
+            planned.numbers += Slab::bytes_of(common_type(&deltas), a);
+        }
+        let biases: usize = manifest.biases.keys().map(|site| sites.dims(*site).1).sum();
+        planned.vectors += (biases + manifest.norms.len() * sites.hidden) * size_of::<f32>();
+        for (site, view) in &manifest.replaced {
+            if *site == Site::Head {
+                planned.panels = Panels::bytes_of(encoding(view), (sites.vocab, sites.hidden));
+            } else {
+                planned.numbers += Slab::bytes_of(number_type(view), view.len());
+            }
+        }
+        planned
+    }
+}
+
+/// The sites that share an input, of all layers, and the head.
+fn groups(sites: &Sites) -> impl Iterator<Item = Vec<Site>> {
+    let of = |(layer, inputs): (usize, Inputs)| {
+        inputs.projections().iter().map(|proj| Site::Layer(layer, *proj)).collect()
+    };
+    let layers = (0..sites.layers).flat_map(|layer| Inputs::ALL.map(|inputs| (layer, inputs)));
+    layers.map(of).chain([vec![Site::Head]])
+}
+
 struct Builder<'a> {
     manifest: &'a Manifest<'a>,
     base: &'a dyn Base,
     sites: &'a Sites,
+    slab: Slab,
 }
 
 impl Builder<'_> {
@@ -268,7 +288,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn stack(&self, group: &[Site]) -> Result<Option<Stack>, Refusal> {
+    fn stack(&mut self, group: &[Site]) -> Result<Option<Stack>, Refusal> {
         let touched = |site: &Site| {
             self.manifest.deltas.contains_key(site) || self.manifest.biases.contains_key(site)
         };
@@ -278,7 +298,7 @@ impl Builder<'_> {
         let (inputs, _) = self.sites.dims(group[0]);
         let deltas: Vec<_> = group.iter().filter_map(|s| self.manifest.deltas.get(s)).collect();
         let rank = deltas.iter().map(|delta| delta.rank).sum();
-        let mut a = Numbers::zeros(common_type(&deltas), rank * padded_inputs(inputs));
+        let mut a = self.slab.zeros(common_type(&deltas), rank * padded_inputs(inputs));
         let mut sites = Vec::with_capacity(group.len());
         let mut first = 0;
         for site in group {
@@ -294,14 +314,14 @@ impl Builder<'_> {
         Ok(Some(Stack { a, rank, inputs, sites }))
     }
 
-    fn delta(&self, site: Site, first: usize) -> Result<Delta, Refusal> {
+    fn delta(&mut self, site: Site, first: usize) -> Result<Delta, Refusal> {
         let bias = self.manifest.biases.get(&site).map(floats);
         let Some(delta) = self.manifest.deltas.get(&site) else {
             return Ok(Delta { bias, ..Delta::default() });
         };
         let (_, outputs) = self.sites.dims(site);
         let (rank, scale) = (delta.rank, delta.scale);
-        let mut b = Numbers::zeros(number_type(&delta.b), rank * padded_outputs(outputs));
+        let mut b = self.slab.zeros(number_type(&delta.b), rank * padded_outputs(outputs));
         for (at, value) in delta.b.values().enumerate() {
             b.set(at % rank * padded_outputs(outputs) + at / rank, value);
         }
@@ -343,15 +363,15 @@ impl Builder<'_> {
             .map(Some)
     }
 
-    fn embed(&self) -> Result<Option<Embed>, Refusal> {
+    fn embed(&mut self) -> Result<Option<Embed>, Refusal> {
         let Some(delta) = self.manifest.deltas.get(&Site::Embed) else { return Ok(None) };
         let (rank, vocab, hidden) = (delta.rank, self.sites.vocab, self.sites.hidden);
         let kind = embed_type(delta);
-        let mut a = Numbers::zeros(kind, vocab * rank);
+        let mut a = self.slab.zeros(kind, vocab * rank);
         for (at, value) in delta.a.values().enumerate() {
             a.set(at % vocab * rank + at / vocab, value);
         }
-        let mut b = Numbers::zeros(kind, rank * hidden);
+        let mut b = self.slab.zeros(kind, rank * hidden);
         for (at, value) in delta.b.values().enumerate() {
             b.set(at % rank * hidden + at / rank, value);
         }
@@ -359,15 +379,17 @@ impl Builder<'_> {
         Ok(Some(Embed { rank, scale: delta.scale, a, b, gain }))
     }
 
+    fn own_embedding(&mut self) -> Option<Numbers> {
+        let view = self.manifest.replaced.get(&Site::Embed)?;
+        let mut all = self.slab.zeros(number_type(view), view.len());
+        view.values().enumerate().for_each(|(at, value)| all.set(at, value));
+        Some(all)
+    }
+
     fn own_head(&self) -> Option<Projection> {
         let view = self.manifest.replaced.get(&Site::Head)?;
-        let encoding = match number_type(view) {
-            NumberType::F32 => Encoding::F32,
-            NumberType::F16 => Encoding::F16,
-            NumberType::BF16 => Encoding::BF16,
-        };
         let shape = (self.sites.vocab, self.sites.hidden);
-        let weights = Panels::pack(encoding, shape, view.bytes(), |row| row);
+        let weights = Panels::pack(encoding(view), shape, view.bytes(), |row| row);
         let weights = weights.expect("the manifest's shapes are the sites'").into();
         Some(Projection { weights, bias: None })
     }
@@ -377,10 +399,12 @@ fn floats(view: &View<'_>) -> Vec<f32> {
     view.values().collect()
 }
 
-fn numbers(view: &View<'_>) -> Numbers {
-    let mut all = Numbers::zeros(number_type(view), view.len());
-    view.values().enumerate().for_each(|(at, value)| all.set(at, value));
-    all
+fn encoding(view: &View<'_>) -> Encoding {
+    match number_type(view) {
+        NumberType::F32 => Encoding::F32,
+        NumberType::F16 => Encoding::F16,
+        NumberType::BF16 => Encoding::BF16,
+    }
 }
 
 fn number_type(view: &View<'_>) -> NumberType {
