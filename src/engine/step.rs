@@ -22,7 +22,7 @@ pub(crate) trait Forward: Send + 'static {
     /// Most positions of one sequence.
     fn context(&self) -> usize;
 
-    /// Logits `[batch.sample, vocab]`, row-major. An error or a panic may spoil the pages of this batch and no others.
+    /// Logits `[batch.sample, vocab]`, row-major. An error may spoil the pages of this batch and no others.
     fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>>;
 }
 

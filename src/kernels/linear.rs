@@ -4,13 +4,13 @@
 //! and then gets its row's delta in rank order, so its bits depend on its row, the weights and the adapter alone: not on
 //! how many rows there are, which of them share an adapter, or how many threads.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape};
 
 use super::{
     lora::{Delta, Shrunk, StackRows},
-    panels::{COLUMNS, Panels},
+    panels::{BLOCK, COLUMNS, Panels},
     pool::{Disjoint, Pool},
     simd::{Kernel, LANES, Simd, Tier},
     slice_of,
@@ -141,7 +141,7 @@ struct PanelRows<'a> {
     shrunk: &'a Shrunk,
     x: &'a [f32],
     y: &'a Disjoint<'a, f32>,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     site: usize,
     panel: usize,
     /// The panel's first output in a row of y.
@@ -156,47 +156,130 @@ impl Kernel for PanelRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let mut row = self.rows.start;
-        while row < self.rows.end {
-            let left = self.rows.end - row;
-            if left >= 8 && S::ACCUMULATORS >= 16 {
-                self.tile::<S, 8>(simd, row);
-                row += 8;
-            } else if left >= 4 {
-                self.tile::<S, 4>(simd, row);
-                row += 4;
-            } else if left >= 2 {
-                self.tile::<S, 2>(simd, row);
-                row += 2;
-            } else {
-                self.tile::<S, 1>(simd, row);
-                row += 1;
-            }
+        match self.rows.len() {
+            1 => self.straight::<S, 1>(simd),
+            2 => self.straight::<S, 2>(simd),
+            _ => self.blocked(simd),
         }
     }
 }
 
 #[expect(clippy::inline_always, reason = "part of a kernel")]
 impl PanelRows<'_> {
+    /// Few rows: weights are widened into registers and used at once.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize>(&self, simd: S, row: usize) {
+    fn straight<S: Simd, const R: usize>(&self, simd: S) {
         let weights = &self.op.projections[self.site].weights;
-        let inputs = weights.inputs();
-        let x = std::array::from_fn(|r| &self.x[(row + r) * inputs..(row + r + 1) * inputs]);
+        let x = std::array::from_fn(|r| self.input(self.rows.start + r));
         let acc = weights.accumulate::<S, R>(simd, self.panel, x);
-        for (r, acc) in acc.into_iter().enumerate() {
-            let mut values = [0.0; COLUMNS];
-            let (left, right) = values.split_at_mut(LANES);
-            let y = self.finish(simd, row + r, acc);
-            simd.store(y[0], left.try_into().expect("half of a panel"));
-            simd.store(y[1], right.try_into().expect("half of a panel"));
-            let columns = COLUMNS.min(weights.outputs() - self.panel * COLUMNS);
-            let at = (row + r) * self.stride + self.at;
-            // SAFETY: this task alone writes these rows of this panel.
-            let out = unsafe { self.y.part(at..at + columns) };
-            out.copy_from_slice(&values[..columns]);
-            self.finish_vectors(row + r, out);
+        for (row, acc) in self.rows.clone().zip(acc) {
+            self.write(simd, row, acc);
         }
+    }
+
+    /// Many rows: weights are widened once into the first cache, block after block, and every row goes over them.
+    ///
+    /// An output is still one chain of fused multiply-adds in input order, with the very same factors.
+    #[expect(
+        clippy::large_stack_arrays,
+        reason = "32 KiB of a thread's 2 MiB, and no allocation for each task"
+    )]
+    #[inline(always)]
+    fn blocked<S: Simd>(&self, simd: S) {
+        let weights = &self.op.projections[self.site].weights;
+        let mut widened = [[0.0; COLUMNS]; BLOCK];
+        let mut sums = [[0.0; COLUMNS]; ROW_BLOCK];
+        for from in (0..weights.inputs()).step_by(BLOCK) {
+            let inputs = from..weights.inputs().min(from + BLOCK);
+            weights.widen(simd, self.panel, inputs.clone(), &mut widened);
+            let widened = &widened[..inputs.len()];
+            let mut row = 0;
+            while row < self.rows.len() {
+                let left = self.rows.len() - row;
+                let sums = &mut sums[row..];
+                if left >= 12 && S::ACCUMULATORS >= 24 {
+                    self.multiply::<S, 12>(simd, row, (&inputs, widened), sums);
+                    row += 12;
+                } else if left >= 4 {
+                    self.multiply::<S, 4>(simd, row, (&inputs, widened), sums);
+                    row += 4;
+                } else {
+                    self.multiply::<S, 1>(simd, row, (&inputs, widened), sums);
+                    row += 1;
+                }
+            }
+        }
+        for (row, sums) in self.rows.clone().zip(&sums) {
+            let [left, right] = sums.as_chunks::<LANES>().0 else { unreachable!("two halves") };
+            self.write(simd, row, [simd.load(left), simd.load(right)]);
+        }
+    }
+
+    /// `sums[r] += x[row + r][inputs] · widened`
+    #[inline(always)]
+    fn multiply<S: Simd, const R: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        (inputs, widened): (&Range<usize>, &[[f32; COLUMNS]]),
+        sums: &mut [[f32; COLUMNS]],
+    ) {
+        let x: [&[f32]; R] =
+            std::array::from_fn(|r| &self.input(self.rows.start + row + r)[inputs.clone()]);
+        let mut acc = [[simd.splat(0.0); 2]; R];
+        for r in 0..R {
+            let [left, right] = sums[r].as_chunks::<LANES>().0 else { unreachable!("two halves") };
+            acc[r] = [simd.load(left), simd.load(right)];
+        }
+        let octets = x.map(|x| x.as_chunks::<8>().0);
+        let (whole, rest) = widened.as_chunks::<8>();
+        for (octet, w) in whole.iter().enumerate() {
+            for k in 0..8 {
+                let [left, right] = w[k].as_chunks::<LANES>().0 else { unreachable!("two halves") };
+                let w = [simd.load(left), simd.load(right)];
+                for r in 0..R {
+                    let x = simd.splat(octets[r][octet][k]);
+                    acc[r] = [simd.fma(x, w[0], acc[r][0]), simd.fma(x, w[1], acc[r][1])];
+                }
+            }
+        }
+        for (k, w) in rest.iter().enumerate() {
+            let [left, right] = w.as_chunks::<LANES>().0 else { unreachable!("two halves") };
+            let w = [simd.load(left), simd.load(right)];
+            for r in 0..R {
+                let x = simd.splat(x[r][whole.len() * 8 + k]);
+                acc[r] = [simd.fma(x, w[0], acc[r][0]), simd.fma(x, w[1], acc[r][1])];
+            }
+        }
+        for r in 0..R {
+            let [left, right] = sums[r].as_chunks_mut::<LANES>().0 else {
+                unreachable!("two halves")
+            };
+            simd.store(acc[r][0], left);
+            simd.store(acc[r][1], right);
+        }
+    }
+
+    fn input(&self, row: usize) -> &[f32] {
+        let inputs = self.op.projections[self.site].weights.inputs();
+        &self.x[row * inputs..(row + 1) * inputs]
+    }
+
+    /// Adds what the row's adapter adds, and puts the outputs in place.
+    #[inline(always)]
+    fn write<S: Simd>(&self, simd: S, row: usize, acc: [S::F; 2]) {
+        let mut values = [0.0; COLUMNS];
+        let [left, right] = values.as_chunks_mut::<LANES>().0 else { unreachable!("two halves") };
+        let y = self.finish(simd, row, acc);
+        simd.store(y[0], left);
+        simd.store(y[1], right);
+        let outputs = self.op.projections[self.site].weights.outputs();
+        let columns = COLUMNS.min(outputs - self.panel * COLUMNS);
+        let at = row * self.stride + self.at;
+        // SAFETY: this task alone writes these rows of this panel.
+        let out = unsafe { self.y.part(at..at + columns) };
+        out.copy_from_slice(&values[..columns]);
+        self.finish_vectors(row, out);
     }
 
     /// Adds the low-rank part of the row's delta.

@@ -10,6 +10,8 @@
 //!
 //! Block formats: the GGUF specification and ggml's `ggml-common.h`.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::simd::{LANES, Simd};
@@ -20,6 +22,9 @@ pub const COLUMNS: usize = 32;
 const GROUP: usize = 32;
 /// Groups of one K-quant super-block.
 const SUPER: usize = 8;
+
+/// Inputs that are widened at a time: whole groups of every encoding, and few enough to stay in the first cache.
+pub(super) const BLOCK: usize = GROUP * SUPER;
 
 /// How the weights of a file are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -213,6 +218,37 @@ impl Panels {
             Encoding::Q4_K => quantized::<S, Super, Nibbles<0>, R>(simd, bytes, x, acc),
             Encoding::Q5_K => quantized::<S, Super, Nibbles<1>, R>(simd, bytes, x, acc),
             Encoding::Q6_K => quantized::<S, Super16, Nibbles<2>, R>(simd, bytes, x, acc),
+        }
+    }
+
+    /// Widens inputs `inputs` (from a multiple of [`BLOCK`] on) of `panel` into one row of 32 columns each.
+    ///
+    /// The same numbers that [`Self::accumulate`] multiplies by, for many rows to share.
+    #[expect(clippy::inline_always, reason = "part of a kernel")]
+    #[inline(always)]
+    pub(super) fn widen<S: Simd>(
+        &self,
+        simd: S,
+        panel: usize,
+        inputs: Range<usize>,
+        out: &mut [[f32; COLUMNS]],
+    ) {
+        let layout = Layout::of(self.encoding);
+        let unit = layout.group() * layout.groups;
+        let bytes = &self.panel(panel)[inputs.start / unit * layout.super_bytes()..];
+        let out = &mut out[..inputs.len()];
+        match self.encoding {
+            Encoding::F32 => widen_dense::<S, F32>(simd, bytes, out),
+            Encoding::F16 => widen_dense::<S, F16>(simd, bytes, out),
+            Encoding::BF16 => widen_dense::<S, Bf16>(simd, bytes, out),
+            Encoding::Q4_0 => widen_codes::<S, Symmetric, Nibbles<0>>(simd, bytes, out),
+            Encoding::Q4_1 => widen_codes::<S, Affine, Nibbles<0>>(simd, bytes, out),
+            Encoding::Q5_0 => widen_codes::<S, Symmetric, Nibbles<1>>(simd, bytes, out),
+            Encoding::Q5_1 => widen_codes::<S, Affine, Nibbles<1>>(simd, bytes, out),
+            Encoding::Q8_0 => widen_codes::<S, Symmetric, Bytes>(simd, bytes, out),
+            Encoding::Q4_K => widen_codes::<S, Super, Nibbles<0>>(simd, bytes, out),
+            Encoding::Q5_K => widen_codes::<S, Super, Nibbles<1>>(simd, bytes, out),
+            Encoding::Q6_K => widen_codes::<S, Super16, Nibbles<2>>(simd, bytes, out),
         }
     }
 }
@@ -806,4 +842,49 @@ fn quantized<S: Simd, Q: Scales, C: Codes, const R: usize>(
         }
     }
     acc
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn put_row<S: Simd>(simd: S, w: [S::F; 2], out: &mut [f32; COLUMNS]) {
+    let [left, right] = out.as_chunks_mut::<LANES>().0 else { unreachable!("two halves") };
+    simd.store(w[0], left);
+    simd.store(w[1], right);
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn widen_dense<S: Simd, D: Dense>(simd: S, bytes: &[u8], out: &mut [[f32; COLUMNS]]) {
+    for (w, out) in bytes.chunks_exact(COLUMNS * D::WIDTH).zip(out) {
+        let (left, right) = w.split_at(LANES * D::WIDTH);
+        put_row(simd, [D::widen(simd, left), D::widen(simd, right)], out);
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn widen_codes<S: Simd, Q: Scales, C: Codes>(simd: S, bytes: &[u8], out: &mut [[f32; COLUMNS]]) {
+    let super_bytes = Q::HEAD + Q::GROUPS * (Q::SCALES + C::BYTES);
+    let blocks = bytes.chunks_exact(super_bytes).zip(out.chunks_exact_mut(Q::GROUPS * GROUP));
+    for (block, out) in blocks {
+        let (head, groups) = block.split_at(Q::HEAD);
+        let groups = groups.chunks_exact(Q::SCALES + C::BYTES);
+        for (group, out) in groups.zip(out.chunks_exact_mut(GROUP)) {
+            let (scales, codes) = group.split_at(Q::SCALES);
+            for run in 0..GROUP / Q::RUN {
+                let left = Q::read(simd, (head, scales), 0, run, C::ZERO);
+                let right = Q::read(simd, (head, scales), LANES, run, C::ZERO);
+                for octet in run * Q::RUN / 8..(run + 1) * Q::RUN / 8 {
+                    let a = C::load(simd, codes, octet, 0);
+                    let b = C::load(simd, codes, octet, LANES);
+                    for k in 0..8 {
+                        let a = C::code(simd, &a, octet, k);
+                        let b = C::code(simd, &b, octet, k);
+                        let w = [simd.fma(left.0, a, left.1), simd.fma(right.0, b, right.1)];
+                        put_row(simd, w, &mut out[octet * 8 + k]);
+                    }
+                }
+            }
+        }
+    }
 }

@@ -99,10 +99,10 @@ impl Adapter {
         manifest: &Manifest<'_>,
         base: &dyn Base,
     ) -> Result<Self, Refusal> {
+        compare_copies(manifest, base)?;
         let sites = base.sites();
         let slab = Slab::new(Planned::of(manifest, sites).numbers);
         let mut builder = Builder { manifest, base, sites, slab };
-        builder.compare_copies()?;
         let mut layer = |layer| -> Result<[Option<Stack>; 4], Refusal> {
             let [qkv, o, gate_up, down] = Inputs::ALL.map(|inputs| {
                 let sites = inputs.projections().iter().map(|proj| Site::Layer(layer, *proj));
@@ -265,6 +265,22 @@ fn groups(sites: &Sites) -> impl Iterator<Item = Vec<Site>> {
     layers.map(of).chain([vec![Site::Head]])
 }
 
+/// PEFT may save a targeted embedding along with its delta. The delta is meant for that one, so it has to be ours.
+fn compare_copies(manifest: &Manifest<'_>, base: &dyn Base) -> Result<(), Refusal> {
+    let Sites { hidden, vocab, .. } = *base.sites();
+    let (mut row, mut copy) = (vec![0.0; hidden], vec![0.0; hidden]);
+    for (site, view) in &manifest.copies {
+        for token in 0..vocab {
+            base.stored_row(*site, token, &mut row);
+            view.read(token * hidden..(token + 1) * hidden, &mut copy);
+            if row != copy {
+                return Err(Refusal::CopyDiffers { site: *site });
+            }
+        }
+    }
+    Ok(())
+}
+
 struct Builder<'a> {
     manifest: &'a Manifest<'a>,
     base: &'a dyn Base,
@@ -273,21 +289,6 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// PEFT may save a targeted embedding along with its delta. The delta is meant for that one, so it has to be ours.
-    fn compare_copies(&self) -> Result<(), Refusal> {
-        for (site, view) in &self.manifest.copies {
-            let (mut row, mut copy) = (vec![0.0; self.sites.hidden], vec![0.0; self.sites.hidden]);
-            for token in 0..self.sites.vocab {
-                self.base.stored_row(*site, token, &mut row);
-                view.read(token * row.len()..(token + 1) * row.len(), &mut copy);
-                if row != copy {
-                    return Err(Refusal::CopyDiffers { site: *site });
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn stack(&mut self, group: &[Site]) -> Result<Option<Stack>, Refusal> {
         let touched = |site: &Site| {
             self.manifest.deltas.contains_key(site) || self.manifest.biases.contains_key(site)

@@ -22,6 +22,9 @@ use crate::{
 
 const SUPPORTED: &str = "the Llama family: llama (Llama, Mistral, SmolLM) and qwen2";
 
+/// Metadata and tensor list lie within so many bytes. The vocabularies of today take a tenth of it.
+const HEAD: usize = 64 << 20;
+
 /// An opened file.
 pub(super) struct Gguf<'a> {
     path: PathBuf,
@@ -43,13 +46,32 @@ pub(super) fn with<T>(
     if !mapped.starts_with(b"GGUF") {
         return Err(format("it does not begin with `GGUF`".to_owned()));
     }
-    let content =
-        Content::read(&mut Cursor::new(&mapped[..])).map_err(|why| format(first_line(&why)))?;
+    let head = &mapped[..mapped.len().min(HEAD)];
+    if aligned_to_nothing(head) {
+        return Err(format("its `general.alignment` is 0".to_owned()));
+    }
+    let content = Content::read(&mut Cursor::new(head)).map_err(|why| format(first_line(&why)))?;
     let (spec, interleaved) = Metadata { path, content: &content }.spec()?;
     let gguf =
         Gguf { path: path.to_owned(), bytes: &mapped, content, spec: spec.clone(), interleaved };
     let spec = gguf.with_factors(spec)?;
     load(spec, &gguf)
+}
+
+/// Whether the metadata says that tensors lie at multiples of 0, by which candle's reader would divide.
+fn aligned_to_nothing(head: &[u8]) -> bool {
+    const KEY: &[u8] = b"general.alignment";
+    let Some(at) = head.windows(KEY.len()).position(|bytes| bytes == KEY) else { return false };
+    let Some((kind, value)) = head[at + KEY.len()..].split_first_chunk() else { return false };
+    // The integer types of the format's values, by their numbers there.
+    let width = match u32::from_le_bytes(*kind) {
+        0 | 1 => 1,
+        2 | 3 => 2,
+        4 | 5 => 4,
+        10 | 11 => 8,
+        _ => return false,
+    };
+    value.get(..width).is_some_and(|value| value.iter().all(|byte| *byte == 0))
 }
 
 /// candle's errors carry backtraces below their first line.
@@ -260,6 +282,11 @@ impl Source for Gguf<'_> {
             }
             _ => row,
         }
+    }
+
+    /// The format has no other word for it.
+    fn may_tie(&self) -> bool {
+        true
     }
 
     fn path(&self) -> &Path {

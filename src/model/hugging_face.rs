@@ -143,13 +143,21 @@ fn spec(config: &Config) -> Result<Spec, Refused> {
 }
 
 fn rope(config: &Config) -> Result<Rope, String> {
-    let written = config.rope_parameters.as_ref().or(config.rope_scaling.as_ref());
+    let set = |value: &&Value| !value.is_null();
+    let written = config.rope_parameters.as_ref().filter(set);
+    if let (Some(_), Some(scaling)) = (written, config.rope_scaling.as_ref().filter(set)) {
+        return Err(format!("it has rope_parameters and rope_scaling {scaling} too"));
+    }
+    let written = written.or(config.rope_scaling.as_ref());
     let theta = written.and_then(|written| written.get("rope_theta")).and_then(Value::as_f64);
     #[expect(clippy::cast_possible_truncation, reason = "a setting, used as f32 by transformers")]
     let theta = config.rope_theta.or(theta.map(|theta| theta as f32)).unwrap_or(10_000.0);
     let Some(written) = written.filter(|written| !written.is_null()) else {
         return Ok(Rope { theta, scaling: Scaling::None });
     };
+    if !written.is_object() {
+        return Err(format!("its rope scaling {written} is not an object"));
+    }
     let kind = written.get("rope_type").or_else(|| written.get("type")).and_then(Value::as_str);
     let scaling = match kind {
         None | Some("default") => Scaling::None,
@@ -246,6 +254,10 @@ impl Source for Directory {
 
     fn row(&self, _: Site, row: usize) -> usize {
         row
+    }
+
+    fn may_tie(&self) -> bool {
+        self.tied
     }
 
     fn path(&self) -> &Path {

@@ -16,6 +16,18 @@ pub struct Kv {
 impl Kv {
     /// Room for `pages` pages of [`PAGE`] positions. Memory is taken as pages are first written.
     pub fn new(spec: &Spec, pages: usize, device: &Device) -> Result<Self> {
+        let room = |(pages, heads, a, b): (usize, usize, usize, usize)| {
+            let values = [heads, a, b].into_iter().try_fold(pages, usize::checked_mul);
+            // Asked for first, because a tensor that does not fit would end the process.
+            let fits = values.is_some_and(|n| Vec::<f32>::new().try_reserve_exact(n).is_ok());
+            if fits {
+                Ok(())
+            } else {
+                candle_core::bail!("no memory for {pages} pages of keys and values")
+            }
+        };
+        room(spec.heads.key_shape(pages))?;
+        room(spec.heads.value_shape(pages))?;
         let layer = |_| {
             let keys = Tensor::zeros(spec.heads.key_shape(pages), DType::F32, device)?;
             let values = Tensor::zeros(spec.heads.value_shape(pages), DType::F32, device)?;

@@ -83,6 +83,8 @@ pub(super) trait Source: Sync {
     fn tensor(&self, tensor: Tensor) -> Result<Option<Stored<'_>>, LoadError>;
     /// Where output `row` of a site is in the file.
     fn row(&self, site: Site, row: usize) -> usize;
+    /// Whether a head that the file does not have is the embedding.
+    fn may_tie(&self) -> bool;
     /// The file, for messages.
     fn path(&self) -> &Path;
 }
@@ -128,10 +130,8 @@ impl Llama {
         };
         let reader = Reader { spec: &spec, source };
         let embedding = reader.projection(Site::Embed)?;
-        let head = match source.tensor(Tensor::Weight(Site::Head))? {
-            Some(_) => Some(reader.projection(Site::Head)?),
-            None => None,
-        };
+        let tied = source.may_tie() && source.tensor(Tensor::Weight(Site::Head))?.is_none();
+        let head = if tied { None } else { Some(reader.projection(Site::Head)?) };
         let norm = reader.gain(Norm::Final)?;
         let frequencies = spec.rope.frequencies(spec.heads.dim);
         Ok(Self::new(

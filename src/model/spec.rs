@@ -35,6 +35,9 @@ pub struct Spec {
 /// Larger than any dimension of any base there is; keeps every product of two of them within range.
 const MOST: usize = 1 << 24;
 
+/// More than any base has; each is looked for in the file.
+const MOST_LAYERS: usize = 1024;
+
 impl Spec {
     /// What the base offers to adapters.
     pub fn sites(&self) -> Sites {
@@ -55,7 +58,6 @@ impl Spec {
     pub fn check(&self) -> Result<(), String> {
         let Heads { queries, keys, dim, window } = self.heads;
         let positive = [
-            (self.layers, "layers"),
             (self.hidden, "hidden size"),
             (queries, "attention heads"),
             (keys, "key-value heads"),
@@ -68,6 +70,9 @@ impl Spec {
             if value == 0 || value > MOST {
                 return Err(format!("its {name} is {value}"));
             }
+        }
+        if self.layers == 0 || self.layers > MOST_LAYERS {
+            return Err(format!("it has {} layers; 1 to {MOST_LAYERS} are fine", self.layers));
         }
         if !queries.is_multiple_of(keys) {
             return Err(format!("{queries} attention heads do not share {keys} key-value heads"));

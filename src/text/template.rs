@@ -315,8 +315,8 @@ mod tests {
         for body in bodies {
             assert_eq!(rendered(body), Err(Error::TooMuchWork), "{body}");
         }
-        // Four renderings, each within its time and some slack for a busy machine.
-        assert!(start.elapsed() < TIME * 4 * 5, "took {:?}", start.elapsed());
+        // Four renderings, each within its time; the rest tells them from work that does not end.
+        assert!(start.elapsed() < TIME * 4 * 30, "took {:?}", start.elapsed());
     }
 
     #[test]
