@@ -323,8 +323,8 @@ mod tests {
         assert_eq!(sql.facts.rank, 2);
         assert_eq!(sql.facts.targets, ["q_proj"]);
         assert!(sql.created > 1_600_000_000, "{}", sql.created);
-        let adapter = load(folder, Digest::of(config.as_bytes(), &weights)).unwrap();
-        assert_eq!(adapter.rank(), 2);
+        let digest = Digest::of(config.as_bytes(), &weights);
+        assert_eq!(load(folder, digest).unwrap().digest(), digest);
     }
 
     /// What is refused by this module, and not by the reading of what the files hold.

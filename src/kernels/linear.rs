@@ -326,7 +326,7 @@ mod tests {
     use super::*;
     use crate::kernels::{
         lora::{LowRank, NumberType, Numbers, Slab, Stack, padded_inputs, padded_outputs},
-        panels::Encoding,
+        panels::{BadWeights, Encoding},
     };
 
     const ENCODINGS: [Encoding; 11] = [
@@ -550,6 +550,22 @@ mod tests {
         assert!(pack(Encoding::Q4_0, (2, 32), 18).is_err());
         assert!(pack(Encoding::Q4_0, (usize::MAX, 32), 18).is_err());
         assert!(pack(Encoding::Q4_0, (2, 32), 36).is_ok());
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_refused_by_their_row() {
+        let not_finite = Err(BadWeights::NotFinite { row: 1 });
+        for (encoding, bad) in [
+            (Encoding::F32, f32::NAN.to_le_bytes().to_vec()),
+            (Encoding::F16, f16::INFINITY.to_le_bytes().to_vec()),
+            (Encoding::BF16, half::bf16::NEG_INFINITY.to_le_bytes().to_vec()),
+            (Encoding::Q8_0, [f16::NAN.to_le_bytes().to_vec(), vec![0; 32]].concat()),
+        ] {
+            let inputs = encoding.block().0;
+            let rows = [vec![0; bad.len()], bad].concat();
+            let packed = Panels::pack(encoding, (2, inputs), &rows, |row| row).map(|_| ());
+            assert_eq!(packed, not_finite, "{encoding:?}");
+        }
     }
 
     #[test]

@@ -99,11 +99,6 @@ unsafe impl Send for Numbers {}
 unsafe impl Sync for Numbers {}
 
 impl Numbers {
-    /// Their type.
-    pub fn kind(&self) -> NumberType {
-        self.kind
-    }
-
     /// How many.
     pub fn len(&self) -> usize {
         self.len

@@ -81,6 +81,12 @@ pub enum BadWeights {
         /// Values of one row.
         inputs: usize,
     },
+    /// A value or a scale that is infinite or not a number.
+    #[error("row {row} has values that are not finite; the file is damaged, or its training was")]
+    NotFinite {
+        /// Row of the file.
+        row: usize,
+    },
     /// More or fewer bytes than the shape takes.
     #[error("[{outputs}, {inputs}] as {encoding:?} takes {want} bytes and there are {got}")]
     Length {
@@ -140,8 +146,11 @@ impl Panels {
         for (panel, lines) in lines.chunks_exact_mut(panel_lines.max(1)).enumerate() {
             let panel_bytes = lines.as_flattened_bytes_mut();
             for column in 0..COLUMNS.min(outputs - panel * COLUMNS) {
-                let row = order(panel * COLUMNS + column) * row_bytes;
-                layout.write_column(panel_bytes, column, &rows[row..row + row_bytes]);
+                let row = order(panel * COLUMNS + column);
+                let stored = &rows[row * row_bytes..(row + 1) * row_bytes];
+                if !layout.write_column(panel_bytes, column, stored) {
+                    return Err(BadWeights::NotFinite { row });
+                }
             }
         }
         Ok(Self { encoding, inputs, outputs, lines })
@@ -161,11 +170,6 @@ impl Panels {
     /// Rows of `W`.
     pub fn outputs(&self) -> usize {
         self.outputs
-    }
-
-    /// How the file had the weights.
-    pub fn encoding(&self) -> Encoding {
-        self.encoding
     }
 
     /// Bytes in memory.
@@ -322,12 +326,15 @@ impl Layout {
         inputs / (self.group() * self.groups) * self.super_bytes()
     }
 
-    /// Re-encodes one row of the file into one column of a panel.
-    fn write_column(self, panel: &mut [u8], column: usize, row: &[u8]) {
+    /// Re-encodes one row of the file into one column of a panel; false where it holds what is not finite.
+    fn write_column(self, panel: &mut [u8], column: usize, row: &[u8]) -> bool {
         let blocks = row.chunks_exact(self.encoding.block().1);
         for (block, supers) in blocks.zip(panel.chunks_exact_mut(self.super_bytes())) {
             let (head, groups) = supers.split_at_mut(self.head);
             let stored = Stored::read(self.encoding, block);
+            if !stored.is_finite() {
+                return false;
+            }
             put(head, 0, column, &stored.head);
             let groups = groups.chunks_exact_mut(self.scales + self.codes);
             for (index, group) in groups.enumerate() {
@@ -335,6 +342,7 @@ impl Layout {
                 stored.write_group(index, column, scales, codes);
             }
         }
+        true
     }
 
     /// Widens one column of a panel: the plain reading of the format, and the reference for the kernels.
@@ -471,6 +479,20 @@ impl Stored {
             }
         };
         Self { encoding, head, halves, octets, codes }
+    }
+
+    /// Codes always are; scales and dense values are numbers of their own.
+    fn is_finite(&self) -> bool {
+        let f16 = |half: &[u8; 2]| u16::from_le_bytes(*half) & 0x7c00 != 0x7c00;
+        let dense = match (self.encoding, self.codes.as_slice()) {
+            (Encoding::F32 | Encoding::BF16, [.., low, high]) => {
+                // Both have their exponent at the top.
+                u16::from_le_bytes([*low, *high]) & 0x7f80 != 0x7f80
+            }
+            (Encoding::F16, [low, high]) => f16(&[*low, *high]),
+            _ => true,
+        };
+        dense && self.head.iter().chain(&self.halves).all(f16)
     }
 
     fn write_group(&self, index: usize, column: usize, scales: &mut [u8], planes: &mut [u8]) {

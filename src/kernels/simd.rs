@@ -23,7 +23,7 @@ use std::arch::x86_64::{
     _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_max_ps, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srlv_epi32, _mm512_storeu_ps,
 };
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 /// Lanes of one vector.
 pub const LANES: usize = 16;
@@ -179,22 +179,6 @@ impl fmt::Display for Tier {
             Self::Avx2(_) => "avx2",
             Self::Portable(_) => "portable",
         })
-    }
-}
-
-/// The named tier is unknown, or this processor lacks it.
-#[derive(Debug, thiserror::Error)]
-#[error("this processor has no kernel tier `{0}`; it has: {list}", list = Tier::available().iter().map(Tier::to_string).collect::<Vec<_>>().join(", "))]
-pub struct NoSuchTier(String);
-
-impl FromStr for Tier {
-    type Err = NoSuchTier;
-
-    fn from_str(name: &str) -> Result<Self, NoSuchTier> {
-        Self::available()
-            .into_iter()
-            .find(|tier| tier.to_string() == name)
-            .ok_or_else(|| NoSuchTier(name.to_owned()))
     }
 }
 

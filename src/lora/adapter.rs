@@ -67,8 +67,6 @@ impl Inputs {
 pub struct Adapter {
     digest: Digest,
     bytes: usize,
-    rank: usize,
-    targets: Vec<String>,
     /// For each layer, by [`Inputs`].
     layers: Vec<[Option<Stack>; 4]>,
     head: Option<Stack>,
@@ -113,8 +111,6 @@ impl Adapter {
         let mut adapter = Self {
             digest,
             bytes: 0,
-            rank: manifest.rank,
-            targets: manifest.targets.clone(),
             layers: (0..sites.layers).map(&mut layer).collect::<Result<_, _>>()?,
             head: builder.stack(&[Site::Head])?,
             own_head: builder.own_head(),
@@ -157,16 +153,6 @@ impl Adapter {
     /// Bytes it takes in memory.
     pub fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// Its largest rank.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// The kinds of modules it changes, sorted.
-    pub fn targets(&self) -> &[String] {
-        &self.targets
     }
 
     /// What it adds where a layer's sites share an input.

@@ -22,6 +22,9 @@ use crate::{
 
 const SUPPORTED: &str = "the Llama family: llama (Llama, Mistral, SmolLM) and qwen2";
 
+/// What each rotary frequency is divided by.
+const FACTORS: &str = "rope_freqs.weight";
+
 /// Metadata and tensor list lie within so many bytes. The vocabularies of today take a tenth of it.
 const HEAD: usize = 64 << 20;
 
@@ -185,15 +188,14 @@ impl Metadata<'_> {
 impl Gguf<'_> {
     /// Llama 3's scaling comes as a tensor of factors.
     fn with_factors(&self, mut spec: Spec) -> Result<Spec, LoadError> {
-        let name = "rope_freqs.weight";
-        if let Some(stored) = self.stored(name)? {
+        if let Some(stored) = self.stored(FACTORS)? {
             let values = stored.bytes.as_chunks::<4>().0.iter();
             let factors: Vec<f32> = values.map(|bytes| f32::from_le_bytes(*bytes)).collect();
             if stored.encoding != Encoding::F32 || spec.rope.scaling != Scaling::None {
                 let why = "factors are f32 and the only scaling".to_owned();
                 return Err(LoadError::Tensor {
                     path: self.path.clone(),
-                    tensor: name.into(),
+                    tensor: FACTORS.into(),
                     why,
                 });
             }
@@ -284,6 +286,15 @@ impl Source for Gguf<'_> {
         }
     }
 
+    fn names(&self) -> Vec<&str> {
+        self.content.tensor_infos.keys().map(String::as_str).collect()
+    }
+
+    /// The factors were read with the rest of the rotary embedding.
+    fn is_spare(&self, name: &str) -> bool {
+        name == FACTORS
+    }
+
     /// The format has no other word for it.
     fn may_tie(&self) -> bool {
         true
@@ -291,5 +302,25 @@ impl Source for Gguf<'_> {
 
     fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// candle's reader divides by it.
+    #[test]
+    fn an_alignment_of_zero_is_found_in_every_integer_type() {
+        let head = |kind: u32, value: &[u8]| {
+            [b"GGUF..", b"general.alignment".as_slice(), &kind.to_le_bytes(), value].concat()
+        };
+        for (kind, width) in [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (10, 8), (11, 8)] {
+            assert!(aligned_to_nothing(&head(kind, &vec![0; width])), "type {kind}");
+            assert!(!aligned_to_nothing(&head(kind, &vec![32; width])), "type {kind}");
+            assert!(!aligned_to_nothing(&head(kind, &vec![0; width - 1])), "cut off");
+        }
+        assert!(!aligned_to_nothing(&head(6, &[0; 4])), "a float is no alignment");
+        assert!(!aligned_to_nothing(b"GGUF"));
     }
 }

@@ -256,6 +256,15 @@ impl Source for Directory {
         row
     }
 
+    fn names(&self) -> Vec<&str> {
+        self.shard_of.keys().map(String::as_str).collect()
+    }
+
+    /// Rotary frequencies follow from the config; a tied head is the embedding.
+    fn is_spare(&self, name: &str) -> bool {
+        name.ends_with(".rotary_emb.inv_freq") || (self.tied && name == "lm_head.weight")
+    }
+
     fn may_tie(&self) -> bool {
         self.tied
     }

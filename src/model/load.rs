@@ -1,6 +1,7 @@
 //! From a file to a network: what GGUF and Hugging Face directories have in common.
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,7 +14,7 @@ use crate::{
         pool::Pool,
         simd::Tier,
     },
-    lora::{Norm, Proj, Site},
+    lora::{Module, Norm, Proj, Site},
 };
 
 /// Why a base cannot be loaded.
@@ -85,6 +86,10 @@ pub(super) trait Source: Sync {
     fn row(&self, site: Site, row: usize) -> usize;
     /// Whether a head that the file does not have is the embedding.
     fn may_tie(&self) -> bool;
+    /// All its tensors.
+    fn names(&self) -> Vec<&str>;
+    /// Whether a tensor of this name changes nothing where the network does not take it.
+    fn is_spare(&self, name: &str) -> bool;
     /// The file, for messages.
     fn path(&self) -> &Path;
 }
@@ -129,6 +134,7 @@ impl Llama {
             slots.into_iter().map(taken).collect::<Result<Vec<_>, _>>()?
         };
         let reader = Reader { spec: &spec, source };
+        reader.leave_nothing_over()?;
         let embedding = reader.projection(Site::Embed)?;
         let tied = source.may_tie() && source.tensor(Tensor::Weight(Site::Head))?.is_none();
         let head = if tied { None } else { Some(reader.projection(Site::Head)?) };
@@ -149,6 +155,32 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// A tensor that nothing takes is a part of another network than the metadata describe.
+    fn leave_nothing_over(&self) -> Result<(), LoadError> {
+        let sites = self.spec.sites();
+        let mut known = HashSet::new();
+        for module in sites.modules() {
+            match module {
+                Module::Norm(norm) => drop(known.insert(self.source.name(Tensor::Gain(norm)))),
+                Module::Site(site) => {
+                    known.insert(self.source.name(Tensor::Weight(site)));
+                    if sites.has_bias(site) {
+                        known.insert(self.source.name(Tensor::Bias(site)));
+                    }
+                }
+            }
+        }
+        let names = self.source.names();
+        match names.into_iter().find(|name| !known.contains(*name) && !self.source.is_spare(name)) {
+            None => Ok(()),
+            Some(tensor) => Err(LoadError::Tensor {
+                path: self.source.path().to_owned(),
+                tensor: tensor.to_owned(),
+                why: "nothing in the network that the metadata describe takes it".to_owned(),
+            }),
+        }
+    }
+
     fn layer(&self, layer: usize) -> Result<Layer, LoadError> {
         let projections = |projs: &[Proj]| -> Result<Vec<_>, _> {
             projs.iter().map(|proj| self.projection(Site::Layer(layer, *proj))).collect()
