@@ -8,7 +8,9 @@
 mod values;
 
 use std::{
-    env, fs, io,
+    env,
+    fs::File,
+    io::{self, Read as _},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -16,10 +18,12 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, builder::NonEmptyStringValueParser};
+use clap::{Args, Command, builder::NonEmptyStringValueParser};
 use serde::Deserialize;
 
-pub use self::values::{ByteSize, Device, HeaderField, Hosts, Listen, LogFormat, ModelId, Span};
+pub use self::values::{
+    ByteSize, Count, Device, HeaderField, Hosts, Listen, LogFormat, ModelId, Span, Switch,
+};
 use crate::catalog::{self, HubAccess};
 
 const MODELS_DIR: &str = "models";
@@ -27,21 +31,23 @@ const ADAPTERS_DIR: &str = "adapters";
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 const ADAPTER_CACHE: ByteSize = ByteSize(1 << 30);
 const ADAPTER_WAIT: Duration = Duration::from_secs(30);
-const ADAPTER_LINE: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
-const ADAPTER_SLOTS: NonZeroUsize = NonZeroUsize::new(64).expect("not 0");
-const MAX_RANK: NonZeroUsize = NonZeroUsize::new(512).expect("not 0");
+const ADAPTER_LINE: Count = Count::new(256);
+const ADAPTER_SLOTS: Count = Count::new(64);
+const MAX_RANK: Count = Count::new(512);
 const KV: ByteSize = ByteSize(512 << 20);
-const STEP_TOKENS: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
-const MAX_RUNNING: NonZeroUsize = NonZeroUsize::new(64).expect("not 0");
-const MAX_WAITING: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
-const CHAT_TOKENS: NonZeroUsize = NonZeroUsize::new(1024).expect("not 0");
-const MAX_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(4096).expect("not 0");
+const STEP_TOKENS: Count = Count::new(256);
+const MAX_RUNNING: Count = Count::new(64);
+const MAX_WAITING: Count = Count::new(256);
+const CHAT_TOKENS: Count = Count::new(1024);
+const MAX_CONNECTIONS: Count = Count::new(4096);
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(10);
 const DRAIN_TIME: Duration = Duration::from_secs(30);
 /// A prompt that fills any context fits several times over.
 const MAX_BODY: ByteSize = ByteSize(8 << 20);
 const LOG: &str = "info";
 
+/// A configuration file is a few hundred bytes.
+const MOST_FILE_BYTES: u64 = 1 << 20;
 /// Threads beyond this are a typing mistake.
 const MOST_THREADS: usize = 1024;
 
@@ -82,13 +88,13 @@ pub struct Knobs {
     allowed_hosts: Option<Hosts>,
     /// Listen beyond this machine although there are no API keys
     #[arg(long, env = "CHORUS_OPEN", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    open: Option<bool>,
+    open: Option<Switch>,
     /// What computes: auto or cpu [default: auto]
     #[arg(long, env = "CHORUS_DEVICE", value_name = "DEVICE")]
     device: Option<Device>,
     /// Threads that compute [default: all cores]
     #[arg(long, env = "CHORUS_THREADS", value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    threads: Option<Count>,
     /// Request header that names the adapter [default: X-Adapter]
     #[arg(long, env = "CHORUS_ADAPTER_HEADER", value_name = "HEADER")]
     adapter_header: Option<HeaderField>,
@@ -100,28 +106,28 @@ pub struct Knobs {
     adapter_wait: Option<Span>,
     /// Requests that may wait for room in the adapter cache [default: 256]
     #[arg(long, env = "CHORUS_ADAPTER_LINE", value_name = "N")]
-    adapter_line: Option<NonZeroUsize>,
+    adapter_line: Option<Count>,
     /// Different adapters that may run at once [default: 64]
     #[arg(long, env = "CHORUS_ADAPTER_SLOTS", value_name = "N")]
-    adapter_slots: Option<NonZeroUsize>,
+    adapter_slots: Option<Count>,
     /// Highest rank an adapter may have [default: 512]
     #[arg(long, env = "CHORUS_MAX_RANK", value_name = "N")]
-    max_rank: Option<NonZeroUsize>,
+    max_rank: Option<Count>,
     /// Memory for keys and values, at most what max-running full contexts need [default: 512MiB]
     #[arg(long, env = "CHORUS_KV_BYTES", value_name = "SIZE")]
     kv_bytes: Option<ByteSize>,
     /// Most tokens of prompt and answer together [default: the model's own context]
     #[arg(long, env = "CHORUS_MAX_CONTEXT", value_name = "N")]
-    max_context: Option<NonZeroUsize>,
+    max_context: Option<Count>,
     /// Most tokens computed in one step [default: 256]
     #[arg(long, env = "CHORUS_STEP_TOKENS", value_name = "N")]
-    step_tokens: Option<NonZeroUsize>,
+    step_tokens: Option<Count>,
     /// Requests that run at once [default: 64]
     #[arg(long, env = "CHORUS_MAX_RUNNING", value_name = "N")]
-    max_running: Option<NonZeroUsize>,
+    max_running: Option<Count>,
     /// Requests that may wait to run; further ones get 503 [default: 256]
     #[arg(long, env = "CHORUS_MAX_WAITING", value_name = "N")]
-    max_waiting: Option<NonZeroUsize>,
+    max_waiting: Option<Count>,
     /// Longest a request may take [default: 10m]
     #[arg(long, env = "CHORUS_REQUEST_TIMEOUT", value_name = "TIME")]
     request_timeout: Option<Span>,
@@ -130,10 +136,10 @@ pub struct Knobs {
     drain_time: Option<Span>,
     /// Most tokens of a chat answer where the request does not say [default: 1024]
     #[arg(long, env = "CHORUS_CHAT_TOKENS", value_name = "N")]
-    chat_tokens: Option<NonZeroUsize>,
+    chat_tokens: Option<Count>,
     /// Connections at once; further ones wait to be accepted [default: 4096]
     #[arg(long, env = "CHORUS_MAX_CONNECTIONS", value_name = "N")]
-    max_connections: Option<NonZeroUsize>,
+    max_connections: Option<Count>,
     /// Largest request body [default: 8MiB]
     #[arg(long, env = "CHORUS_MAX_BODY_BYTES", value_name = "SIZE")]
     max_body_bytes: Option<ByteSize>,
@@ -181,14 +187,24 @@ impl Knobs {
 
     fn read(file: &Path) -> Result<Self, ConfigError> {
         let shown = || file.display().to_string();
-        let text = fs::read_to_string(file)
-            .map_err(|source| ConfigError::Unreadable { file: shown(), source })?;
+        let text =
+            read_text(file).map_err(|source| ConfigError::Unreadable { file: shown(), source })?;
         toml::from_str(&text).map_err(|error| {
             let line = error.span().map_or(1, |at| 1 + text[..at.start].matches('\n').count());
             let what = error.message().replace('\n', " ");
             ConfigError::Malformed { file: shown(), line, what }
         })
     }
+}
+
+/// A file that is small, as a configuration is; a device that never ends is not.
+fn read_text(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(file)?.take(MOST_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MOST_FILE_BYTES {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
+    Ok(text)
 }
 
 /// Where base models are kept, for commands that need nothing else.
@@ -344,7 +360,10 @@ pub enum ConfigError {
         listen: SocketAddr,
     },
     /// More threads than any machine has.
-    #[error("threads = {threads} is more than {MOST_THREADS}")]
+    #[error(
+        "threads = {threads} is more than {MOST_THREADS}: leave it out to use all cores of this \
+         machine"
+    )]
     Threads {
         /// What was asked for.
         threads: usize,
@@ -379,18 +398,17 @@ impl Serve {
     /// Fills in the defaults and checks what concerns more than one knob.
     fn from_knobs(knobs: Knobs) -> Result<Self, ConfigError> {
         let listen = knobs.listen.map_or(LISTEN, |Listen(address)| address);
-        if !listen.ip().is_loopback() && !knobs.open.unwrap_or(false) {
+        if !listen.ip().is_loopback() && !knobs.open.is_some_and(|Switch(open)| open) {
             return Err(ConfigError::Open { listen });
         }
         let threads = match knobs.threads {
-            Some(threads) if threads.get() > MOST_THREADS => {
+            Some(Count(threads)) if threads.get() > MOST_THREADS => {
                 return Err(ConfigError::Threads { threads: threads.get() });
             }
-            Some(threads) => threads,
+            Some(Count(threads)) => threads,
             None => thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         };
-        let or =
-            |given: Option<NonZeroUsize>, default: NonZeroUsize| given.unwrap_or(default).get();
+        let or = |given: Option<Count>, default: Count| given.unwrap_or(default).get();
         let time = |given: Option<Span>, default| given.map_or(default, |Span(time)| time);
         Ok(Self {
             base: Base {
@@ -411,7 +429,7 @@ impl Serve {
                 device: knobs.device.unwrap_or_default(),
                 threads,
                 kv_bytes: knobs.kv_bytes.unwrap_or(KV),
-                max_context: knobs.max_context.map(NonZeroUsize::get),
+                max_context: knobs.max_context.map(Count::get),
                 step_tokens: or(knobs.step_tokens, STEP_TOKENS),
                 max_running: or(knobs.max_running, MAX_RUNNING),
                 max_waiting: or(knobs.max_waiting, MAX_WAITING),
@@ -434,6 +452,27 @@ impl Serve {
     }
 }
 
+/// `CHORUS_*` variables that are set and are no option: most are misspelt.
+///
+/// Not among them are those that Kubernetes sets in every container beside a service called `chorus`.
+#[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
+pub fn variables_without_meaning() -> Vec<String> {
+    let set = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    without_meaning(set)
+}
+
+fn without_meaning(set: impl Iterator<Item = String>) -> Vec<String> {
+    let options = ServeArgs::augment_args(Command::new("serve"));
+    let known = |name: &str| {
+        options.get_arguments().any(|option| option.get_env().is_some_and(|env| env == name))
+    };
+    let injected = |name: &str| {
+        ["CHORUS_SERVICE_", "CHORUS_PORT_"].iter().any(|prefix| name.starts_with(prefix))
+            || name == "CHORUS_PORT"
+    };
+    set.filter(|name| name.starts_with("CHORUS_") && !known(name) && !injected(name)).collect()
+}
+
 /// `HF_HUB_OFFLINE`, with the values that its other readers take for yes.
 #[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
 fn hub_access() -> HubAccess {
@@ -447,6 +486,8 @@ fn hub_access() -> HubAccess {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use clap::{CommandFactory as _, Parser};
 
     use super::*;
@@ -598,6 +639,13 @@ mod tests {
     }
 
     #[test]
+    fn misspelt_variables_are_found_among_those_that_others_set() {
+        let set = ["CHORUS_THREADS", "CHORUS_THREAD", "CHORUS_PORT", "CHORUS_SERVICE_HOST", "PATH"];
+        let found = without_meaning(set.into_iter().map(str::to_owned));
+        assert_eq!(found, ["CHORUS_THREAD"]);
+    }
+
+    #[test]
     fn bad_command_lines_say_what_is_expected() {
         for (words, word) in [
             (["--kv-bytes", "12 apples"], "512MiB"),
@@ -610,7 +658,7 @@ mod tests {
             (["--allowed-hosts", "https://llm.example.org"], "without port"),
             (["--served-model-name", "a:b"], "`:`"),
             (["--served-model-name", "default"], "mean something else"),
-            (["--threads", "0"], "zero"),
+            (["--threads", "0"], "whole number from 1"),
             (["--log-format", "xml"], "json"),
             (["--tenants", "3"], "--tenants"),
         ] {

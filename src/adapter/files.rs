@@ -108,7 +108,9 @@ pub enum BadFile {
         file: &'static str,
     },
     /// More bytes than are allowed.
-    #[error("{file} has {bytes} bytes; at most {max} are read")]
+    #[error(
+        "{file} has {bytes} bytes and at most {max} are read (--adapter-cache-bytes bounds weights)"
+    )]
     TooLarge {
         /// The file's name.
         file: &'static str,

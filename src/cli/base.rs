@@ -1,14 +1,11 @@
 //! From what was typed after `--model` to a file that is there.
 
 use std::{
-    collections::HashMap,
-    fs::{self, File},
-    io::{self, BufReader},
+    fs::{self, Metadata},
+    io,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
-
-use candle_core::quantized::gguf_file::Content;
 
 use super::{error::CliError, progress, pull::known};
 use crate::{
@@ -29,27 +26,6 @@ pub(crate) struct Located {
     pub(crate) changed: u64,
     /// Identifies its content.
     pub(crate) checksum: Checksum,
-}
-
-impl Located {
-    /// What the file is, for people: for a GGUF with the type that takes most of its bytes.
-    pub(crate) fn format(&self) -> String {
-        if self.path.is_dir() {
-            return "safetensors".to_owned();
-        }
-        let read = |file| Content::read(&mut BufReader::new(file)).ok();
-        let Some(content) = File::open(&self.path).ok().and_then(read) else {
-            return "GGUF".to_owned();
-        };
-        let mut bytes = HashMap::new();
-        for tensor in content.tensor_infos.values() {
-            let blocks = tensor.shape.elem_count() / tensor.ggml_dtype.block_size();
-            let size = blocks * tensor.ggml_dtype.type_size();
-            *bytes.entry(format!("{:?}", tensor.ggml_dtype)).or_insert(0) += size;
-        }
-        let most = bytes.into_iter().max_by_key(|(_, size)| *size);
-        most.map_or_else(|| "GGUF".to_owned(), |(kind, _)| format!("GGUF, {kind}"))
-    }
 }
 
 /// Finds the base, fetching it where the catalog has it and this machine does not.
@@ -85,9 +61,12 @@ fn identify(path: PathBuf, id: String, digests: &Digests) -> Result<Located, Cli
 /// A base by its path, with the name of the file or directory as its id.
 fn given(model: &str) -> Result<(PathBuf, String), CliError> {
     let path = PathBuf::from(model);
-    match path.try_exists() {
-        Ok(true) => {}
-        Ok(false) => return Err(CliError::NoBase { model: model.to_owned(), known: known() }),
+    match fs::metadata(&path) {
+        Ok(found) if found.is_dir() => regular_files(&path)?,
+        Ok(found) => regular(&path, &found)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(CliError::NoBase { model: model.to_owned(), known: known() });
+        }
         Err(source) => return Err(CliError::Unreadable { path, source }),
     }
     let name = match path.extension() {
@@ -96,6 +75,24 @@ fn given(model: &str) -> Result<(PathBuf, String), CliError> {
     };
     let id = id_from(&name.unwrap_or_default().to_string_lossy());
     Ok((path, id))
+}
+
+/// Nothing in the directory can make a reader wait, as a FIFO does, or never end, as a device may.
+fn regular_files(directory: &Path) -> Result<(), CliError> {
+    let unreadable = |source| CliError::Unreadable { path: directory.to_owned(), source };
+    for entry in fs::read_dir(directory).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        // A link that leads nowhere is missed by whoever needs it.
+        match fs::metadata(&path) {
+            Ok(found) if !found.is_dir() => regular(&path, &found)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn regular(path: &Path, found: &Metadata) -> Result<(), CliError> {
+    if found.is_file() { Ok(()) } else { Err(CliError::NotAFile { path: path.to_owned() }) }
 }
 
 /// The nearest thing to `name` that may be a model's id.
@@ -116,6 +113,8 @@ fn size(path: &Path) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
     use crate::{catalog::HubAccess, config::Models};
 
@@ -139,6 +138,18 @@ mod tests {
         let base = Base { model: "smolm".to_owned(), models, served_name: None };
         let error = locate(&base).await.unwrap_err().one_line();
         assert!(error.contains("`smolm`") && error.contains(catalog::DEFAULT), "{error}");
+    }
+
+    /// Opening the first waits for a writer, reading the second never ends.
+    #[test]
+    fn a_base_that_is_no_regular_file_is_refused_before_it_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("model.safetensors");
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        for model in [&fifo, Path::new("/dev/zero"), dir.path()] {
+            let error = given(model.to_str().unwrap()).unwrap_err().one_line();
+            assert!(error.contains("neither a regular file nor a directory"), "{error}");
+        }
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 use clap_complete::Shell;
 
-use super::{error::CliError, pull, serve};
+use super::{error::CliError, pull, serve, usage};
 use crate::config::{ModelsArgs, ServeArgs};
 
 /// For a command line that means nothing and for a start that failed.
@@ -58,19 +58,32 @@ impl Command {
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(answer) => {
-            // Help and version are answers too; nothing can be done where they cannot be printed.
+        // Help and version are answers too; nothing can be done where they cannot be printed.
+        Err(answer) if is_help(&answer) => {
             drop(answer.print());
             return ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(FAILED));
         }
+        Err(refused) => return failed(&usage::refusal(&refused)),
     };
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            drop(writeln!(io::stderr(), "error: {}", error.one_line()));
-            ExitCode::from(FAILED)
-        }
+        Err(error) => failed(&error.one_line()),
     }
+}
+
+fn is_help(answer: &clap::Error) -> bool {
+    matches!(
+        answer.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    )
+}
+
+/// Says why, in one line.
+fn failed(why: &str) -> ExitCode {
+    drop(writeln!(io::stderr(), "error: {why}"));
+    ExitCode::from(FAILED)
 }
 
 fn completions(shell: Shell) -> Result<(), CliError> {

@@ -24,13 +24,17 @@ pub(crate) enum CliError {
     NoBase { model: String, known: String },
     #[error("base model {} cannot be read", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
+    #[error("base model {} is neither a regular file nor a directory", path.display())]
+    NotAFile { path: PathBuf },
     #[error("base model: {0}")]
     Text(#[from] text::LoadError),
     #[error("base model: {0}")]
     Model(#[from] model::LoadError),
-    #[error("max-context = {asked} is more than the {context} tokens of {base}")]
+    #[error("max-context = {asked} is more than the {context} tokens of {base}: ask for less")]
     Context { asked: usize, context: usize, base: String },
-    #[error("kv-bytes = {given} is too little: one page of {tokens} tokens takes {page} bytes")]
+    #[error(
+        "kv-bytes = {given} is too little: one page of {tokens} tokens takes {page} bytes and a prompt takes many"
+    )]
     NoPage { given: u64, tokens: usize, page: u64 },
     #[error("adapters: {0}; choose a folder with --adapters")]
     Adapters(#[from] ScanError),

@@ -8,5 +8,6 @@ mod progress;
 mod pull;
 mod serve;
 mod signals;
+mod usage;
 
 pub use command::run;

@@ -20,7 +20,7 @@ use crate::{
     config::{self, Device, Serve, ServeArgs},
     engine::{self, Engine},
     http,
-    kernels::simd::Tier,
+    kernels::{panels::Encoding, simd::Tier},
     lora::{Limits, Sites},
     model::{Kv, Llama, PAGE},
     telemetry,
@@ -38,6 +38,9 @@ const ADAPTER_LOADERS: NonZeroUsize = NonZeroUsize::new(2).expect("not 0");
 pub(crate) fn run(args: ServeArgs) -> Result<(), CliError> {
     let config = Serve::try_from(args)?;
     telemetry::start(&config.log)?;
+    for variable in config::variables_without_meaning() {
+        tracing::warn!(variable, "is no option of chorus; `chorus serve --help` lists them");
+    }
     let runtime = Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
         .enable_all()
@@ -57,7 +60,7 @@ async fn serve(config: Serve) -> Result<(), CliError> {
         TcpListener::bind(address).await.map_err(|source| CliError::Listen { address, source })?;
     let address = listener.local_addr().map_err(CliError::System)?;
     let started = tokio::select! {
-        started = start(&config) => started?,
+        started = http::starting(&listener, start(&config)) => started?,
         _ = signals.next() => return Ok(()),
     };
     let plan = Plan { address, ..started.plan };
@@ -100,7 +103,7 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
         tier: model.tier().to_string(),
         base: plan::Base {
             id: located.id.clone(),
-            format: located.format(),
+            format: format(&located.path, model.encoding()),
             path: located.path,
             bytes: located.bytes,
             memory: model.bytes() as u64,
@@ -130,6 +133,12 @@ fn load(path: &Path, threads: NonZeroUsize) -> Result<(Text, Llama), CliError> {
     let model = Llama::load(path, Tier::best(), threads.get())?;
     let text = if path.is_dir() { Text::from_dir(path) } else { Text::from_gguf(path) }?;
     Ok((text, model))
+}
+
+/// What a base's files are, for people: `GGUF, Q4_1`.
+fn format(path: &Path, encoding: Encoding) -> String {
+    let container = if path.is_dir() { "safetensors" } else { "GGUF" };
+    format!("{container}, {encoding:?}")
 }
 
 /// Checks the adapters' folder; an absent default folder has no adapters.

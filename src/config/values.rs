@@ -3,11 +3,11 @@
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
     str::FromStr,
     time::Duration,
 };
 
-use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, de};
 
 const ADAPTER_HEADER: &str = "X-Adapter";
@@ -38,14 +38,76 @@ impl FromStr for Device {
 }
 
 /// How log lines look.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
     #[default]
     Pretty,
     /// One object a line.
     Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "pretty" => Ok(Self::Pretty),
+            "json" => Ok(Self::Json),
+            _ => Err("choose pretty or json".to_owned()),
+        }
+    }
+}
+
+/// Yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switch(pub bool);
+
+impl FromStr for Switch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "true" => Ok(Self(true)),
+            "false" => Ok(Self(false)),
+            _ => Err("choose true or false".to_owned()),
+        }
+    }
+}
+
+/// A number of things, from 1 to [`MOST`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count(pub NonZeroUsize);
+
+/// More of anything that is counted is a typing mistake, and would overflow what is computed from it.
+const MOST: usize = 1 << 24;
+
+impl Count {
+    /// For defaults.
+    ///
+    /// # Panics
+    /// Outside of 1 to [`MOST`]; in a constant, when it is compiled.
+    pub(super) const fn new(count: usize) -> Self {
+        assert!(count <= MOST, "too many");
+        Self(NonZeroUsize::new(count).expect("not 0"))
+    }
+
+    /// As a number.
+    pub fn get(self) -> usize {
+        self.0.get()
+    }
+}
+
+impl FromStr for Count {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let count: Option<NonZeroUsize> = text.trim().parse().ok();
+        count
+            .filter(|count| count.get() <= MOST)
+            .map(Self)
+            .ok_or_else(|| format!("a whole number from 1 to {MOST} is expected"))
+    }
 }
 
 /// An address and port. `localhost:PORT` is understood; other names are not looked up.
@@ -124,6 +186,36 @@ impl fmt::Display for ModelId {
     }
 }
 
+/// Headers that mean something already: to HTTP, to proxies, or to this server.
+const TAKEN: [&str; 26] = [
+    "accept",
+    "accept-encoding",
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "date",
+    "expect",
+    "forwarded",
+    "host",
+    "keep-alive",
+    "origin",
+    "proxy-authorization",
+    "range",
+    "referer",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "via",
+    "x-forwarded-for",
+    "x-request-id",
+    "x-request-timeout",
+];
+
 /// The name of an HTTP header.
 ///
 /// * a token of RFC 9110: letters, digits and ``!#$%&'*+-.^_`|~``
@@ -148,42 +240,35 @@ impl FromStr for HeaderField {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const TAKEN: [&str; 7] = [
-            "authorization",
-            "connection",
-            "content-length",
-            "content-type",
-            "host",
-            "origin",
-            "te",
-        ];
         let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         if text.is_empty() || !text.bytes().all(token) {
             return Err("not a header name, such as X-Adapter".to_owned());
         }
         if TAKEN.contains(&text.to_ascii_lowercase().as_str()) {
             return Err(
-                "this header has another meaning in HTTP: choose one of your own".to_owned()
+                "this header has another meaning already: choose one of your own".to_owned()
             );
         }
         Ok(Self(text.to_owned()))
     }
 }
 
-/// A number of bytes: `512MiB`, `1.5 GB`, `4096`. KiB, MiB, GiB count in 1024s; kB, MB, GB in 1000s.
+/// A number of bytes: `512MiB`, `1.5 GB`, `4096`. KiB to PiB count in 1024s; kB to PB in 1000s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
 /// Longest suffix first within each kind; matched without regard to case.
-const BYTE_UNITS: [(&str, u64); 11] = [
+const BYTE_UNITS: [(&str, u64); 13] = [
     ("kib", 1 << 10),
     ("mib", 1 << 20),
     ("gib", 1 << 30),
     ("tib", 1 << 40),
+    ("pib", 1 << 50),
     ("kb", 1000),
     ("mb", 1_000_000),
     ("gb", 1_000_000_000),
     ("tb", 1_000_000_000_000),
+    ("pb", 1_000_000_000_000_000),
     ("bytes", 1),
     ("b", 1),
     ("", 1),
@@ -193,7 +278,11 @@ impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = || "a size above 0 is expected, such as 512MiB, 1.5GB or 4096".to_owned();
+        let wanted = || {
+            "a size above 0 in bytes, KiB, MiB, GiB, TiB or PiB (or kB to PB) is expected, such as \
+             512MiB"
+                .to_owned()
+        };
         let lower = text.trim().to_ascii_lowercase();
         let (number, unit) = split_unit(&lower, &BYTE_UNITS).ok_or_else(wanted)?;
         scale(number, unit).filter(|bytes| *bytes > 0).map(Self).ok_or_else(wanted)
@@ -222,7 +311,8 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = || "a time above 0 is expected, such as 30s, 2m or 500ms".to_owned();
+        let wanted =
+            || "a time above 0 in ms, s, m or h is expected, such as 30s, 2m or 500ms".to_owned();
         let (number, unit) = split_unit(text.trim(), &TIME_UNITS).ok_or_else(wanted)?;
         let millis = scale(number, unit).filter(|millis| *millis > 0).ok_or_else(wanted)?;
         Ok(Self(Duration::from_millis(millis)))
@@ -249,11 +339,13 @@ fn scale(number: &str, unit: u64) -> Option<u64> {
     whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(below)
 }
 
-/// A TOML value that is text, or a number that stands for its digits.
+/// A TOML value that stands for what would be typed.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "text or a whole number is expected")]
+#[serde(untagged, expecting = "text, a number, true or false is expected")]
 enum Scalar {
-    Number(u64),
+    Switch(bool),
+    Whole(i64),
+    Decimal(f64),
     Text(String),
 }
 
@@ -261,7 +353,9 @@ fn parse_scalar<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     let text = match Scalar::deserialize(deserializer)? {
-        Scalar::Number(number) => number.to_string(),
+        Scalar::Switch(switch) => switch.to_string(),
+        Scalar::Whole(number) => number.to_string(),
+        Scalar::Decimal(number) => number.to_string(),
         Scalar::Text(text) => text,
     };
     text.parse().map_err(|why| de::Error::custom(format!("`{text}`: {why}")))
@@ -278,7 +372,18 @@ macro_rules! deserialize_as_typed {
     )+};
 }
 
-deserialize_as_typed!(ByteSize, Device, HeaderField, Hosts, Listen, ModelId, Span);
+deserialize_as_typed!(
+    ByteSize,
+    Count,
+    Device,
+    HeaderField,
+    Hosts,
+    Listen,
+    LogFormat,
+    ModelId,
+    Span,
+    Switch
+);
 
 #[cfg(test)]
 mod tests {

@@ -40,5 +40,5 @@ mod tests;
 
 pub use self::{
     app::{AdapterHeader, App, BadHeader, BaseModel, Settings},
-    serve::serve,
+    serve::{serve, starting},
 };

@@ -1,17 +1,28 @@
 //! What operators and their machines ask.
 
 use axum::{
-    Json,
+    Json, Router,
     extract::State,
     http::header::CONTENT_TYPE,
+    middleware::from_fn,
     response::{IntoResponse, Response},
+    routing::get,
 };
 use serde_json::{Value, json};
 
-use super::{app::App, error::ApiError};
+use super::{app::App, error::ApiError, request_id};
 
 /// The form that `prometheus-client` writes, which Prometheus reads.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All routes of a server whose base is still being fetched or read.
+pub(super) fn starting() -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/ping", get(health))
+        .fallback(async || ApiError::overloaded("the server is starting"))
+        .layer(from_fn(request_id::layer))
+}
 
 /// The process lives.
 pub(super) async fn health() {}

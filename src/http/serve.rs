@@ -18,12 +18,34 @@ use tokio::{
 use super::{
     app::App,
     guard::{Guard, Reach},
+    ops,
 };
 
 /// How long a client may take over a request's head, and how long an idle connection is kept.
 const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Connections at once before there is a server.
+const STARTING_CONNECTIONS: usize = 64;
+/// How long the last of them may take: each gets a few bytes.
+const STARTING_PATIENCE: Duration = Duration::from_millis(500);
 /// Pause after an error that accepting again at once would only repeat, as with too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers for a server that is not there yet: `/health` with 200, everything else with 503, until `started` is ready.
+///
+/// Whoever watches the process then sees it live while a base is fetched or read.
+pub async fn starting<T>(listener: &TcpListener, started: impl Future<Output = T>) -> T {
+    let mut connections = Connections::new(ops::starting());
+    let places = Arc::new(Semaphore::new(STARTING_CONNECTIONS));
+    let mut started = pin!(started);
+    let started = loop {
+        tokio::select! {
+            started = &mut started => break started,
+            (stream, place) = accept(listener, &places) => connections.add(stream, place),
+        }
+    };
+    connections.finish(STARTING_PATIENCE).await;
+    started
+}
 
 /// Answers requests until `shutdown` is ready, then finishes those that have begun, for at most [`Settings::drain`](super::Settings::drain).
 ///

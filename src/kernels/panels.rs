@@ -162,6 +162,11 @@ impl Panels {
         outputs.div_ceil(COLUMNS) * panel
     }
 
+    /// How the file stored them, which is also what they compute as.
+    pub fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
     /// Columns of `W`.
     pub fn inputs(&self) -> usize {
         self.inputs

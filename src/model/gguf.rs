@@ -53,7 +53,8 @@ pub(super) fn with<T>(
     if aligned_to_nothing(head) {
         return Err(format("its `general.alignment` is 0".to_owned()));
     }
-    let content = Content::read(&mut Cursor::new(head)).map_err(|why| format(first_line(&why)))?;
+    let content = Content::read(&mut Cursor::new(head))
+        .map_err(|why| format(format!("{}; is the download complete?", first_line(&why))))?;
     let (spec, interleaved) = Metadata { path, content: &content }.spec()?;
     let gguf =
         Gguf { path: path.to_owned(), bytes: &mapped, content, spec: spec.clone(), interleaved };

@@ -3,7 +3,7 @@
 //! One forward pass over a flat batch of rows: prompts in chunks and single new tokens of any sequences, through any
 //! adapters, side by side.
 
-use std::{ops::Range, sync::OnceLock};
+use std::{collections::HashMap, ops::Range, sync::OnceLock};
 
 use candle_core::{Device, Result, Tensor};
 
@@ -14,6 +14,7 @@ use crate::{
         elementwise::{RmsNorm, Rotate, SiluMul},
         linear::{Linear, Projection},
         lora::StackRows,
+        panels::{Encoding, Panels},
         pool::Pool,
         simd::Tier,
     },
@@ -67,6 +68,16 @@ pub(super) struct Layer {
     pub(super) down: Vec<Projection>,
 }
 
+impl Weights {
+    fn panels(&self) -> impl Iterator<Item = &Panels> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [&layer.qkv, &layer.o, &layer.gate_up, &layer.down].into_iter().flatten()
+        });
+        let all = layers.chain([&self.embedding]).chain(&self.head);
+        all.map(|projection| &*projection.weights)
+    }
+}
+
 impl Layer {
     fn projections(&self, inputs: Inputs) -> &[Projection] {
         match inputs {
@@ -114,11 +125,17 @@ impl Llama {
 
     /// Bytes of its weights in memory.
     pub fn bytes(&self) -> usize {
-        let layers = self.weights.layers.iter().flat_map(|layer| {
-            [&layer.qkv, &layer.o, &layer.gate_up, &layer.down].into_iter().flatten()
-        });
-        let all = layers.chain([&self.weights.embedding]).chain(&self.weights.head);
-        all.map(|projection| projection.weights.bytes()).sum()
+        self.weights.panels().map(Panels::bytes).sum()
+    }
+
+    /// How most of its weights are encoded.
+    pub fn encoding(&self) -> Encoding {
+        let mut bytes = HashMap::new();
+        for panels in self.weights.panels() {
+            *bytes.entry(panels.encoding()).or_insert(0) += panels.bytes();
+        }
+        let most = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);
+        most.map_or(Encoding::F32, |(encoding, _)| encoding)
     }
 
     /// Logits `[sample, vocab]` of the wanted rows, after putting every row's keys and values into `kv`.

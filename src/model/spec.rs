@@ -1,5 +1,7 @@
 //! The shape of a base, read from a GGUF's metadata or a `config.json`.
 
+use std::fmt;
+
 use candle_transformers::models::llama::{Llama3RopeConfig, Llama3RopeType};
 
 use crate::{kernels::attention::Heads, lora::Sites};
@@ -121,6 +123,21 @@ pub enum Scaling {
     Factors(Vec<f32>),
 }
 
+impl fmt::Display for Scaling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => write!(f, "no scaling"),
+            Self::Linear(factor) => write!(f, "linear scaling by {factor}"),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original } => write!(
+                f,
+                "llama3 scaling by {factor} with low_freq_factor {low_freq_factor}, \
+                 high_freq_factor {high_freq_factor}, original context {original}"
+            ),
+            Self::Factors(factors) => write!(f, "{} factors, each above 0", factors.len()),
+        }
+    }
+}
+
 impl From<Llama3RopeConfig> for Scaling {
     fn from(config: Llama3RopeConfig) -> Self {
         match config.rope_type {
@@ -152,7 +169,10 @@ impl Rope {
         if positive(self.theta) && fine {
             Ok(())
         } else {
-            Err(format!("its rotary embedding {self:?} makes no sense for heads of {dim}"))
+            Err(format!(
+                "its rotary embedding makes no sense for heads of {dim}: base {}, {}",
+                self.theta, self.scaling
+            ))
         }
     }
 

@@ -38,6 +38,7 @@ fn refusal(words: &[&str], variables: &[(&str, &str)]) -> String {
     let message = String::from_utf8(output.stderr).expect("messages are UTF-8");
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.starts_with("error: ") && message.ends_with('\n'), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
     assert!(!message.contains("panicked"), "{message}");
     assert!(output.stdout.is_empty(), "{message}");
     message
@@ -70,6 +71,8 @@ fn a_start_that_fails_says_why_in_one_line() {
         (vec!["--model", "/absent/model.gguf"], "/absent/model.gguf"),
         (vec!["--model", garbage.to_str().unwrap()], "garbage.gguf"),
         (vec!["--model", dir.path().to_str().unwrap()], "base model"),
+        (vec!["--model", "/dev/zero"], "neither a regular file nor a directory"),
+        (vec!["--config", "/dev/zero"], "longer than 1 MiB"),
         (vec!["--config", "/absent/chorus.toml"], "/absent/chorus.toml"),
         (vec!["--log", "chorus=loud"], "chorus=loud"),
         (vec!["--listen", &taken], "choose another address"),
@@ -78,15 +81,34 @@ fn a_start_that_fails_says_why_in_one_line() {
         line.extend(any.iter().filter(|_| words[0] != "--listen"));
         line.extend(&words);
         let message = refusal(&line, &[]);
-        assert_eq!(message.lines().count(), 1, "{message}");
         assert!(message.contains(word), "{message}");
     }
 }
 
 #[test]
-fn command_lines_that_mean_nothing_end_with_2() {
-    for words in [&["serve", "--device", "cuda"][..], &["sing"], &["pull", "smollm3"]] {
-        refusal(words, &[]);
+fn command_lines_that_mean_nothing_say_what_would() {
+    for (words, parts) in [
+        (&["sing"][..], &["`sing`", "chorus --help"][..]),
+        (&["pull", "smollm3"], &["smollm3", "smollm2-135m-instruct"]),
+        (&["serve", "--thread", "2"], &["`--thread`", "did you mean `--threads`?"]),
+        (&["serve", "--tenants", "2"], &["`--tenants`", "chorus serve --help"]),
+        (&["serve", "now"], &["`now`", "chorus serve --help"]),
+        (&["serve", "--threads"], &["--threads (CHORUS_THREADS)", "a value is expected"]),
+        (&["serve", "--threads", "0"], &["`0` for --threads (CHORUS_THREADS)", "from 1 to"]),
+        (&["serve", "--threads", "1", "--threads", "2"], &["--threads", "given twice"]),
+        (&["serve", "--threads", "two\nlines"], &["`two\\nlines`", "from 1 to"]),
+        (&["serve", "--device", "cuda"], &["--device", "no CUDA", "auto or cpu"]),
+        (&["serve", "--log-format", "xml"], &["--log-format", "pretty or json"]),
+        (&["serve", "--open=maybe"], &["`maybe` for --open (CHORUS_OPEN)", "true or false"]),
+        (&["serve", "--kv-bytes", "lots"], &["--kv-bytes", "MiB"]),
+        (&["serve", "--model", ""], &["--model (CHORUS_MODEL)"]),
+        (&["completions", "tcsh"], &["`tcsh`", "bash"]),
+        (&["completions"], &["<SHELL> is missing"]),
+    ] {
+        let message = refusal(words, &[]);
+        for part in parts {
+            assert!(message.contains(part), "{part} is not in {message}");
+        }
     }
     assert_eq!(chorus(&["--version"], &[]).status.code(), Some(0));
     assert_eq!(chorus(&["serve", "--help"], &[]).status.code(), Some(0));
