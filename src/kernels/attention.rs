@@ -101,88 +101,104 @@ fn check(sequences: &[SequenceRows<'_>], rows: usize, pages: usize) -> Result<()
     Ok(())
 }
 
-/// Puts the keys of a step's rows `[queries, keys, values]` into the cache.
-#[derive(Debug)]
-pub struct WriteKeys<'a> {
-    /// The shape of attention.
-    pub heads: Heads,
-    /// All rows of the step.
-    pub sequences: &'a [SequenceRows<'a>],
+/// The half of the cache that a [`Write`] fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// Keys, of [`Heads::key_shape`].
+    Keys,
+    /// Values, of [`Heads::value_shape`].
+    Values,
 }
 
-impl InplaceOp2 for WriteKeys<'_> {
-    fn name(&self) -> &'static str {
-        "write-keys"
-    }
-
-    fn cpu_fwd(
-        &self,
-        cache: &mut CpuStorage,
-        cache_layout: &Layout,
-        x: &CpuStorage,
-        layout: &Layout,
-    ) -> Result<()> {
-        let (rows, _) = layout.shape().dims2()?;
-        let heads = self.heads;
-        let x = slice_of(x, layout)?;
-        let cache = whole_mut(cache, cache_layout)?;
-        check(self.sequences, rows, cache.len() / heads.key_page())?;
-        for sequence in self.sequences {
-            for row in sequence.rows.clone() {
-                let (page, place) = sequence.place(row);
-                let at = row * heads.width() + heads.queries * heads.dim;
-                let keys = &x[at..at + heads.keys * heads.dim];
-                let page = &mut cache[page * heads.key_page()..(page + 1) * heads.key_page()];
-                for (key, lanes) in keys.iter().zip(page.as_chunks_mut::<PAGE>().0) {
-                    lanes[place] = *key;
-                }
-            }
-        }
-        Ok(())
-    }
+/// Where one half lies in a row `[queries, keys, values]` and in a page.
+struct Lie {
+    /// Its first number in a row.
+    first: usize,
+    /// Numbers of one page.
+    page: usize,
+    /// From one head to the next within a page, from one position to the next, and from one dimension to the next.
+    head: usize,
+    place: usize,
+    dim: usize,
 }
 
-/// Puts the values of a step's rows `[queries, keys, values]` into the cache.
-#[derive(Debug)]
-pub struct WriteValues<'a> {
-    /// The shape of attention.
-    pub heads: Heads,
-    /// All rows of the step.
-    pub sequences: &'a [SequenceRows<'a>],
-}
-
-impl InplaceOp2 for WriteValues<'_> {
-    fn name(&self) -> &'static str {
-        "write-values"
-    }
-
-    fn cpu_fwd(
-        &self,
-        cache: &mut CpuStorage,
-        cache_layout: &Layout,
-        x: &CpuStorage,
-        layout: &Layout,
-    ) -> Result<()> {
-        let (rows, _) = layout.shape().dims2()?;
-        let heads = self.heads;
-        let x = slice_of(x, layout)?;
-        let cache = whole_mut(cache, cache_layout)?;
-        check(self.sequences, rows, cache.len() / heads.value_page())?;
+impl Half {
+    fn lie(self, heads: Heads) -> Lie {
+        let Heads { queries, keys, dim, .. } = heads;
         let padded = heads.padded_dim();
+        match self {
+            Self::Keys => Lie {
+                first: queries * dim,
+                page: heads.key_page(),
+                head: dim * PAGE,
+                place: 1,
+                dim: PAGE,
+            },
+            Self::Values => Lie {
+                first: (queries + keys) * dim,
+                page: heads.value_page(),
+                head: PAGE * padded,
+                place: padded,
+                dim: 1,
+            },
+        }
+    }
+}
+
+/// Puts the keys or the values of a step's rows `[queries, keys, values]` into the cache.
+///
+/// Whatever does not fit is an error before the first number is written. It must not be a panic: that would poison the
+/// tensor's lock, and no later step could use the cache.
+#[derive(Debug)]
+pub struct Write<'a> {
+    /// Which of them.
+    pub half: Half,
+    /// The shape of attention.
+    pub heads: Heads,
+    /// All rows of the step.
+    pub sequences: &'a [SequenceRows<'a>],
+}
+
+impl InplaceOp2 for Write<'_> {
+    fn name(&self) -> &'static str {
+        "write-cache"
+    }
+
+    fn cpu_fwd(
+        &self,
+        cache: &mut CpuStorage,
+        cache_layout: &Layout,
+        x: &CpuStorage,
+        layout: &Layout,
+    ) -> Result<()> {
+        let heads = self.heads;
+        let rows = rows_of(layout, heads)?;
+        let x = slice_of(x, layout)?;
+        let cache = whole_mut(cache, cache_layout)?;
+        let lie = self.half.lie(heads);
+        check(self.sequences, rows, cache.len() / lie.page)?;
         for sequence in self.sequences {
             for row in sequence.rows.clone() {
                 let (page, place) = sequence.place(row);
-                let at = row * heads.width() + (heads.queries + heads.keys) * heads.dim;
-                let page = &mut cache[page * heads.value_page()..(page + 1) * heads.value_page()];
-                for (head, values) in page.chunks_exact_mut(PAGE * padded).enumerate() {
-                    let from = at + head * heads.dim;
-                    values[place * padded..place * padded + heads.dim]
-                        .copy_from_slice(&x[from..from + heads.dim]);
+                let own = &x[row * heads.width() + lie.first..][..heads.keys * heads.dim];
+                let page = &mut cache[page * lie.page..][..lie.page];
+                for (head, numbers) in own.chunks_exact(heads.dim).enumerate() {
+                    let to = page[head * lie.head + place * lie.place..].iter_mut();
+                    to.step_by(lie.dim).zip(numbers).for_each(|(to, number)| *to = *number);
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Rows of a step's `[queries, keys, values]`.
+fn rows_of(layout: &Layout, heads: Heads) -> Result<usize> {
+    let (rows, width) = layout.shape().dims2()?;
+    if width != heads.width() {
+        candle_core::bail!("attention: rows of {width} where {heads:?} takes {}", heads.width());
+    }
+    Ok(rows)
 }
 
 fn whole_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
@@ -219,11 +235,12 @@ impl CustomOp3 for Attention<'_> {
         values: &CpuStorage,
         values_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (rows, _) = layout.shape().dims2()?;
         let heads = self.heads;
+        let rows = rows_of(layout, heads)?;
         let x = slice_of(x, layout)?;
         let (keys, values) = (slice_of(keys, keys_layout)?, slice_of(values, values_layout)?);
-        check(self.sequences, rows, keys.len() / heads.key_page())?;
+        let pages = (keys.len() / heads.key_page()).min(values.len() / heads.value_page());
+        check(self.sequences, rows, pages)?;
         let stride = heads.queries * heads.dim;
         let mut y = vec![0.0; rows * stride];
         let mut tasks = Vec::new();
@@ -553,10 +570,15 @@ mod tests {
             let heads = self.heads;
             let x = Tensor::from_slice(&rows.concat(), (rows.len(), heads.width()), &Device::Cpu)
                 .unwrap();
-            self.keys.inplace_op2(&x, &WriteKeys { heads, sequences }).unwrap();
-            self.values.inplace_op2(&x, &WriteValues { heads, sequences }).unwrap();
+            self.write(&x, sequences).unwrap();
             let op = Attention { tier, pool: &self.pool, heads, sequences };
             x.apply_op3_no_bwd(&self.keys, &self.values, &op).unwrap().to_vec2().unwrap()
+        }
+
+        fn write(&self, x: &Tensor, sequences: &[SequenceRows<'_>]) -> Result<()> {
+            let write = |half| Write { half, heads: self.heads, sequences };
+            let (keys, values) = (write(Half::Keys), write(Half::Values));
+            self.keys.inplace_op2(x, &keys).and(self.values.inplace_op2(x, &values))
         }
     }
 
@@ -632,22 +654,31 @@ mod tests {
     }
 
     #[test]
-    fn pages_and_rows_outside_are_errors() {
+    fn a_step_that_does_not_fit_is_an_error_and_leaves_the_cache_usable() {
         let heads = Heads { queries: 2, keys: 1, dim: 4, window: None };
         let world = World::new(heads, 2, 1);
-        let x = Tensor::zeros((1, heads.width()), candle_core::DType::F32, &Device::Cpu).unwrap();
-        for (rows, position, pages) in [(0..1, 16, &[0_u32][..]), (0..2, 0, &[0]), (0..1, 0, &[2])]
-        {
-            let sequences = [SequenceRows { rows, position, pages }];
-            assert!(
-                world.keys.inplace_op2(&x, &WriteKeys { heads, sequences: &sequences }).is_err()
-            );
-            assert!(
-                world
-                    .values
-                    .inplace_op2(&x, &WriteValues { heads, sequences: &sequences })
-                    .is_err()
-            );
+        let rows =
+            |width| Tensor::zeros((1, width), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let cases = [
+            (0..1, 16, &[0_u32][..], heads.width()),
+            (0..2, 0, &[0], heads.width()),
+            (0..1, 0, &[2], heads.width()),
+            (0..1, 0, &[], heads.width()),
+            (0..1, 0, &[0], heads.width() - 1),
+        ];
+        for (taken, position, pages, width) in cases {
+            let sequences = [SequenceRows { rows: taken, position, pages }];
+            for half in [Half::Keys, Half::Values] {
+                let cache = if half == Half::Keys { &world.keys } else { &world.values };
+                let write = Write { half, heads, sequences: &sequences };
+                assert!(cache.inplace_op2(&rows(width), &write).is_err(), "{sequences:?}");
+            }
+            let op =
+                Attention { tier: Tier::best(), pool: &world.pool, heads, sequences: &sequences };
+            let attended = rows(width).apply_op3_no_bwd(&world.keys, &world.values, &op);
+            assert!(attended.is_err(), "{sequences:?}");
         }
+        let sequences = [SequenceRows { rows: 0..1, position: 0, pages: &[1] }];
+        world.write(&rows(heads.width()), &sequences).unwrap();
     }
 }

@@ -10,7 +10,7 @@ use candle_core::{Device, Result, Tensor};
 use super::{Kv, SequenceRows, Spec};
 use crate::{
     kernels::{
-        attention::{Attention, WriteKeys, WriteValues},
+        attention::{Attention, Half, Write},
         elementwise::{RmsNorm, Rotate, SiluMul},
         linear::{Linear, Projection},
         lora::StackRows,
@@ -179,8 +179,8 @@ impl Llama {
         let rotate = Rotate { pool: &self.pool, cos, sin, head_dim: heads.dim, heads: turned };
         let qkv = qkv.apply_op1_no_bwd(&rotate)?;
         let (keys, values) = &kv.layers[layer];
-        keys.inplace_op2(&qkv, &WriteKeys { heads, sequences })?;
-        values.inplace_op2(&qkv, &WriteValues { heads, sequences })?;
+        keys.inplace_op2(&qkv, &Write { half: Half::Keys, heads, sequences })?;
+        values.inplace_op2(&qkv, &Write { half: Half::Values, heads, sequences })?;
         let attention = Attention { tier: self.tier, pool: &self.pool, heads, sequences };
         qkv.apply_op3_no_bwd(keys, values, &attention)
     }
