@@ -10,6 +10,7 @@
 )]
 
 use std::{
+    cell::Cell,
     fmt,
     marker::PhantomData,
     ops::Range,
@@ -24,6 +25,11 @@ use std::{
 
 /// How long a worker looks for the next region before it parks. Longer than the serial parts between two regions of a step.
 const SPIN: Duration = Duration::from_micros(50);
+
+thread_local! {
+    /// This thread is inside a task of some pool's region.
+    static IN_TASK: Cell<bool> = const { Cell::new(false) };
+}
 
 /// A few threads that run the tasks of one region at a time, the caller's among them.
 ///
@@ -96,10 +102,14 @@ impl Pool {
 
     /// Runs `task(0)` to `task(tasks - 1)`, each once, on any thread, and returns when all are done.
     ///
+    /// The caller alone runs them, in order, where there is one task or one thread, and where it is itself a task of a
+    /// shared region: that region ends only with its tasks, so one that waited for its pool's threads would wait for ever.
+    ///
     /// # Panics
-    /// Where a task does, after all others are done.
+    /// Where a task does: with the panic of one of those that did. In a shared region all tasks are run first; a caller
+    /// that runs them alone does not begin those behind it.
     pub fn run<F: Fn(usize) + Sync>(&self, tasks: usize, task: F) {
-        if tasks <= 1 || self.crew.workers.is_empty() {
+        if tasks <= 1 || self.crew.workers.is_empty() || IN_TASK.get() {
             (0..tasks).for_each(task);
             return;
         }
@@ -175,7 +185,11 @@ impl Shared {
     fn call(&self, data: usize, code: usize, task: usize) {
         // SAFETY: `code` was written by `run` from a `Work`, and the exchange proved it belongs with `data`.
         let work = unsafe { std::mem::transmute::<*const (), Work>(code as *const ()) };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(data, task))) {
+        // Never set already: whoever is in a task runs no shared region.
+        IN_TASK.set(true);
+        let done = catch_unwind(AssertUnwindSafe(|| work(data, task)));
+        IN_TASK.set(false);
+        if let Err(panic) = done {
             *self.panic.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(panic);
         }
         self.open.fetch_sub(1, Ordering::Release);
@@ -318,5 +332,40 @@ mod tests {
             done.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(done.into_inner(), 16);
+    }
+
+    #[test]
+    fn a_caller_that_runs_alone_stops_at_a_panic() {
+        let done = AtomicUsize::new(0);
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            Pool::new(1).run(4, |task| {
+                assert!(task != 2, "task two");
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+        }));
+        assert!(caught.is_err());
+        assert_eq!(done.into_inner(), 2);
+    }
+
+    #[test]
+    fn a_task_may_run_a_region_of_its_own() {
+        let (pool, other) = (Pool::new(2), Pool::new(2));
+        for round in 0..100 {
+            let done = AtomicUsize::new(0);
+            let count = |_| {
+                done.fetch_add(1, Ordering::Relaxed);
+            };
+            pool.run(8, |task| {
+                // Of the same pool, of another, and of the same by way of another.
+                pool.run(3, count);
+                other.run(3, |_| pool.run(2, count));
+                // One that panics leaves its thread able to run others.
+                let panics = catch_unwind(AssertUnwindSafe(|| {
+                    pool.run(2, |_| resume_unwind(Box::new(task)));
+                }));
+                assert!(panics.is_err());
+            });
+            assert_eq!(done.into_inner(), 8 * (3 + 6), "round {round}");
+        }
     }
 }
