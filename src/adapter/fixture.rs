@@ -31,7 +31,7 @@ pub(super) fn base() -> ZeroBase {
 /// Scans for the tiny base; `base` is reserved.
 pub(super) fn scan(root: &Path) -> Result<Folder, ScanError> {
     let rules = Rules {
-        sites: &base().0,
+        base: &base(),
         limits: &Limits { max_rank: 512, max_bytes: 1 << 20 },
         reserved: &["base"],
         workers: NonZeroUsize::new(2).unwrap(),

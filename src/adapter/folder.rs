@@ -19,13 +19,13 @@ use super::{
     files::{Files, resolve},
     load::Source,
 };
-use crate::lora::{self, Adapter, Base, Digest, Limits, Sites, peft};
+use crate::lora::{self, Adapter, Base, Digest, Limits, peft};
 
 /// What the adapters of a folder must be like.
 #[derive(Debug)]
 pub struct Rules<'a> {
     /// The base they are for.
-    pub sites: &'a Sites,
+    pub base: &'a dyn Base,
     /// How large they may be.
     pub limits: &'a Limits,
     /// Names that mean something else: `base`, `default`, the base's id.
@@ -207,11 +207,13 @@ impl Folder {
             .map_err(Unusable::Unreadable)?
             .ok_or(Unusable::Outside)?;
         let created = files.read(&self.root, &place, self.limits.max_bytes)?;
-        let manifest = peft::read(&files.config, &files.weights, rules.sites, &self.limits)?;
+        let sites = rules.base.sites();
+        let manifest = peft::read(&files.config, &files.weights, sites, &self.limits)?;
+        Adapter::compare_copies(&manifest, rules.base)?;
         let facts = Facts {
             digest: files.digest(),
             bytes: files.bytes(),
-            memory: Adapter::planned_bytes(&manifest, rules.sites),
+            memory: Adapter::planned_bytes(&manifest, sites),
             rank: manifest.rank,
             targets: manifest.targets,
         };
@@ -497,7 +499,7 @@ mod tests {
         let scan = |workers| {
             let base = fixture::base();
             let rules = Rules {
-                sites: base.sites(),
+                base: &base,
                 limits: &Limits::default(),
                 reserved: &[],
                 workers: NonZeroUsize::new(workers).unwrap(),

@@ -28,6 +28,12 @@ pub enum LoadError {
     /// The files are no adapter for this base.
     #[error(transparent)]
     Adapter(#[from] lora::Refusal),
+    /// The system has no memory for it, although the budget has.
+    #[error("the system has no {bytes} bytes of memory left for it; lower --adapter-cache-bytes")]
+    NoMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
     /// The built adapter does not take the memory that was reserved for it.
     #[error("it takes {actual} bytes of memory where {planned} were reserved")]
     Memory {
@@ -39,4 +45,13 @@ pub enum LoadError {
     /// The load ended without a result: it panicked, or the server is stopping.
     #[error("its load was broken off")]
     BrokenOff,
+}
+
+impl From<lora::BuildError> for LoadError {
+    fn from(error: lora::BuildError) -> Self {
+        match error {
+            lora::BuildError::Refused(refusal) => Self::Adapter(refusal),
+            lora::BuildError::NoMemory { bytes } => Self::NoMemory { bytes },
+        }
+    }
 }

@@ -21,7 +21,7 @@ use crate::{
     engine::{self, Engine},
     http,
     kernels::{panels::Encoding, simd::Tier},
-    lora::{Limits, Sites},
+    lora::Limits,
     model::{Kv, Llama, PAGE},
     telemetry,
     text::Text,
@@ -90,8 +90,7 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
     let (Device::Auto | Device::Cpu) = config.engine.device;
     let (text, model) = load(&located.path, config.engine.threads)?;
     let kv = kv_plan(&config.engine, &model, &located.id)?;
-    let sites = model.spec().sites();
-    let folder = scan(&config.adapters, &sites, &located.id, config.engine.threads)?;
+    let folder = scan(&config.adapters, &model, &located.id, config.engine.threads)?;
     let base_model = http::BaseModel {
         id: located.id.clone(),
         digest: located.checksum.to_string(),
@@ -144,13 +143,13 @@ fn format(path: &Path, encoding: Encoding) -> String {
 /// Checks the adapters' folder; an absent default folder has no adapters.
 fn scan(
     adapters: &config::Adapters,
-    sites: &Sites,
+    base: &Llama,
     base_id: &str,
     workers: NonZeroUsize,
 ) -> Result<Folder, CliError> {
     let limits = Limits { max_rank: adapters.max_rank, max_bytes: adapters.cache_bytes.0 };
     let reserved = ["base", "default", base_id];
-    let rules = Rules { sites, limits: &limits, reserved: &reserved, workers };
+    let rules = Rules { base, limits: &limits, reserved: &reserved, workers };
     match Folder::scan(&adapters.folder, &rules) {
         Err(absent) if absent.is_absent() && !adapters.folder_is_given => Ok(Folder::empty()),
         scanned => Ok(scanned?),

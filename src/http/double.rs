@@ -200,7 +200,7 @@ static SHELF: LazyLock<TempDir> = LazyLock::new(|| {
 
 fn adapters() -> Adapters {
     let rules = Rules {
-        sites: &SITES,
+        base: &ZeroBase(SITES),
         limits: &Limits { max_rank: 8, max_bytes: 1 << 20 },
         reserved: &["base", "default"],
         workers: NonZeroUsize::MIN,

@@ -25,7 +25,7 @@ use axum::{
 
 use super::wire::error::{ErrorBody, ErrorDetail};
 use crate::{
-    adapter::NotLent,
+    adapter::{LoadError, NotLent},
     engine::{Failure, Refused},
     text,
 };
@@ -182,6 +182,9 @@ impl ApiError {
             NotLent::Crowded { .. } | NotLent::TimedOut { .. } => {
                 Self::overloaded("every place for adapters is in use")
             }
+            NotLent::Failed(why) if matches!(**why, LoadError::NoMemory { .. }) => {
+                Self::overloaded("the server has no memory for this adapter now")
+            }
             NotLent::TooLarge { .. } | NotLent::Failed(_) => {
                 tracing::error!(adapter = requested, %refusal, "an adapter cannot be used");
                 Self::adapter_unavailable()
@@ -293,6 +296,10 @@ mod tests {
         let busy = ApiError::from(Refused::Full { waiting: 9 }).into_response();
         assert_eq!(busy.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(busy.headers()[RETRY_AFTER], "1");
+        let full = NotLent::Failed(LoadError::NoMemory { bytes: 1 << 40 }.into());
+        let full = ApiError::not_lent(&full, "sql").into_response();
+        assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(full.headers()[RETRY_AFTER], "1");
         let late = ApiError::from(Failure::Deadline).into_response();
         assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
         assert_eq!(late.headers()[SHOULD_RETRY], "false");

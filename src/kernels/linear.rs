@@ -414,7 +414,7 @@ mod tests {
     fn numbers(draw: &mut Draw, rows: usize, (len, padded): (usize, usize)) -> Numbers {
         let kinds = [NumberType::F32, NumberType::F16, NumberType::BF16];
         let kind = kinds[draw.below(3)];
-        let mut slab = Slab::new(Slab::bytes_of(kind, rows * padded));
+        let mut slab = Slab::new(Slab::bytes_of(kind, rows * padded)).unwrap();
         let mut all = slab.zeros(kind, rows * padded);
         for row in 0..rows {
             for i in 0..len {

@@ -3,7 +3,7 @@
 //! The sites that share an input (q, k, v; gate, up) share one stacked A, so that their inputs are read once. Ranks are
 //! what the adapter has, never padded to another's.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use half::{bf16, f16};
 use memmap2::{MmapMut, MmapRaw};
@@ -45,13 +45,10 @@ pub struct Slab {
 }
 
 impl Slab {
-    /// Room for [`Slab::bytes_of`] all numbers that will be taken.
-    ///
-    /// # Panics
-    /// Where the system has no memory.
-    pub fn new(bytes: usize) -> Self {
-        let pages = MmapMut::map_anon(bytes.max(1)).expect("the system has memory");
-        Self { pages: Arc::new(pages.into()), bytes, used: 0 }
+    /// Room for [`Slab::bytes_of`] all numbers that will be taken; an error where the system has no memory for them.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        let pages = MmapMut::map_anon(bytes.max(1))?;
+        Ok(Self { pages: Arc::new(pages.into()), bytes, used: 0 })
     }
 
     /// Bytes that so many numbers take: whole cache lines.
@@ -333,5 +330,30 @@ impl LowRank {
         }
         let scale = simd.splat(self.scale);
         [simd.fma(acc[0], scale, y[0]), simd.fma(acc[1], scale, y[1])]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slab_larger_than_all_memory_is_an_error() {
+        let refused = Slab::new(1 << 60).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::OutOfMemory, "{refused}");
+    }
+
+    #[test]
+    fn numbers_of_one_slab_do_not_touch() {
+        let parts = [(NumberType::F32, 3), (NumberType::BF16, 5), (NumberType::F16, 40)];
+        let mut slab = Slab::new(parts.iter().map(|(kind, len)| Slab::bytes_of(*kind, *len)).sum());
+        let slab = slab.as_mut().unwrap();
+        let mut parts = parts.map(|(kind, len)| slab.zeros(kind, len));
+        for (value, part) in [1.0, 2.0, 3.0].into_iter().zip(&mut parts) {
+            (0..part.len()).for_each(|at| part.set(at, value));
+        }
+        for (value, part) in [1.0_f32, 2.0, 3.0].into_iter().zip(&parts) {
+            assert!((0..part.len()).all(|at| part.get(at).to_bits() == value.to_bits()));
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Delta as FileDelta, Digest, Dtype, Manifest, Norm, Proj, Refusal, Site, Sites, View};
 use crate::kernels::{
+    dora::Change,
     linear::Projection,
     lora::{Delta, LowRank, NumberType, Numbers, Slab, Stack, padded_inputs, padded_outputs},
     panels::{Encoding, Panels},
@@ -13,10 +14,8 @@ use crate::kernels::{
 pub trait Base: Send + Sync + std::fmt::Debug {
     /// Its sites and their shapes.
     fn sites(&self) -> &Sites;
-    /// `x [rows, inputs] -> y [rows, outputs]` without the site's bias.
-    fn project(&self, site: Site, x: &[f32], y: &mut [f32]);
-    /// `||W_i||^2` for each output.
-    fn norms_squared(&self, site: Site) -> &[f32];
+    /// `||W_i + scale (B A)_i||^2` for each output `i` of a site; inputs and outputs are those of [`Sites::dims`].
+    fn lengths_squared(&self, site: Site, change: &Change<'_>) -> Vec<f64>;
     /// Row `row` of the site's weight as a file has it: for the embedding `[vocab, hidden]`.
     fn stored_row(&self, site: Site, row: usize, values: &mut [f32]);
 }
@@ -62,6 +61,20 @@ impl Inputs {
     }
 }
 
+/// Why an adapter that was read completely could not be built.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum BuildError {
+    /// It does not go with this base.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The system has no memory for it now.
+    #[error("the system has no {bytes} bytes of memory left for it")]
+    NoMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+}
+
 /// A loaded adapter: immutable, and as large as its own ranks and targets make it.
 #[derive(Debug)]
 pub struct Adapter {
@@ -96,10 +109,11 @@ impl Adapter {
         digest: Digest,
         manifest: &Manifest<'_>,
         base: &dyn Base,
-    ) -> Result<Self, Refusal> {
-        compare_copies(manifest, base)?;
+    ) -> Result<Self, BuildError> {
+        Self::compare_copies(manifest, base)?;
         let sites = base.sites();
-        let slab = Slab::new(Planned::of(manifest, sites).numbers);
+        let Planned { numbers, .. } = Planned::of(manifest, sites);
+        let slab = Slab::new(numbers).map_err(|_| BuildError::NoMemory { bytes: numbers })?;
         let mut builder = Builder { manifest, base, sites, slab };
         let mut layer = |layer| -> Result<[Option<Stack>; 4], Refusal> {
             let [qkv, o, gate_up, down] = Inputs::ALL.map(|inputs| {
@@ -120,6 +134,24 @@ impl Adapter {
         };
         adapter.bytes = adapter.measure();
         Ok(adapter)
+    }
+
+    /// Fails unless the base weights that came with the adapter are the base's own.
+    ///
+    /// PEFT may save a targeted embedding along with its delta. The delta is meant for that one, so it has to be ours.
+    pub fn compare_copies(manifest: &Manifest<'_>, base: &dyn Base) -> Result<(), Refusal> {
+        let Sites { hidden, vocab, .. } = *base.sites();
+        let (mut row, mut copy) = (vec![0.0; hidden], vec![0.0; hidden]);
+        for (site, view) in &manifest.copies {
+            for token in 0..vocab {
+                base.stored_row(*site, token, &mut row);
+                view.read(token * hidden..(token + 1) * hidden, &mut copy);
+                if row != copy {
+                    return Err(Refusal::CopyDiffers { site: *site });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Bytes that [`Self::build`] will take for `manifest`, known before anything is allocated.
@@ -251,22 +283,6 @@ fn groups(sites: &Sites) -> impl Iterator<Item = Vec<Site>> {
     layers.map(of).chain([vec![Site::Head]])
 }
 
-/// PEFT may save a targeted embedding along with its delta. The delta is meant for that one, so it has to be ours.
-fn compare_copies(manifest: &Manifest<'_>, base: &dyn Base) -> Result<(), Refusal> {
-    let Sites { hidden, vocab, .. } = *base.sites();
-    let (mut row, mut copy) = (vec![0.0; hidden], vec![0.0; hidden]);
-    for (site, view) in &manifest.copies {
-        for token in 0..vocab {
-            base.stored_row(*site, token, &mut row);
-            view.read(token * hidden..(token + 1) * hidden, &mut copy);
-            if row != copy {
-                return Err(Refusal::CopyDiffers { site: *site });
-            }
-        }
-    }
-    Ok(())
-}
-
 struct Builder<'a> {
     manifest: &'a Manifest<'a>,
     base: &'a dyn Base,
@@ -291,8 +307,10 @@ impl Builder<'_> {
         for site in group {
             let delta = self.manifest.deltas.get(site);
             if let Some(delta) = delta {
-                for (at, value) in delta.a.values().enumerate() {
-                    a.set((first + at / inputs) * padded_inputs(inputs) + at % inputs, value);
+                let mut values = delta.a.values();
+                for row in first..first + delta.rank {
+                    let start = row * padded_inputs(inputs);
+                    (start..start + inputs).zip(&mut values).for_each(|(at, v)| a.set(at, v));
                 }
             }
             sites.push(self.delta(*site, first)?);
@@ -309,45 +327,28 @@ impl Builder<'_> {
         let (_, outputs) = self.sites.dims(site);
         let (rank, scale) = (delta.rank, delta.scale);
         let mut b = self.slab.zeros(number_type(&delta.b), rank * padded_outputs(outputs));
-        for (at, value) in delta.b.values().enumerate() {
-            b.set(at % rank * padded_outputs(outputs) + at / rank, value);
+        let mut values = delta.b.values();
+        for output in 0..outputs {
+            let column = (output..).step_by(padded_outputs(outputs)).take(rank);
+            column.zip(&mut values).for_each(|(at, value)| b.set(at, value));
         }
         let own = delta.bias.as_ref().map(|b| floats(b).into_iter().map(|b| b * scale).collect());
         let low_rank = Some(LowRank { first, rank, scale, b, bias: own });
         Ok(Delta { low_rank, gain: self.gain(site, delta)?, bias })
     }
 
-    /// `m_i / ||W_i + s B_i A||`, the norm from `||W_i||^2 + 2 s B_i (A W_i^T) + s^2 B_i (A A^T) B_i^T` in `f64`.
+    /// `m_i / ||W_i + s B_i A||` for each output.
     fn gain(&self, site: Site, delta: &FileDelta<'_>) -> Result<Option<Vec<f32>>, Refusal> {
         let Some(magnitude) = &delta.magnitude else { return Ok(None) };
-        let (inputs, outputs) = self.sites.dims(site);
-        let (rank, scale) = (delta.rank, f64::from(delta.scale));
-        let (a, b, magnitude) = (floats(&delta.a), floats(&delta.b), floats(magnitude));
-        let mut through = vec![0.0; rank * outputs];
-        self.base.project(site, &a, &mut through);
-        let row = |r: usize| &a[r * inputs..(r + 1) * inputs];
-        let gram = |i: usize, j: usize| -> f64 {
-            row(i).iter().zip(row(j)).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
-        };
-        let gram: Vec<f64> = (0..rank * rank).map(|at| gram(at / rank, at % rank)).collect();
-        let gain = |(output, norm): (usize, &f32)| {
-            let b = |r: usize| f64::from(b[output * rank + r]);
-            let cross = |r: usize| b(r) * f64::from(through[r * outputs + output]);
-            let cross: f64 = (0..rank).map(cross).sum();
-            let square = |at: usize| b(at / rank) * gram[at] * b(at % rank);
-            let square: f64 = (0..rank * rank).map(square).sum();
-            let squared = f64::from(*norm) + 2.0 * scale * cross + scale * scale * square;
+        let (a, b) = (floats(&delta.a), floats(&delta.b));
+        let change = Change { rank: delta.rank, scale: delta.scale, a: &a, b: &b };
+        let lengths = self.base.lengths_squared(site, &change);
+        let gain = |(output, (magnitude, squared)): (usize, (f32, f64))| {
             #[expect(clippy::cast_possible_truncation, reason = "computed in f64, kept as f32")]
-            let gain = (f64::from(magnitude[output]) / squared.sqrt()) as f32;
+            let gain = (f64::from(magnitude) / squared.sqrt()) as f32;
             if gain.is_finite() { Ok(gain) } else { Err(Refusal::Degenerate { site, output }) }
         };
-        self.base
-            .norms_squared(site)
-            .iter()
-            .enumerate()
-            .map(gain)
-            .collect::<Result<_, _>>()
-            .map(Some)
+        magnitude.values().zip(lengths).enumerate().map(gain).collect::<Result<_, _>>().map(Some)
     }
 
     fn embed(&mut self) -> Result<Option<Embed>, Refusal> {
@@ -425,12 +426,16 @@ impl Base for ZeroBase {
         &self.0
     }
 
-    fn project(&self, _: Site, _: &[f32], y: &mut [f32]) {
-        y.fill(0.0);
-    }
-
-    fn norms_squared(&self, _: Site) -> &[f32] {
-        &[]
+    fn lengths_squared(&self, site: Site, change: &Change<'_>) -> Vec<f64> {
+        let (inputs, _) = self.0.dims(site);
+        let of = |b: &[f32]| {
+            let value = |input| {
+                let terms = b.iter().enumerate().map(|(r, b)| b * change.a[r * inputs + input]);
+                f64::from(change.scale * terms.sum::<f32>())
+            };
+            (0..inputs).map(|input| value(input).powi(2)).sum()
+        };
+        change.b.chunks_exact(change.rank).map(of).collect()
     }
 
     fn stored_row(&self, _: Site, _: usize, values: &mut [f32]) {

@@ -12,7 +12,7 @@ mod site;
 
 #[cfg(test)]
 pub(crate) use adapter::ZeroBase;
-pub use adapter::{Adapter, Base, Inputs};
+pub use adapter::{Adapter, Base, BuildError, Inputs};
 pub use batch::LoraBatch;
 pub use digest::{Digest, NotADigest};
 pub use lease::Lease;

@@ -3,7 +3,7 @@
 //! One forward pass over a flat batch of rows: prompts in chunks and single new tokens of any sequences, through any
 //! adapters, side by side.
 
-use std::{collections::HashMap, ops::Range, sync::OnceLock};
+use std::{collections::HashMap, ops::Range};
 
 use candle_core::{Device, Result, Tensor};
 
@@ -11,6 +11,7 @@ use super::{Kv, SequenceRows, Spec};
 use crate::{
     kernels::{
         attention::{Attention, Half, Write},
+        dora::Change,
         elementwise::{RmsNorm, Rotate, SiluMul},
         linear::{Linear, Projection},
         lora::StackRows,
@@ -18,7 +19,7 @@ use crate::{
         pool::Pool,
         simd::Tier,
     },
-    lora::{Adapter, Base, Inputs, LoraBatch, Module, Norm, Site, Sites},
+    lora::{Adapter, Base, Inputs, LoraBatch, Norm, Site, Sites},
 };
 
 /// One step's work: rows of any sequences, sorted so that each adapter's are one run.
@@ -42,8 +43,6 @@ pub struct Llama {
     tier: Tier,
     pool: Pool,
     weights: Weights,
-    /// `||W_i||^2` of each site's outputs, computed for the first adapter that asks.
-    norms: Vec<(Site, OnceLock<Vec<f32>>)>,
 }
 
 #[derive(Debug)]
@@ -100,12 +99,7 @@ struct Maps<'a> {
 impl Llama {
     pub(super) fn new(spec: Spec, tier: Tier, pool: Pool, weights: Weights) -> Self {
         let sites = spec.sites();
-        let norms = sites.modules().filter_map(|module| match module {
-            Module::Site(site) => Some((site, OnceLock::new())),
-            Module::Norm(_) => None,
-        });
-        let norms = norms.collect();
-        Self { spec, sites, tier, pool, weights, norms }
+        Self { spec, sites, tier, pool, weights }
     }
 
     /// The network's shape.
@@ -298,22 +292,6 @@ impl Llama {
         };
         Projection { bias: None, ..projection.clone() }
     }
-
-    #[expect(clippy::cast_possible_truncation, reason = "summed in f64, kept as f32")]
-    fn measure(&self, site: Site) -> Vec<f32> {
-        let weights = self.map(site).weights;
-        let mut row = vec![0.0; weights.inputs()];
-        let square = |x: &f32| f64::from(*x).powi(2);
-        let mut rows = vec![0.0_f64; weights.outputs()];
-        let mut columns = vec![0.0_f64; weights.inputs()];
-        for (output, sum) in rows.iter_mut().enumerate() {
-            weights.row(output, &mut row);
-            *sum = row.iter().map(square).sum();
-            columns.iter_mut().zip(&row).for_each(|(sum, x)| *sum += square(x));
-        }
-        let sums = if site == Site::Embed { columns } else { rows };
-        sums.into_iter().map(|sum| sum as f32).collect()
-    }
 }
 
 impl Base for Llama {
@@ -321,29 +299,22 @@ impl Base for Llama {
         &self.sites
     }
 
-    fn project(&self, site: Site, x: &[f32], y: &mut [f32]) {
-        let projection = self.map(site);
-        let (inputs, outputs) = self.sites.dims(site);
+    /// On the caller's own thread: whoever builds an adapter does not take the step's.
+    fn lengths_squared(&self, site: Site, change: &Change<'_>) -> Vec<f64> {
+        let weights = self.map(site).weights;
         if site != Site::Embed {
-            // On the caller's own thread: whoever builds an adapter does not take the step's.
-            let (pool, projections) = (&Pool::new(1), std::slice::from_ref(&projection));
-            let op = Linear { tier: self.tier, pool, projections, stacks: &[] };
-            return op.apply(x, x.len() / inputs, y);
+            return change.lengths_squared(self.tier, &weights);
         }
-        let mut row = vec![0.0; outputs];
-        y.fill(0.0);
-        for token in 0..inputs {
-            projection.weights.row(token, &mut row);
-            for (x, y) in x.chunks_exact(inputs).zip(y.chunks_exact_mut(outputs)) {
-                y.iter_mut().zip(&row).for_each(|(y, w)| *y += x[token] * w);
-            }
-        }
-    }
-
-    fn norms_squared(&self, site: Site) -> &[f32] {
-        let cached = self.norms.iter().find(|(of, _)| *of == site);
-        let (_, norms) = cached.expect("`norms` has every site");
-        norms.get_or_init(|| self.measure(site))
+        // It lies there as its transpose: (B A)^T = A^T B^T.
+        let (inputs, outputs) = self.sites.dims(site);
+        let transposed = |values: &[f32], columns: usize| -> Vec<f32> {
+            let column = |at| values.iter().skip(at).step_by(columns).copied();
+            (0..columns).flat_map(column).collect()
+        };
+        let (a, b) = (transposed(change.b, change.rank), transposed(change.a, inputs));
+        debug_assert_eq!(a.len(), change.rank * outputs, "B^T [rank, outputs]");
+        let change = Change { a: &a, b: &b, ..*change };
+        change.lengths_squared_of_inputs(self.tier, &weights)
     }
 
     fn stored_row(&self, site: Site, row: usize, values: &mut [f32]) {

@@ -2,7 +2,10 @@
 
 use std::{path::Path, sync::Arc};
 
-use chorus::{lora::Adapter, model::Llama};
+use chorus::{
+    lora::{Adapter, BuildError},
+    model::Llama,
+};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -104,7 +107,8 @@ fn every_adapter_computes_what_peft_does() {
                     let reference = Reference::read(&model, "reference", Some(name(&folder)));
                     reference.check(&llama, Some(&adapter), &what);
                 }
-                Err(refusal) => refused.push((what, refusal.code())),
+                Err(BuildError::Refused(refusal)) => refused.push((what, refusal.code())),
+                Err(failed) => panic!("{what}: {failed}"),
             }
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use chorus::{
     catalog::{HubAccess, Progress},
     kernels::simd::Tier,
-    lora::{Adapter, Base, Digest, Limits, LoraBatch, Refusal, peft},
+    lora::{Adapter, Base, BuildError, Digest, Limits, LoraBatch, peft},
     model::{Kv, Llama, PAGE, SequenceRows, Step},
 };
 use serde_json::Value;
@@ -41,7 +41,7 @@ pub(crate) fn load(path: &Path) -> Llama {
 }
 
 /// Reads and builds a PEFT folder, and checks that it is as large as it was said to be.
-pub(crate) fn adapter(folder: &Path, base: &Llama) -> Result<Arc<Adapter>, Refusal> {
+pub(crate) fn adapter(folder: &Path, base: &Llama) -> Result<Arc<Adapter>, BuildError> {
     let config = std::fs::read(folder.join("adapter_config.json")).unwrap();
     let weights = std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
     let manifest = peft::read(&config, &weights, base.sites(), &Limits::default())?;
