@@ -111,25 +111,16 @@ async fn transfer(
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use sha2::{Digest as _, Sha256};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::{TcpListener, TcpStream},
     };
 
     use super::*;
-    use crate::catalog::Checksum;
+    use crate::catalog::fixture::{Silent, entry};
 
     const WANTED: HubFile<'_> =
         HubFile { repo: "someone/tiny-GGUF", revision: "main", file: "tiny.gguf" };
-
-    struct Silent;
-
-    impl Progress for Silent {
-        fn begin(&self, _: &str, _: u64) {}
-        fn at(&self, _: u64) {}
-        fn note(&self, _: &str) {}
-    }
 
     /// A hub with one file, which hangs up after `cut` bytes of each answer.
     struct FakeHub {
@@ -175,18 +166,6 @@ mod tests {
             });
             let client = HFClient::builder().endpoint(endpoint).retry_max_attempts(0);
             (hub, client.build().unwrap())
-        }
-    }
-
-    fn entry(content: &[u8]) -> Entry {
-        Entry {
-            name: "tiny".into(),
-            about: String::new(),
-            file: "tiny.gguf".into(),
-            bytes: content.len() as u64,
-            sha256: Checksum::from(<[u8; 32]>::from(Sha256::digest(content))),
-            license: "Apache-2.0".into(),
-            sources: Vec::new(),
         }
     }
 

@@ -13,6 +13,9 @@ mod progress;
 mod pull;
 mod pypi;
 
+#[cfg(test)]
+mod fixture;
+
 pub use checksum::{Checksum, NotAChecksum};
 pub use digests::Digests;
 pub use entry::{DEFAULT, Entry, Source, entries, find};

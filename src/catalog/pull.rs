@@ -293,9 +293,8 @@ impl fmt::Debug for Place {
 mod tests {
     use std::{fmt::Write as _, sync::Mutex};
 
-    use sha2::{Digest as _, Sha256};
-
     use super::*;
+    use crate::catalog::fixture;
 
     #[derive(Default)]
     struct Notes(Mutex<String>);
@@ -310,15 +309,7 @@ mod tests {
 
     /// A base that lives as long as the test process.
     fn entry(content: &[u8], sources: Vec<Source>) -> &'static Entry {
-        Box::leak(Box::new(Entry {
-            name: "tiny".into(),
-            about: String::new(),
-            file: "tiny.gguf".into(),
-            bytes: content.len() as u64,
-            sha256: Checksum::from(<[u8; 32]>::from(Sha256::digest(content))),
-            license: "Apache-2.0".into(),
-            sources,
-        }))
+        Box::leak(Box::new(Entry { sources, ..fixture::entry(content) }))
     }
 
     fn hub() -> Source {

