@@ -142,9 +142,7 @@ impl Metadata<'_> {
     }
 
     fn byte_level(&self, tokens: &[Token]) -> Result<Tokenizer, LoadError> {
-        let name = self.string(PRE)?.ok_or_else(|| self.missing(PRE))?;
-        let pre = PreTokenizer::named(name)
-            .ok_or_else(|| self.unsupported(PRE, name, PreTokenizer::SUPPORTED))?;
+        let pre = self.pre_tokenizer()?;
         let vocab = vocab(tokens);
         let lines = self.strings(MERGES)?.ok_or_else(|| self.missing(MERGES))?;
         let merges = lines.iter().map(|line| self.merge(line, &vocab)).collect::<Result<_, _>>()?;
@@ -153,6 +151,19 @@ impl Metadata<'_> {
             self.tokenizer(model.build(), pre.normalizer, pretokenizer::byte_level_decoder())?;
         tokenizer.with_pre_tokenizer(Some(self.step::<PreTokenizerWrapper>(pre.splitter)?));
         Ok(tokenizer)
+    }
+
+    /// What [`PRE`] names; its `default` where it is missing, as llama.cpp has it.
+    fn pre_tokenizer(&self) -> Result<PreTokenizer, LoadError> {
+        let name = self.string(PRE)?.unwrap_or_else(|| {
+            tracing::warn!(
+                path = %self.path.display(),
+                "the file does not say how its tokenizer splits words ({PRE} is missing): the default is used, which may not be what the model was trained with; convert the model again with a current converter"
+            );
+            "default"
+        });
+        PreTokenizer::named(name)
+            .ok_or_else(|| self.unsupported(PRE, name, PreTokenizer::SUPPORTED))
     }
 
     fn sentence_piece(&self, tokens: &[Token]) -> Result<Tokenizer, LoadError> {

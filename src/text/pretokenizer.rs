@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use tokenizers::models::bpe::Merges;
 
 /// What stands before the first token of a text, and how words are told apart, for one
-/// `tokenizer.ggml.pre`. The values are those of the models' own `tokenizer.json` files.
+/// `tokenizer.ggml.pre`. The values are those of the models' own `tokenizer.json` files; `default` is llama.cpp's
+/// (`llama-vocab.cpp`), for files that do not say what their tokenizer does.
 pub(super) struct PreTokenizer {
     pub(super) normalizer: Option<Value>,
     pub(super) splitter: Value,
@@ -17,16 +18,24 @@ pub(super) struct PreTokenizer {
 
 impl PreTokenizer {
     pub(super) const SUPPORTED: &'static str =
-        "gpt-2, smollm, starcoder, llama-bpe, llama3, llama-v3, smaug-bpe, qwen2, tekken";
+        "default, gpt-2, smollm, starcoder, llama-bpe, llama3, llama-v3, smaug-bpe, qwen2, tekken";
 
     /// What `tokenizer.ggml.pre` names.
     pub(super) fn named(name: &str) -> Option<Self> {
         const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
         const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        // Each splits what the one before has left whole: punctuation, then GPT-2's words, then numbers, by three digits.
+        const DEFAULT: [&str; 4] = [
+            r"[\p{P}\$\+<=>\^~\|]+",
+            r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+            r"\p{N}+",
+            r"[0-9][0-9][0-9]",
+        ];
         const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
         let plain =
             |splitter| Self { normalizer: None, splitter, ignore_merges: false, adds_bos: false };
         Some(match name {
+            "default" => plain(split(&DEFAULT)),
             "gpt-2" => plain(byte_level_words()),
             "smollm" | "starcoder" => {
                 let digits = json!({"type": "Digits", "individual_digits": true});
@@ -34,11 +43,11 @@ impl PreTokenizer {
                 plain(json!({"type": "Sequence", "pretokenizers": steps}))
             }
             "llama-bpe" | "llama3" | "llama-v3" => {
-                Self { ignore_merges: true, adds_bos: true, ..plain(split(LLAMA3)) }
+                Self { ignore_merges: true, adds_bos: true, ..plain(split(&[LLAMA3])) }
             }
-            "smaug-bpe" => plain(split(LLAMA3)),
-            "qwen2" => Self { normalizer: Some(json!({"type": "NFC"})), ..plain(split(QWEN2)) },
-            "tekken" => Self { ignore_merges: true, ..plain(split(TEKKEN)) },
+            "smaug-bpe" => plain(split(&[LLAMA3])),
+            "qwen2" => Self { normalizer: Some(json!({"type": "NFC"})), ..plain(split(&[QWEN2])) },
+            "tekken" => Self { ignore_merges: true, ..plain(split(&[TEKKEN])) },
             _ => return None,
         })
     }
@@ -56,10 +65,14 @@ fn byte_level_words() -> Value {
         "use_regex": true})
 }
 
-fn split(pattern: &str) -> Value {
-    let words = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
-        "invert": false});
-    json!({"type": "Sequence", "pretokenizers": [words, byte_level()]})
+/// Words by one pattern after the other: what a pattern matches, and what lies between its matches.
+fn split(patterns: &[&str]) -> Value {
+    let words = |pattern: &&str| {
+        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+            "invert": false})
+    };
+    let steps: Vec<Value> = patterns.iter().map(words).chain([byte_level()]).collect();
+    json!({"type": "Sequence", "pretokenizers": steps})
 }
 
 /// What byte-level encoding does, undone.
@@ -135,6 +148,38 @@ mod tests {
         for name in PreTokenizer::SUPPORTED.split(", ") {
             assert!(PreTokenizer::named(name).is_some(), "{name}");
         }
-        assert!(PreTokenizer::named("default").is_none());
+        assert!(PreTokenizer::named("hexagon").is_none());
+    }
+
+    /// Worked out by hand from llama.cpp's patterns.
+    #[test]
+    fn the_default_splits_as_llama_cpp_does() {
+        use tokenizers::{
+            OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _,
+            PreTokenizerWrapper,
+        };
+        let splitter = PreTokenizer::named("default").unwrap().splitter;
+        let splitter: PreTokenizerWrapper = serde_json::from_value(splitter).unwrap();
+        let words = |text: &str| -> Vec<String> {
+            let mut pieces = PreTokenizedString::from(text);
+            splitter.pre_tokenize(&mut pieces).unwrap();
+            let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            splits.into_iter().map(|(_, (from, to), _)| text[from..to].to_owned()).collect()
+        };
+        let cases: [(&str, &[&str]); 8] = [
+            ("Hello world", &["Hello", " world"]),
+            // Punctuation goes first: no contraction is left, and no blank before it is its own.
+            ("it's, (well) x+=1", &["it", "'", "s", ",", " ", "(", "well", ")", " x", "+=", "1"]),
+            ("a $$ b", &["a", " ", "$$", " b"]),
+            // Numbers lose the blank before them; ASCII digits are cut by threes.
+            ("in 42 of 1234567", &["in", " ", "42", " of", " ", "123", "456", "7"]),
+            ("½ ٣٤٥٦", &["½", " ", "٣٤٥٦"]),
+            ("a  b\n\n c", &["a", " ", " b", "\n\n", " c"]),
+            ("end  ", &["end", "  "]),
+            ("日本語 №5 ☃☃", &["日本語", " №", "5", " ☃☃"]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(words(text), expected, "{text:?}");
+        }
     }
 }

@@ -230,15 +230,24 @@ fn gguf_whole_words_beat_merges_only_where_the_model_says_so() {
 }
 
 #[test]
+fn a_gguf_that_names_no_pre_tokenizer_has_the_default_one() {
+    let gguf = |pre| Gguf::byte_level(pre, &["!a"], &["! a"]);
+    let missing = gguf("gpt-2").without("tokenizer.ggml.pre").read().unwrap();
+    let default = gguf("default").read().unwrap();
+    for text in ["!a", "it's 12345"] {
+        let encode = |model: &Text| model.encode(text, Framing::Framed).unwrap();
+        assert_eq!(encode(&missing), encode(&default));
+    }
+    assert_eq!(default.encode("!a", Framing::Framed).unwrap(), ids("!a"), "two words");
+}
+
+#[test]
 fn gguf_problems_are_named() {
     let gguf = || Gguf::byte_level("gpt-2", &["ab"], &["a b"]);
     let string = |text: &str| Value::String(text.to_owned());
     let strings = |text: &str| Value::Array(vec![Value::String(text.to_owned())]);
     let cases = [
-        (gguf().with("tokenizer.ggml.pre", string("hexagon")), "\"hexagon\"; supported: gpt-2,"),
-        // No converter means a tokenizer by it.
-        (gguf().with("tokenizer.ggml.pre", string("default")), "\"default\""),
-        (gguf().without("tokenizer.ggml.pre"), "tokenizer.ggml.pre: is missing"),
+        (gguf().with("tokenizer.ggml.pre", string("hexagon")), "\"hexagon\"; supported: default, "),
         (gguf().with("tokenizer.ggml.model", string("bert")), "\"bert\"; supported: gpt2"),
         (gguf().without("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens: is missing"),
         (gguf().with("tokenizer.ggml.tokens", Value::U32(1)), "must be an array, is of type U32"),
