@@ -30,6 +30,11 @@ pub(crate) enum CliError {
     Text(#[from] text::LoadError),
     #[error("base model: {0}")]
     Model(#[from] model::LoadError),
+    #[error(
+        "base model {}: its tokenizer has {tokenizer} tokens and its network only {network}; they do not belong together, use the tokenizer that the model was trained with",
+        path.display()
+    )]
+    Vocabulary { path: PathBuf, tokenizer: usize, network: usize },
     #[error("max-context = {asked} is more than the {context} tokens of {base}: ask for less")]
     Context { asked: usize, context: usize, base: String },
     #[error(

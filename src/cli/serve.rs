@@ -127,10 +127,15 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
 }
 
 /// Reads the base: its weights, then its tokenizer, because a model of another family is better
-/// refused for what it is than for its tokenizer.
+/// refused for what it is than for its tokenizer. A network may have more tokens than its tokenizer:
+/// embeddings are padded to round numbers.
 fn load(path: &Path, threads: NonZeroUsize) -> Result<(Text, Llama), CliError> {
     let model = Llama::load(path, Tier::best(), threads.get())?;
     let text = if path.is_dir() { Text::from_dir(path) } else { Text::from_gguf(path) }?;
+    let (tokenizer, network) = (text.vocab(), model.spec().vocab);
+    if tokenizer > network {
+        return Err(CliError::Vocabulary { path: path.to_owned(), tokenizer, network });
+    }
     Ok((text, model))
 }
 

@@ -86,6 +86,25 @@ fn a_start_that_fails_says_why_in_one_line() {
 }
 
 #[test]
+fn a_tokenizer_with_more_tokens_than_the_network_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = crate::world::fixtures().join("models/tied");
+    for file in ["config.json", "model.safetensors", "tokenizer_config.json"] {
+        std::fs::copy(model.join(file), dir.path().join(file)).unwrap();
+    }
+    let mut tokenizer = crate::world::json(&model.join("tokenizer.json"));
+    let mut one_more = tokenizer["added_tokens"][0].clone();
+    one_more["id"] = 320.into();
+    one_more["content"] = "<|one_more|>".into();
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(one_more);
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let path = dir.path().to_str().unwrap();
+    let listen = ["--listen", "127.0.0.1:0", "--models-dir", path];
+    let message = refusal(&[&["serve", "--model", path][..], &listen].concat(), &[]);
+    assert!(message.contains("has 321 tokens and its network only 320"), "{message}");
+}
+
+#[test]
 fn command_lines_that_mean_nothing_say_what_would() {
     for (words, parts) in [
         (&["sing"][..], &["`sing`", "chorus --help"][..]),
