@@ -4,7 +4,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet, hash_map::DefaultHasher},
     hash::{Hash, Hasher},
-    sync::{Arc, Mutex},
+    sync::{Arc, Condvar, Mutex},
+    time::Duration,
 };
 
 use super::step::{Batch, Forward};
@@ -56,6 +57,8 @@ fn spread(entries: &[u64]) -> Vec<f32> {
 /// What the network has seen.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
+    /// Steps it has computed or begun.
+    pub(crate) steps: u64,
     /// Rows of the largest step.
     pub(crate) rows: usize,
     /// Adapters of the most mixed step.
@@ -64,26 +67,74 @@ pub(crate) struct Seen {
     pub(crate) sampled: usize,
 }
 
+/// A test's view of the network: what it has seen, and whether it may go on.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    state: Mutex<Watched>,
+    news: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    seen: Seen,
+    /// The step after so many waits.
+    halt: Option<u64>,
+}
+
+/// Longer than anything here takes; reached only by a test that fails.
+const LONG: Duration = Duration::from_mins(1);
+
+impl Watch {
+    /// What it has seen so far.
+    pub(crate) fn seen(&self) -> Seen {
+        self.state.lock().unwrap().seen
+    }
+
+    /// Lets it begin so many more steps and finish all but the last of them, which waits for [`Self::release`].
+    pub(crate) fn halt_in(&self, steps: u64) {
+        let mut state = self.state.lock().unwrap();
+        state.halt = Some(state.seen.steps + steps);
+    }
+
+    /// Returns when it stands in the step that [`Self::halt_in`] told.
+    pub(crate) fn await_halt(&self) {
+        let goes_on = |state: &mut Watched| state.halt.is_some_and(|halt| state.seen.steps < halt);
+        let waited = self.news.wait_timeout_while(self.state.lock().unwrap(), LONG, goes_on);
+        assert!(!waited.unwrap().1.timed_out(), "the step was never begun");
+    }
+
+    /// Lets it go on.
+    pub(crate) fn release(&self) {
+        self.state.lock().unwrap().halt = None;
+        self.news.notify_all();
+    }
+
+    fn note(&self, batch: &Batch<'_>) {
+        let mut state = self.state.lock().unwrap();
+        let seen = &mut state.seen;
+        seen.steps += 1;
+        seen.rows = seen.rows.max(batch.tokens.len());
+        seen.adapters = seen.adapters.max(batch.adapters.len());
+        seen.sampled = seen.sampled.max(batch.sample.len());
+        self.news.notify_all();
+        let halted = |state: &mut Watched| state.halt.is_some_and(|halt| halt <= state.seen.steps);
+        drop(self.news.wait_timeout_while(state, LONG, halted).unwrap());
+    }
+}
+
 /// The network with its KV memory.
 #[derive(Debug)]
 pub(crate) struct Fake {
     /// What was written at each place of each page.
     kv: Vec<[u64; PAGE]>,
-    seen: Arc<Mutex<Seen>>,
+    watch: Arc<Watch>,
 }
 
 impl Fake {
-    /// A network with so many pages, and what it will have seen.
-    pub(crate) fn new(pages: usize) -> (Self, Arc<Mutex<Seen>>) {
-        let seen = Arc::default();
-        (Self { kv: vec![[0; PAGE]; pages], seen: Arc::clone(&seen) }, seen)
-    }
-
-    fn note(&self, batch: &Batch<'_>) {
-        let mut seen = self.seen.lock().unwrap();
-        seen.rows = seen.rows.max(batch.tokens.len());
-        seen.adapters = seen.adapters.max(batch.adapters.len());
-        seen.sampled = seen.sampled.max(batch.sample.len());
+    /// A network with so many pages, and a view of it.
+    pub(crate) fn new(pages: usize) -> (Self, Arc<Watch>) {
+        let watch = Arc::default();
+        (Self { kv: vec![[0; PAGE]; pages], watch: Arc::clone(&watch) }, watch)
     }
 }
 
@@ -112,7 +163,7 @@ impl Forward for Fake {
     }
 
     fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>> {
-        self.note(&batch);
+        self.watch.note(&batch);
         let adapters = adapters(&batch);
         let mut logits = Vec::new();
         let mut next = 0;

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::{
     Engine, Event, Failure, Finish, Job, Lane, Refused, Sampling, Settings, Stats, TokenStream,
-    fake::{self, Fake, Seen},
+    fake::{self, Fake, Watch},
     sampler::{self, Sampler},
 };
 use crate::lora::Lease;
@@ -98,9 +98,9 @@ fn settings() -> Settings {
     }
 }
 
-fn engine(settings: Settings) -> (Engine, Arc<Mutex<Seen>>) {
-    let (network, seen) = Fake::new(settings.pages);
-    (Engine::over(network, settings).unwrap(), seen)
+fn engine(settings: Settings) -> (Engine, Arc<Watch>) {
+    let (network, watch) = Fake::new(settings.pages);
+    (Engine::over(network, settings).unwrap(), watch)
 }
 
 async fn all(mut stream: TokenStream) -> Vec<Event> {
@@ -165,7 +165,7 @@ proptest! {
         (max_running, slots) in (1..9_usize, 1..4_usize),
     ) {
         let settings = Settings { pages, context: usize::MAX, step_tokens, max_running, max_waiting: 64, slots };
-        let (engine, seen) = engine(settings);
+        let (engine, watch) = engine(settings);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let streams: Vec<_> =
             wishes.iter().map(|wish| engine.submit(wish.job()).unwrap()).collect();
@@ -180,7 +180,7 @@ proptest! {
             wishes.iter().map(|wish| wish.prompt.len() as u64).sum::<u64>()
         );
         prop_assert_eq!(stats.queue_seconds.count(), wishes.len() as u64);
-        let seen = *seen.lock().unwrap();
+        let seen = watch.seen();
         prop_assert!(seen.rows <= step_tokens && seen.adapters <= slots);
         prop_assert_eq!(seen.rows, stats.max_rows);
     }
@@ -188,12 +188,15 @@ proptest! {
 
 #[tokio::test]
 async fn a_full_pool_preempts_and_nobody_notices() {
-    let (engine, _) = engine(Settings { pages: 6, ..settings() });
+    let (engine, watch) = engine(Settings { pages: 6, ..settings() });
     let wishes = [0, 1, 2].map(|token| {
         let sampling = Sampling { seed: u64::from(token), ..Sampling::default() };
         Wish { sampling, adapter: Some(1), ..Wish::of(&[token; 10], 60) }
     });
+    // All three are there before the first of them has its second token: each wants five of the six pages.
+    watch.halt_in(1);
     let streams = wishes.clone().map(|wish| engine.submit(wish.job()).unwrap());
+    watch.release();
     for (wish, stream) in wishes.iter().zip(streams) {
         assert_eq!(all(stream).await, wish.alone());
     }
@@ -217,8 +220,8 @@ async fn jobs_that_cannot_be_are_refused() {
 
 #[tokio::test]
 async fn the_queue_has_its_bound() {
-    let (engine, seen) = engine(Settings { max_running: 1, max_waiting: 2, ..settings() });
-    let step = seen.lock().unwrap();
+    let (engine, watch) = engine(Settings { max_running: 1, max_waiting: 2, ..settings() });
+    watch.halt_in(1);
     let wish = Wish::of(&[1], 2);
     let mut streams = Vec::new();
     let refused = loop {
@@ -227,7 +230,7 @@ async fn the_queue_has_its_bound() {
             Err(refused) => break refused,
         }
     };
-    drop(step);
+    watch.release();
     assert!(matches!(refused, Refused::Full { waiting: 2..=3 }), "{refused:?}");
     assert_eq!(streams.len(), 3, "one to run and two to wait");
     for stream in streams {
@@ -245,26 +248,29 @@ fn counted(returned: &Arc<AtomicUsize>) -> Lease {
 
 #[tokio::test]
 async fn a_dropped_stream_frees_all_it_held_wherever_it_is() {
-    let (engine, seen) = engine(Settings { max_running: 1, ..settings() });
+    let (engine, watch) = engine(Settings { max_running: 1, ..settings() });
     let returned = Arc::new(AtomicUsize::new(0));
     let job =
         |prompt: &[u32]| Job { adapter: Some(counted(&returned)), ..Wish::of(prompt, 400).job() };
+    watch.halt_in(3);
     let mut decoding = engine.submit(job(&[1])).unwrap();
+    watch.await_halt();
     assert!(matches!(decoding.next().await, Some(Event::Token { .. })));
     let waiting = engine.submit(job(&[2])).unwrap();
-    let step = seen.lock().unwrap();
     drop((decoding, waiting));
-    drop(step);
+    watch.release();
     let stats = stats_when(&engine, |stats| stats.ends.cancelled == 2).await;
     assert_nothing_held(&stats);
     assert_eq!(returned.load(Ordering::SeqCst), 2);
 
-    let step = seen.lock().unwrap();
+    watch.halt_in(2);
     let prefilling = engine.submit(job(&[3; 100])).unwrap();
+    watch.await_halt();
     drop(prefilling);
-    drop(step);
+    watch.release();
     let stats = stats_when(&engine, |stats| stats.ends.cancelled == 3).await;
     assert_nothing_held(&stats);
+    assert_eq!(returned.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test]
@@ -308,13 +314,33 @@ async fn a_step_that_fails_or_panics_takes_only_its_own() {
 }
 
 #[tokio::test]
+async fn neighbours_in_a_step_that_panics_are_told_and_those_behind_it_are_served() {
+    let (engine, watch) = engine(Settings { max_running: 2, ..settings() });
+    let good = Wish { adapter: Some(1), ..Wish::of(&[1, 2], 9) };
+    watch.halt_in(1);
+    let first = engine.submit(good.job()).unwrap();
+    watch.await_halt();
+    let bad = engine.submit(Wish::of(&[1, fake::PANICS], 9).job()).unwrap();
+    let behind = engine.submit(good.job()).unwrap();
+    watch.release();
+    let mut told = all(first).await;
+    assert_eq!(told.pop(), Some(Event::Failed(Failure::Step)));
+    assert!(good.alone().starts_with(&told) && !told.is_empty(), "what came before is right");
+    assert_eq!(all(bad).await, [Event::Failed(Failure::Step)]);
+    assert_eq!(all(behind).await, good.alone());
+    let stats = engine.stats();
+    assert_eq!((stats.ends.step, stats.ends.length), (2, 1));
+    assert_nothing_held(&stats);
+}
+
+#[tokio::test]
 async fn overflow_ends_the_row_and_not_its_neighbours() {
-    let (engine, seen) = engine(settings());
+    let (engine, watch) = engine(settings());
     let good = Wish::of(&[1, 2], 30);
-    let step = seen.lock().unwrap();
+    watch.halt_in(1);
     let streams = [good.clone(), Wish::of(&[1, fake::OVERFLOWS], 30), good.clone()]
         .map(|wish| engine.submit(wish.job()).unwrap());
-    drop(step);
+    watch.release();
     let [first, bad, last] = streams;
     assert_eq!(all(bad).await, [Event::Failed(Failure::NotANumber)]);
     assert_eq!(all(first).await, good.alone());
@@ -337,11 +363,11 @@ async fn stopping_finishes_what_was_taken() {
 
 #[tokio::test]
 async fn stopping_now_fails_the_rest() {
-    let (engine, seen) = engine(Settings { max_running: 1, ..settings() });
-    let step = seen.lock().unwrap();
+    let (engine, watch) = engine(Settings { max_running: 1, ..settings() });
+    watch.halt_in(1);
     let streams = [0; 3].map(|_| engine.submit(Wish::of(&[1], 400).job()).unwrap());
     engine.stop_now();
-    drop(step);
+    watch.release();
     for stream in streams {
         assert_eq!(all(stream).await.pop(), Some(Event::Failed(Failure::Stopping)));
     }
@@ -351,13 +377,13 @@ async fn stopping_now_fails_the_rest() {
 
 #[tokio::test]
 async fn the_last_handle_takes_the_engine_with_it() {
-    let (engine, seen) = engine(settings());
+    let (engine, watch) = engine(settings());
     let other = engine.clone();
     let stream = engine.submit(Wish::of(&[1], 500).job()).unwrap();
     drop(engine);
     assert!(other.submit(Wish::of(&[1], 1).job()).is_ok());
     drop(other);
-    assert_eq!(Arc::strong_count(&seen), 1, "the thread is gone, and its network");
+    assert_eq!(Arc::strong_count(&watch), 1, "the thread is gone, and its network");
     assert!(matches!(
         all(stream).await.pop(),
         Some(Event::Failed(Failure::Stopping) | Event::Finished(_))
@@ -378,12 +404,12 @@ async fn a_prompt_alone_is_only_scored() {
 
 #[tokio::test]
 async fn steps_mix_adapters_prompts_and_answers() {
-    let (engine, seen) = engine(settings());
+    let (engine, watch) = engine(settings());
     let wish = |adapter, length| Wish { adapter: Some(adapter), ..Wish::of(&vec![1; length], 20) };
-    let step = seen.lock().unwrap();
+    watch.halt_in(1);
     let first = [0, 1, 2, 3].map(|adapter| engine.submit(wish(adapter, 2).job()).unwrap());
     let second = [0, 1, 2].map(|adapter| engine.submit(wish(adapter, 60).job()).unwrap());
-    drop(step);
+    watch.release();
     for stream in first.into_iter().chain(second) {
         assert_eq!(all(stream).await.len(), 21);
     }
