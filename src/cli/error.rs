@@ -47,6 +47,8 @@ pub(crate) enum CliError {
     Header(#[from] http::BadHeader),
     #[error("the engine did not start")]
     Engine(#[from] candle_core::Error),
+    #[error("the engine ended by a fault that the log tells; start the server again")]
+    EngineEnded,
     #[error("cannot listen on {address}; choose another address with --listen")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("the server stopped")]

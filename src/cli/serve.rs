@@ -65,12 +65,22 @@ async fn serve(config: Serve) -> Result<(), CliError> {
     };
     let plan = Plan { address, ..started.plan };
     write!(io::stdout(), "{plan}").map_err(CliError::Output)?;
-    http::serve(listener, started.app, signals.first()).await.map_err(CliError::Serve)
+    // The engine ends when it is told to. Where it does so by itself, only a new process brings it back.
+    let (engine, mut asked) = (started.engine, false);
+    let end = async {
+        tokio::select! {
+            () = signals.first() => asked = true,
+            () = engine.stopped() => {}
+        }
+    };
+    http::serve(listener, started.app, end).await.map_err(CliError::Serve)?;
+    if asked { Ok(()) } else { Err(CliError::EngineEnded) }
 }
 
 /// Everything that a listener still lacks.
 struct Started {
     app: http::App,
+    engine: Engine,
     /// With the address that was asked for, which may leave the port to the system.
     plan: Plan,
 }
@@ -122,8 +132,9 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
     };
     let adapters = Adapters::open(folder, base, settings);
     let engine = Engine::start(model, engine_settings(&config.engine, kv))?;
-    let app = http::App::new(base_model, text, adapters, engine, http_settings(config)?);
-    Ok(Started { app, plan })
+    let settings = http_settings(config)?;
+    let app = http::App::new(base_model, text, adapters, engine.clone(), settings);
+    Ok(Started { app, engine, plan })
 }
 
 /// Reads the base: its weights, then its tokenizer, because a model of another family is better

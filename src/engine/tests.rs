@@ -14,6 +14,7 @@ use super::{
     Engine, Event, Failure, Finish, Job, Lane, Refused, Sampling, Settings, Stats, TokenStream,
     fake::{self, Fake, Watch},
     sampler::{self, Sampler},
+    step::{Batch, Forward},
 };
 use crate::lora::Lease;
 
@@ -331,6 +332,37 @@ async fn neighbours_in_a_step_that_panics_are_told_and_those_behind_it_are_serve
     let stats = engine.stats();
     assert_eq!((stats.ends.step, stats.ends.length), (2, 1));
     assert_nothing_held(&stats);
+}
+
+/// A network that breaks its worker: no step of it panics, but what comes behind one does.
+struct Deadly {
+    computed: bool,
+}
+
+impl Forward for Deadly {
+    fn vocab(&self) -> usize {
+        assert!(!self.computed, "as the test wished");
+        fake::VOCAB
+    }
+
+    fn context(&self) -> usize {
+        fake::CONTEXT
+    }
+
+    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>> {
+        self.computed = true;
+        Ok(vec![0.0; batch.sample.len() * fake::VOCAB])
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_dies_leaves_nobody_waiting() {
+    let engine = Engine::over(Deadly { computed: false }, settings()).unwrap();
+    let wish = Wish::of(&[1], 9);
+    let stream = engine.submit(wish.job()).unwrap();
+    assert_eq!(all(stream).await, [Event::Failed(Failure::Stopping)]);
+    engine.stopped().await;
+    assert_eq!(engine.submit(wish.job()).unwrap_err(), Refused::Stopping);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    thread,
     time::Instant,
 };
 
@@ -236,6 +237,10 @@ impl<F: Forward> Worker<F> {
 impl<F> Drop for Worker<F> {
     /// Also when a bug unwinds the thread: nobody is left waiting, nobody new is let in.
     fn drop(&mut self) {
+        if thread::panicking() {
+            let sequences = self.answers.len();
+            tracing::error!(sequences, "the engine ends by a panic: it answers nobody any more");
+        }
         self.inbox.close();
     }
 }
