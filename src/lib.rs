@@ -54,7 +54,7 @@
 //! # One adapter
 //!
 //! ```text
-//! folder -> both files read with care, hashed, checked against the base's sites -> listed, or refused with a reason
+//! folder -> both files read with care, hashed, checked against the base -> listed, or refused with a reason
 //!        -> asked for: one load for all who wait, into a budget of bytes reserved before -> leased -> evicted when idle and oldest
 //! ```
 //!

@@ -24,7 +24,7 @@ pub struct Manifest<'a> {
     /// Base weights that PEFT stored beside the adapter, `[vocab, hidden]`; only of the embedding and the head.
     ///
     /// PEFT loads them over the base (over both, where the two are tied). The adapter is right only where they equal the base's weight, which nobody
-    /// here has seen: whoever builds the adapter must compare, and refuse a difference.
+    /// here has seen: [`Adapter::compare_copies`](super::Adapter::compare_copies) refuses a difference.
     pub copies: Vec<(Site, View<'a>)>,
     /// The largest rank of any delta.
     pub rank: usize,

@@ -1,9 +1,10 @@
 //! Tiny networks and every feature of an adapter against transformers + PEFT.
 
-use std::{path::Path, sync::Arc};
+use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
 use chorus::{
-    lora::{Adapter, BuildError},
+    adapter::{Folder, Refused, Rules, Unusable},
+    lora::{Adapter, BuildError, Limits},
     model::Llama,
 };
 use safetensors::SafeTensors;
@@ -113,6 +114,26 @@ fn every_adapter_computes_what_peft_does() {
         }
     }
     assert_eq!(refused, REFUSED.map(|(what, code)| (what.to_owned(), code)));
+}
+
+#[test]
+fn an_adapter_that_cannot_be_served_is_refused_at_the_scan() {
+    let model = fixtures().join("models/tied");
+    let rules = Rules {
+        base: &load(&model),
+        limits: &Limits::default(),
+        reserved: &[],
+        workers: NonZeroUsize::MIN,
+    };
+    let folder = Folder::scan(&model.join("adapters"), &rules).unwrap();
+    let code = |refused: &Refused| match &refused.why {
+        Unusable::Adapter(refusal) => refusal.code(),
+        other => panic!("{other}"),
+    };
+    let refused = folder.refused().iter().map(|one| (format!("tied/{}", one.folder), code(one)));
+    let expected = REFUSED.iter().filter(|(what, _)| what.starts_with("tied/"));
+    let expected = expected.map(|(what, code)| ((*what).to_owned(), *code));
+    assert_eq!(refused.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
 }
 
 #[test]
