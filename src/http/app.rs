@@ -20,11 +20,14 @@ use tokio::sync::Semaphore;
 use super::{
     body::LARGE_BODIES,
     chat, completions,
+    desks::{Asker, Desks},
     error::ApiError,
     generator::Generator,
     guard::{self, Guard},
     metrics::{self, Metrics},
-    models, ops, request_id,
+    models, ops,
+    prompt::Encoder,
+    request_id,
     select::{self, Names, Voice},
     tokenize,
 };
@@ -34,11 +37,6 @@ use crate::{
     tenant::TenantId,
     text::Text,
 };
-
-/// Inputs up to so many bytes are parsed, rendered and encoded where they arrive: it takes less than a millisecond or two.
-const INLINE: usize = 8 << 10;
-/// Larger inputs are worked on side by side, at most so many: the processor belongs to the engine.
-const DESKS: usize = 2;
 
 /// The base as clients know it.
 #[derive(Clone, Debug)]
@@ -122,7 +120,7 @@ struct Shared {
     metrics: Metrics,
     /// Set once, by the shutdown.
     draining: AtomicBool,
-    desks: Arc<Semaphore>,
+    desks: Desks,
     large_bodies: Semaphore,
 }
 
@@ -154,7 +152,7 @@ impl App {
             settings,
             metrics,
             draining: AtomicBool::new(false),
-            desks: Arc::new(Semaphore::new(DESKS)),
+            desks: Desks::new(),
             large_bodies: Semaphore::new(LARGE_BODIES),
         };
         Self { shared: Arc::new(shared) }
@@ -162,6 +160,10 @@ impl App {
 
     pub(super) fn base(&self) -> &BaseModel {
         &self.shared.base
+    }
+
+    pub(super) fn encoder(&self) -> Encoder {
+        Encoder { text: self.text().clone(), context: self.generator().context() }
     }
 
     pub(super) fn text(&self) -> &Text {
@@ -219,26 +221,13 @@ impl App {
         Ok((voice, named.unwrap_or_default()))
     }
 
-    /// Does work that takes time linear in `bytes`: at once where that is short, else off the reactor.
+    /// Does work that takes time linear in `bytes`, at a desk.
     pub(super) async fn work<T: Send + 'static>(
         &self,
         bytes: usize,
-        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+        work: impl FnOnce(&Asker) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        if bytes <= INLINE {
-            return work();
-        }
-        let desk = Arc::clone(&self.shared.desks).acquire_owned().await;
-        let desk = desk.expect("the semaphore is never closed");
-        // The desk goes along: the work goes on even if nobody waits for it any more.
-        let worked = tokio::task::spawn_blocking(move || {
-            let _desk = desk;
-            work()
-        });
-        worked.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "work on a request broke off");
-            Err(ApiError::internal())
-        })
+        self.shared.desks.work(bytes, work).await
     }
 
     /// All routes, behind the guard.

@@ -12,6 +12,7 @@ use super::{
     app::App,
     body::{Payload, parse, refuse_unsupported},
     deadline::Deadline,
+    desks::Asker,
     envelope::Envelope,
     error::ApiError,
     generate::{Answers, Order, check_choices},
@@ -99,12 +100,12 @@ async fn answer(
     (bytes, deadline): (axum::body::Bytes, Deadline),
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
-    let chat = app.work(size, move || Chat::read(&bytes)).await?;
+    let chat = app.work(size, move |_| Chat::read(&bytes)).await?;
     let (voice, requested) = app.choose(headers, chat.model)?;
-    let (text, messages) = (app.text().clone(), chat.messages);
-    let render = move || {
-        let rendered = text.render(&messages, chat.ending)?;
-        Ok(text.encode(&rendered, chat.framing)?)
+    let (encoder, messages) = (app.encoder(), chat.messages);
+    let render = move |_: &Asker| {
+        let rendered = encoder.text.render(&messages, chat.ending)?;
+        encoder.text(&rendered, chat.framing)
     };
     let prompt = app.work(size, render).await?;
     let delivery = chat.terms.delivery;

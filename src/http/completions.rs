@@ -14,10 +14,11 @@ use super::{
     app::App,
     body::{Payload, parse, refuse_unsupported},
     deadline::Deadline,
+    desks::Asker,
     envelope::Envelope,
     error::ApiError,
     generate::{Answers, Order, check_choices},
-    prompt::{self, Echo},
+    prompt::{self, Echo, Encoder},
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
     sse::{self, Chunks, Data},
     wire::{
@@ -69,13 +70,22 @@ impl Wanted {
         })
     }
 
+    /// Refuses the whole request if one of its prompts cannot fit, before the first is encoded.
+    fn check_room(&self, encoder: &Encoder) -> Result<(), ApiError> {
+        self.prompts.iter().try_for_each(|prompt| match prompt {
+            Prompt::Text(text) => encoder.check_room(text),
+            Prompt::Ids(_) => Ok(()),
+        })
+    }
+
     /// The tokens of the prompts, and the prompts again where they are to be sent back.
-    fn encode(&self, text: &Text) -> Result<Encoded, ApiError> {
+    fn encode(&self, encoder: &Encoder, asker: &Asker) -> Result<Encoded, ApiError> {
         let mut encoded = Encoded::default();
         for prompt in &self.prompts {
-            let ids = prompt::encode(text, prompt, self.framing)?;
+            asker.still_there()?;
+            let ids = encoder.prompt(prompt, self.framing)?;
             if self.echo {
-                encoded.echoes.push(Echo::new(text, prompt, &ids, self.terms.specials));
+                encoded.echoes.push(Echo::new(&encoder.text, prompt, &ids, self.terms.specials));
             }
             encoded.prompts.push(ids);
         }
@@ -106,10 +116,12 @@ async fn answer(
     (bytes, deadline): (axum::body::Bytes, Deadline),
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
-    let mut wanted = app.work(size, move || Wanted::read(&bytes)).await?;
+    let mut wanted = app.work(size, move |_| Wanted::read(&bytes)).await?;
     let (voice, requested) = app.choose(headers, wanted.model.take())?;
-    let text = app.text().clone();
-    let encode = move || wanted.encode(&text).map(|encoded| (wanted, encoded));
+    let encoder = app.encoder();
+    wanted.check_room(&encoder)?;
+    let encode =
+        move |asker: &Asker| wanted.encode(&encoder, asker).map(|encoded| (wanted, encoded));
     let (wanted, Encoded { prompts, echoes }) = app.work(size, encode).await?;
     let Wanted { terms, logprobs, echo, .. } = wanted;
     let envelope = Envelope::new("cmpl", requested.clone(), voice.clone(), &app.base().digest);

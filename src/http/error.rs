@@ -115,6 +115,15 @@ impl ApiError {
         Self::malformed(message).with_code("context_length_exceeded")
     }
 
+    /// The prompt alone does not fit, as its length tells without encoding it.
+    pub(super) fn far_too_long(least: usize, context: usize) -> Self {
+        let message = format!(
+            "This model's maximum context length is {context} tokens. However, your prompt has at least {least} tokens. \
+             Please shorten the prompt"
+        );
+        Self::malformed(message).with_code("context_length_exceeded")
+    }
+
     /// A browser acts for a page that is not ours.
     pub(super) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, message).with_code("forbidden_origin")
@@ -283,6 +292,9 @@ mod tests {
         let error = ApiError::too_long(9000, 16, 8192);
         assert!(error.message.contains("This model's maximum context length is 8192 tokens"));
         assert!(error.message.contains("9016"));
+        assert_eq!(error.code, Some("context_length_exceeded"));
+        let error = ApiError::far_too_long(9000, 8192);
+        assert!(error.message.contains("This model's maximum context length is 8192 tokens"));
         assert_eq!(error.code, Some("context_length_exceeded"));
         let error = ApiError::from(Refused::TooLong { tokens: 9000, context: 8192 });
         assert!(error.message.contains("maximum context length is 8192 tokens"));

@@ -7,6 +7,7 @@
 //! - `wire` is what JSON looks like; nothing of it is known elsewhere. `error` alone knows status codes.
 //! - `select` decides who answers, `sampling` how, `generate` runs it, `answer` turns tokens into text, `logprobs` writes scores.
 //! - `chat` and `completions` are the two shapes of that; `sse` sends either as it grows.
+//! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
 //! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take.
 
 mod answer;
@@ -15,6 +16,7 @@ mod body;
 mod chat;
 mod completions;
 mod deadline;
+mod desks;
 mod envelope;
 mod error;
 mod generate;
