@@ -359,6 +359,15 @@ fn sentence_piece_decodes_what_it_encodes() {
 }
 
 #[test]
+fn sentence_piece_continues_a_prompt_with_its_space() {
+    let text = sentence_piece().read().unwrap();
+    let prompt = text.encode("ab", Framing::Framed).unwrap();
+    let begun = |prompt: &[u32]| text.detok(Specials::Hide).after(prompt).push(word("▁ab"));
+    assert_eq!(begun(&prompt), " ab");
+    assert_eq!(begun(&text.encode("", Framing::Framed).unwrap()), "ab");
+}
+
+#[test]
 fn dir_reads_tokenizer_and_template() {
     let template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}";
     let config = json!({"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>",
