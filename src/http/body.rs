@@ -18,6 +18,7 @@ use super::{
     app::App,
     error::ApiError,
     wire::unsupported::{Scan, Unsupported},
+    words,
 };
 
 /// How long a body may take to arrive: a slow sender holds a connection no longer.
@@ -118,7 +119,12 @@ pub(super) fn refuse_unsupported(bytes: &[u8], lists: [&[Unsupported]; 2]) -> Re
 }
 
 fn malformed(error: &serde_json::Error) -> ApiError {
-    ApiError::malformed(format!("the body is not the JSON object that is expected: {error}"))
+    let problem = match error.classify() {
+        serde_json::error::Category::Data => words::of(error),
+        // These say where in the text.
+        _ => error.to_string(),
+    };
+    ApiError::malformed(format!("the body is not the JSON object that is expected: {problem}"))
 }
 
 #[cfg(test)]
@@ -185,11 +191,13 @@ mod tests {
             param(r#"{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#),
             "messages[0].content[0].type"
         );
+        assert_eq!(param(r#"{"messages":[{"role":5,"content":""}]}"#), "messages[0].role");
         assert_eq!(param(r#"{"messages":[],"logprobs":3}"#), "logprobs");
         let param = |json: &str| refusal::<CompletionFields>(json).1.unwrap();
         assert_eq!(param(r#"{"prompt":{}}"#), "prompt");
         assert_eq!(param(r#"{"prompt":[[1,-1]]}"#), "prompt[0][1]");
-        assert!(refusal::<CompletionFields>("{}").0.contains("`prompt`"));
+        assert!(refusal::<CompletionFields>("{}").0.contains("the field 'prompt' is missing"));
+        assert_eq!(param(r#"{"prompt":[1,"a"]}"#), "prompt[1]");
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod serve;
 mod sse;
 mod tokenize;
 mod wire;
+mod words;
 
 #[cfg(test)]
 mod double;
