@@ -1,12 +1,6 @@
 //! What every request shares, and which path leads where.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -15,11 +9,12 @@ use axum::{
     middleware::{from_fn, from_fn_with_state},
     routing::{get, post},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::{
     body::LARGE_BODIES,
     chat, completions,
+    deadline::Deadline,
     desks::{Asker, Desks},
     error::ApiError,
     generator::Generator,
@@ -118,10 +113,21 @@ struct Shared {
     generator: Arc<dyn Generator>,
     settings: Settings,
     metrics: Metrics,
-    /// Set once, by the shutdown.
-    draining: AtomicBool,
+    /// Moved on by the shutdown.
+    stage: watch::Sender<Stage>,
     desks: Desks,
     large_bodies: Semaphore,
+}
+
+/// How far the server is on its way to its end; it only goes forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// Requests are taken.
+    Serving,
+    /// Nothing new is begun; what has begun is finished.
+    Draining,
+    /// What has begun is given up.
+    Stopping,
 }
 
 impl App {
@@ -151,7 +157,7 @@ impl App {
             generator,
             settings,
             metrics,
-            draining: AtomicBool::new(false),
+            stage: watch::Sender::new(Stage::Serving),
             desks: Desks::new(),
             large_bodies: Semaphore::new(LARGE_BODIES),
         };
@@ -192,15 +198,55 @@ impl App {
 
     /// From now on nothing new is begun.
     pub(super) fn drain(&self) {
-        self.shared.draining.store(true, Ordering::Relaxed);
+        self.advance(Stage::Draining);
+    }
+
+    /// From now on what has begun is given up: with a 503, or in a stream with an event.
+    pub(super) fn stop(&self) {
+        self.advance(Stage::Stopping);
+        self.generator().stop_now();
+    }
+
+    fn advance(&self, stage: Stage) {
+        self.shared.stage.send_modify(|now| *now = stage.max(*now));
     }
 
     /// Refuses once the server is shutting down.
     pub(super) fn accepting(&self) -> Result<(), ApiError> {
-        if self.shared.draining.load(Ordering::Relaxed) {
-            return Err(ApiError::overloaded("the server is shutting down"));
+        if *self.shared.stage.borrow() > Stage::Serving {
+            return Err(ApiError::stopping());
         }
         Ok(())
+    }
+
+    /// What the future gives, unless nothing new is to be begun before.
+    pub(super) async fn while_accepting<T>(
+        &self,
+        future: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        self.before(Stage::Draining, future).await
+    }
+
+    /// What the future gives, unless its time is over or the server is to end before.
+    pub(super) async fn bound<T>(
+        &self,
+        deadline: Deadline,
+        future: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        self.before(Stage::Stopping, deadline.bound(future)).await
+    }
+
+    async fn before<T>(
+        &self,
+        stage: Stage,
+        future: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let mut stages = self.shared.stage.subscribe();
+        tokio::select! {
+            biased;
+            result = future => result,
+            _ = stages.wait_for(|now| *now >= stage) => Err(ApiError::stopping()),
+        }
     }
 
     /// What names mean to the caller.
@@ -219,6 +265,19 @@ impl App {
         let voice = self.with_names(|names| select::choose(header, model.as_deref(), names))?;
         let named = model.filter(|model| !model.is_empty()).or(header.map(str::to_owned));
         Ok((voice, named.unwrap_or_default()))
+    }
+
+    /// Refuses what [`App::choose`] refuses, but for a request that names nobody: tokens are the base's whoever answers.
+    pub(super) fn check_names(
+        &self,
+        headers: &HeaderMap,
+        model: Option<String>,
+    ) -> Result<(), ApiError> {
+        let header = select::header(headers, &self.settings().adapter_header.0)?;
+        if header.is_none() && model.is_none() {
+            return Ok(());
+        }
+        self.choose(headers, model).map(drop)
     }
 
     /// Does work that takes time linear in `bytes`, at a desk.

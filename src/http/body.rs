@@ -39,11 +39,16 @@ impl FromRequest<App> for Payload {
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let (head, body) = request.into_parts();
         check_type(&head.headers)?;
-        let _place = place(app, body.size_hint().upper()).await?;
-        let read = read(body, app.settings().body_limit);
-        let bytes = tokio::time::timeout(BODY_TIME, read).await;
-        bytes.map_err(|_| ApiError::slow_body())?.map(Self)
+        // Nothing is begun for a body that comes to its end during a shutdown: its sender need not be waited for.
+        app.while_accepting(receive(body, app)).await.map(Self)
     }
+}
+
+async fn receive(body: Body, app: &App) -> Result<Bytes, ApiError> {
+    let _place = place(app, body.size_hint().upper()).await?;
+    let read = read(body, app.settings().body_limit);
+    let bytes = tokio::time::timeout(BODY_TIME, read).await;
+    bytes.unwrap_or_else(|_| Err(ApiError::slow_body()))
 }
 
 /// Waits until a body of at most so many bytes may be read: without places for them, slow senders could fill the memory with what is not yet complete.
@@ -100,7 +105,8 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let problem = error.inner();
         match problem.classify() {
             serde_json::error::Category::Data if path != "." => {
-                ApiError::invalid(&path, format!("invalid value for '{path}': {problem}"))
+                let message = format!("invalid value for '{path}': {}", words::of(problem));
+                ApiError::invalid(&path, message)
             }
             _ => malformed(problem),
         }

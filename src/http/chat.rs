@@ -120,17 +120,7 @@ async fn answer(
         requested,
         deadline,
     };
-    let mut answers = Answers::begin(app, &order).await?;
-    let scored = chat.logprobs.is_some();
-    let writer = Writer { text: app.text().clone(), scored, delivery, envelope };
-    if delivery == Delivery::Whole {
-        let (choices, usage) = answers.whole().await?;
-        return Ok(writer.whole(choices, usage));
-    }
-    answers.started(sse::KEEP_ALIVE).await?;
-    let envelope = writer.envelope.clone();
-    let choices = order.terms.choices;
-    Ok(envelope.seal(sse::respond(answers, delivery, Streaming { writer, choices })))
+    deliver(app, &order, writer).await
 }
 
 /// Writes a chat's answers.

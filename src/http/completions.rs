@@ -137,20 +137,7 @@ async fn answer(
         requested,
         deadline,
     };
-    let mut answers = Answers::begin(app, &order).await?;
-    let writer = Writer {
-        text: app.text().clone(),
-        scored: logprobs.is_some(),
-        delivery,
-        envelope: envelope.clone(),
-        echoes: Echoes { prompts: echoes, per_prompt, given: vec![false; choices] },
-    };
-    if delivery == Delivery::Whole {
-        let (choices, usage) = answers.whole().await?;
-        return Ok(writer.whole(choices, usage));
-    }
-    answers.started(sse::KEEP_ALIVE).await?;
-    Ok(envelope.seal(sse::respond(answers, delivery, writer)))
+    deliver(app, &order, writer).await
 }
 
 /// Writes the answers, whole or chunk by chunk.

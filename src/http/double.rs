@@ -183,11 +183,20 @@ pub(super) fn app_with(
     plays: impl IntoIterator<Item = Play>,
     settings: Settings,
 ) -> (App, Arc<Scripted>) {
+    app_over(text(), plays, settings)
+}
+
+/// The same over another tokenizer.
+pub(super) fn app_over(
+    text: Text,
+    plays: impl IntoIterator<Item = Play>,
+    settings: Settings,
+) -> (App, Arc<Scripted>) {
     let plays = Mutex::new(plays.into_iter().collect());
     let scripted = Arc::new(Scripted { plays, ..Scripted::default() });
     let base = BaseModel { id: "org/tiny".to_owned(), digest: "ba5e".repeat(16), created: 7 };
     let generator: Arc<dyn Generator> = Arc::<Scripted>::clone(&scripted);
-    (App::over(base, text(), adapters(), generator, settings), scripted)
+    (App::over(base, text, adapters(), generator, settings), scripted)
 }
 
 /// Where the adapters lie; kept for as long as the tests run, for they are loaded on demand.

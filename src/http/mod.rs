@@ -26,6 +26,7 @@ mod logprobs;
 mod metrics;
 mod models;
 mod ops;
+mod progress;
 mod prompt;
 mod request_id;
 mod sampling;

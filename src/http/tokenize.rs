@@ -1,4 +1,5 @@
-//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape. Tokens are the base's, whichever adapter is named.
+//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape. Tokens are the base's, whichever adapter is named; a name that
+//! means nothing is refused all the same.
 
 use axum::{Json, extract::State, http::HeaderMap};
 
@@ -6,7 +7,6 @@ use super::{
     app::App,
     body::{Payload, parse},
     deadline::Deadline,
-    desks::Asker,
     error::ApiError,
     prompt,
     wire::tokens::{Detokenize, Detokenized, Tokenize, Tokenized},
@@ -20,9 +20,13 @@ pub(super) async fn tokenize(
     Payload(bytes): Payload,
 ) -> Result<Json<Tokenized>, ApiError> {
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    let (text, size) = (app.text().clone(), bytes.len());
-    let encode = move |_: &Asker| parse(&bytes).and_then(|fields| ids(&text, fields));
-    let tokens = deadline.bound(app.work(size, encode)).await?;
+    let tokens = async {
+        let (text, size) = (app.text().clone(), bytes.len());
+        let mut fields: Tokenize = app.work(size, move |_| parse(&bytes)).await?;
+        app.check_names(&headers, fields.model.take())?;
+        app.work(size, move |_| ids(&text, fields)).await
+    };
+    let tokens = app.bound(deadline, tokens).await?;
     let max_model_len = app.generator().context();
     Ok(Json(Tokenized { count: tokens.len(), max_model_len, tokens }))
 }
@@ -48,15 +52,19 @@ pub(super) async fn detokenize(
     Payload(bytes): Payload,
 ) -> Result<Json<Detokenized>, ApiError> {
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    let (text, size) = (app.text().clone(), bytes.len());
-    let decode = move |_: &Asker| {
-        let Detokenize { tokens } = parse(&bytes)?;
-        if let Some(id) = tokens.iter().find(|id| text.token_bytes(**id).is_none()) {
-            let message = format!("the vocabulary of {} tokens has no token {id}", text.vocab());
-            return Err(ApiError::invalid("tokens", message));
-        }
-        Ok(text.decode(&tokens, Specials::Show))
+    let prompt = async {
+        let (text, size) = (app.text().clone(), bytes.len());
+        let Detokenize { model, tokens } = app.work(size, move |_| parse(&bytes)).await?;
+        app.check_names(&headers, model)?;
+        app.work(size, move |_| decode(&text, &tokens)).await
     };
-    let prompt = deadline.bound(app.work(size, decode)).await?;
-    Ok(Json(Detokenized { prompt }))
+    Ok(Json(Detokenized { prompt: app.bound(deadline, prompt).await? }))
+}
+
+fn decode(text: &Text, tokens: &[u32]) -> Result<String, ApiError> {
+    if let Some(id) = tokens.iter().find(|id| text.token_bytes(**id).is_none()) {
+        let message = format!("the vocabulary of {} tokens has no token {id}", text.vocab());
+        return Err(ApiError::invalid("tokens", message));
+    }
+    Ok(text.decode(tokens, Specials::Show))
 }

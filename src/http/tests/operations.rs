@@ -50,6 +50,32 @@ async fn texts_are_tokenized_and_back() {
 }
 
 #[tokio::test]
+async fn tokens_are_not_made_for_an_unknown_name() {
+    let (app, _) = app([]);
+    for (path, request) in
+        [("/tokenize", json!({"prompt": "a"})), ("/detokenize", json!({"tokens": [97]}))]
+    {
+        for (header, model, status) in [
+            (None, json!("sql"), 200),
+            (None, json!("org/tiny"), 200),
+            (None, Value::Null, 200),
+            (None, json!("nobody"), 404),
+            (Some("sql"), Value::Null, 200),
+            (Some("nobody"), Value::Null, 404),
+            (Some("sql"), json!("nobody"), 404),
+            (Some("sql"), json!("law"), 400),
+        ] {
+            let mut request = post(path, &merge(request.clone(), json!({"model": model})));
+            if let Some(header) = header {
+                request = with_header(request, "x-adapter", header);
+            }
+            let response = send(&app, request).await;
+            assert_eq!(response.status().as_u16(), status, "{path}: {header:?}, {model}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn metrics_are_written_without_names_of_tenants() {
     let (app, _) = app([Play::say("abc")]);
     let _ = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
