@@ -2,25 +2,22 @@
 
 use std::mem;
 
-use axum::{
-    Json,
-    extract::State,
-    http::HeaderMap,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, http::HeaderMap, response::Response};
+use serde::Serialize;
 
 use super::{
     answer::{End, Piece},
     app::App,
     body::{Payload, parse, refuse_unsupported},
     deadline::Deadline,
+    delivery::{Form, deliver},
     desks::Asker,
     envelope::Envelope,
     error::ApiError,
-    generate::{Answers, Order, check_choices},
+    generate::{Opening, Order, check_choices},
     prompt::{self, Echo, Encoder},
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
-    sse::{self, Chunks, Data},
+    sse::Data,
     wire::{
         common::Common,
         completion::{Completion, CompletionChoice, CompletionFields, CompletionLogprobs},
@@ -107,7 +104,7 @@ pub(super) async fn create(
     Payload(bytes): Payload,
 ) -> Result<Response, ApiError> {
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    deadline.bound(answer(&app, &headers, (bytes, deadline))).await
+    app.bound(deadline, answer(&app, &headers, (bytes, deadline))).await
 }
 
 async fn answer(
@@ -124,11 +121,17 @@ async fn answer(
         move |asker: &Asker| wanted.encode(&encoder, asker).map(|encoded| (wanted, encoded));
     let (wanted, Encoded { prompts, echoes }) = app.work(size, encode).await?;
     let Wanted { terms, logprobs, echo, .. } = wanted;
-    let envelope = Envelope::new("cmpl", requested.clone(), voice.clone(), &app.base().digest);
-    let (delivery, choices) = (terms.delivery, prompts.len() * terms.choices);
-    let per_prompt = terms.choices;
+    let choices = prompts.len() * terms.choices;
+    let writer = Writer {
+        text: app.text().clone(),
+        scored: logprobs.is_some(),
+        delivery: terms.delivery,
+        envelope: Envelope::new("cmpl", requested.clone(), voice.clone(), &app.base().digest),
+        echoes: Echoes { prompts: echoes, per_prompt: terms.choices, given: vec![false; choices] },
+    };
     let order = Order {
         prompts,
+        opening: Opening::Continuing,
         terms,
         default_tokens: DEFAULT_TOKENS,
         logprobs,
@@ -168,13 +171,6 @@ impl Echoes {
 }
 
 impl Writer {
-    fn whole(mut self, pieces: Vec<Piece>, usage: Usage) -> Response {
-        let pieces = pieces.into_iter().enumerate();
-        let choices = pieces.map(|(index, piece)| self.choice(index, piece)).collect();
-        let completion = Json(self.completion(choices, UsageKey::Now(usage))).into_response();
-        self.envelope.seal(completion)
-    }
-
     /// What the piece adds to its choice, after the prompt where that is due.
     fn choice(&mut self, index: usize, piece: Piece) -> CompletionChoice {
         let Piece { prompt, mut text, scores, end } = piece;
@@ -211,18 +207,24 @@ impl Writer {
     }
 }
 
-impl Chunks for Writer {
+impl Form for Writer {
+    fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    fn whole(&mut self, pieces: Vec<Piece>, usage: Usage) -> impl Serialize {
+        let pieces = pieces.into_iter().enumerate();
+        let choices = pieces.map(|(index, piece)| self.choice(index, piece)).collect();
+        self.completion(choices, UsageKey::Now(usage))
+    }
+
     fn opening(&mut self) -> Vec<Data> {
         Vec::new()
     }
 
     fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Data> {
-        let usage = match self.delivery {
-            Delivery::StreamWithUsage => UsageKey::Later,
-            Delivery::Stream | Delivery::Whole => UsageKey::Absent,
-        };
         let choice = self.choice(choice, piece);
-        vec![Data::json(&self.completion(vec![choice], usage))]
+        vec![Data::json(&self.completion(vec![choice], self.delivery.usage_later()))]
     }
 
     fn usage(&mut self, usage: Usage) -> Data {

@@ -119,12 +119,12 @@ impl Echo {
         let mut starts = Vec::with_capacity(ids.len());
         let mut characters = 0;
         for id in ids {
-            starts.push(characters);
+            starts.push(characters + detok.before(*id));
             let piece = detok.push(*id);
             characters += piece.chars().count();
             decoded.push_str(&piece);
         }
-        decoded.push_str(&detok.finish());
+        // A character that the ids leave unfinished is their continuation's to complete.
         let (echo, lead) = match prompt {
             Prompt::Ids(_) => (decoded, 0),
             Prompt::Text(sent) => {
@@ -217,6 +217,13 @@ mod tests {
         assert_eq!((&*hidden.text, hidden.offsets), ("ab", vec![0, 1, 1]));
         let shown = Echo::new(&text, &prompt, &ids, Specials::Show);
         assert_eq!((&*shown.text, shown.length), ("a<|end|>b", 9));
+    }
+
+    #[test]
+    fn an_echo_leaves_an_unfinished_character_to_the_answer() {
+        let ids = vec![0xe2, u32::from(b'a'), 0xe2, 0x82];
+        let echo = Echo::new(&double::text(), &Prompt::Ids(ids.clone()), &ids, Specials::Hide);
+        assert_eq!((&*echo.text, echo.offsets), ("\u{fffd}a", vec![0, 1, 2, 2]));
     }
 
     #[test]

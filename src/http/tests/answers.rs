@@ -1,7 +1,10 @@
 //! Answers whole and streamed, in each shape.
 
 use super::{
-    super::double::{self, Play, app, ids},
+    super::{
+        app::Settings,
+        double::{self, Play, app, app_over, ids},
+    },
     *,
 };
 use crate::engine::{Event, Failure, Finish};
@@ -123,9 +126,14 @@ async fn a_client_that_leaves_cancels_its_jobs() {
     drop(response);
     assert_eq!(engine.wanted(), 0);
     let (app, engine) = self::app([Play::hang("a")]);
-    let whole = send(&app, post(CHAT, &chat(json!({}))));
-    assert!(tokio::time::timeout(Duration::from_millis(50), whole).await.is_err());
-    assert_eq!((engine.jobs().len(), engine.wanted()), (1, 0));
+    let whole = tokio::spawn({
+        let app = app.clone();
+        async move { send(&app, post(CHAT, &chat(json!({})))).await }
+    });
+    until(|| engine.wanted() == 1).await;
+    whole.abort();
+    assert!(whole.await.unwrap_err().is_cancelled());
+    assert_eq!(engine.wanted(), 0);
 }
 
 #[tokio::test]
@@ -255,4 +263,47 @@ async fn all_choices_share_one_lease() {
     assert_eq!(app.adapters().stats().misses, 1);
     drop(response);
     assert_eq!((engine.wanted(), app.adapters().stats().leased), (0, 0));
+}
+
+/// An answer of ` a` twice, over a tokenizer that puts a space before each text and drops it again.
+fn spaced() -> (App, std::sync::Arc<double::Scripted>) {
+    let token = Event::Token { id: double::SPACE_A, logprob: None };
+    let play = Play::Events(vec![token.clone(), token, Event::Finished(Finish::Stop)]);
+    app_over(double::sentence_piece(), [play], Settings::default())
+}
+
+#[tokio::test]
+async fn a_completion_keeps_the_space_that_it_begins_with() {
+    for (prompt, expected) in [(json!("a"), " a a"), (json!([double::SPECIAL]), "a a")] {
+        let (app, _) = spaced();
+        let (_, answer) = ask(&app, COMPLETIONS, completion(json!({"prompt": prompt}))).await;
+        assert_eq!(answer["choices"][0]["text"], expected, "{prompt}");
+    }
+    let (app, engine) = spaced();
+    let request = completion(json!({"prompt": "a a", "echo": true}));
+    let (_, answer) = ask(&app, COMPLETIONS, request).await;
+    assert_eq!(answer["choices"][0]["text"], "a a a a");
+    assert_eq!(engine.jobs()[0].prompt, [double::SPACE_A; 2]);
+}
+
+#[tokio::test]
+async fn a_chat_begins_without_the_space_unless_it_is_continued() {
+    let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]);
+    for (continued, expected) in [(false, "a a"), (true, " a a")] {
+        let (app, _) = spaced();
+        let request = json!({"messages": messages, "continue_final_message": continued});
+        let (_, answer) = ask(&app, CHAT, chat(request)).await;
+        assert_eq!(answer["choices"][0]["message"]["content"], expected);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_completes_the_character_that_its_prompt_began() {
+    let (app, _) = app([Play::Events(vec![
+        Event::Token { id: 0xac, logprob: None },
+        Event::Finished(Finish::Length),
+    ])]);
+    let request = completion(json!({"prompt": [97, 0xe2, 0x82], "echo": true}));
+    let (_, answer) = ask(&app, COMPLETIONS, request).await;
+    assert_eq!(answer["choices"][0]["text"], "a\u{20ac}");
 }
