@@ -127,6 +127,16 @@ impl Adapters {
         let registry = Registry::default();
         for found in folder.adapters() {
             registry.publish(TenantId::DEFAULT, &found.name, found.created, &found.facts);
+            let (memory, budget) = (found.facts.memory, settings.budget);
+            if memory > budget {
+                let name = found.name.as_str();
+                tracing::warn!(
+                    name,
+                    memory,
+                    budget,
+                    "an adapter is larger than the adapter budget"
+                );
+            }
         }
         let cache = Cache::new(Shelf { folder, base }, settings);
         Self { shared: Arc::new(Shared { registry, cache, budget: settings.budget }) }

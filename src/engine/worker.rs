@@ -35,9 +35,9 @@ pub(crate) struct Worker<F> {
     answers: BTreeMap<SequenceId, Answer>,
     /// Jobs taken so far: the next one's name.
     taken: u64,
-    /// As it will be published after this step.
+    /// As it will be published before and after this step.
     stats: Stats,
-    /// To be sent once this step is published.
+    /// To be sent once their ends are published.
     farewells: Vec<Farewell>,
     inbox: Arc<Inbox>,
     /// Dropped with the worker: that is how others know that it is gone.
@@ -118,6 +118,8 @@ impl<F: Forward> Worker<F> {
                 self.stats.queue_seconds.record(waited);
             }
         }
+        // A step takes long: who runs in it is seen meanwhile, and who was ended before it hears of that.
+        self.publish();
         let logits = self.compute(&plan);
         let done = Instant::now();
         self.count(&plan);
@@ -217,7 +219,7 @@ impl<F: Forward> Worker<F> {
         self.publish();
     }
 
-    /// Makes this step's numbers public, then tells the ends: who has seen an end finds it counted.
+    /// Makes the numbers public, then tells the ends: who has seen an end finds it counted.
     fn publish(&mut self) {
         self.stats.running = self.scheduler.running();
         self.stats.waiting = self.scheduler.waiting();
@@ -242,5 +244,71 @@ impl<F> Drop for Worker<F> {
             tracing::error!(sequences, "the engine ends by a panic: it answers nobody any more");
         }
         self.inbox.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, time::Duration};
+
+    use super::*;
+    use crate::engine::{Engine, Event, Finish, Job, Sampling};
+
+    /// A network whose step lasts until it is let go.
+    struct Held {
+        begun: mpsc::Sender<()>,
+        go: mpsc::Receiver<()>,
+    }
+
+    impl Forward for Held {
+        fn vocab(&self) -> usize {
+            2
+        }
+
+        fn context(&self) -> usize {
+            16
+        }
+
+        fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>> {
+            self.begun.send(()).unwrap();
+            self.go.recv().unwrap();
+            Ok(vec![0.0; batch.sample.len() * 2])
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_counted_as_running_in_its_first_step() {
+        let (begin, begun) = mpsc::channel();
+        let (go, gone) = mpsc::channel();
+        let settings = Settings {
+            pages: 4,
+            context: 16,
+            step_tokens: 8,
+            max_running: 2,
+            max_waiting: 2,
+            slots: 1,
+        };
+        let engine = Engine::over(Held { begun: begin, go: gone }, settings).unwrap();
+        let job = Job {
+            prompt: vec![1],
+            adapter: None,
+            sampling: Sampling::default(),
+            max_tokens: 1,
+            stop_tokens: Arc::new([]),
+            logprobs: None,
+            prompt_logprobs: None,
+            lane: Lane::default(),
+            deadline: None,
+        };
+        let mut stream = engine.submit(job).unwrap();
+        begun.recv_timeout(Duration::from_secs(10)).unwrap();
+        let stats = engine.stats();
+        assert_eq!((stats.running, stats.waiting, stats.steps), (1, 0, 0));
+        assert!(stats.pages_free < stats.pages_total);
+        go.send(()).unwrap();
+        while let Some(event) = stream.next().await {
+            assert!(matches!(event, Event::Token { .. } | Event::Finished(Finish::Length)));
+        }
+        assert_eq!((engine.stats().running, engine.stats().steps), (0, 1));
     }
 }

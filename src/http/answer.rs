@@ -110,12 +110,12 @@ impl Answer {
 
     fn token(&mut self, id: u32, logprob: Option<Logprob>) -> Piece {
         self.tokens += 1;
+        let offset = self.decoded + self.detok.before(id);
         let text = self.detok.push(id);
-        let offset = self.decoded;
         self.decoded += text.chars().count();
         if let Some(logprob) = logprob {
             // A token without text of its own is due when all text before it is out.
-            let due = if text.is_empty() { offset } else { offset + 1 };
+            let due = if self.decoded > offset { offset + 1 } else { offset };
             self.held.push_back(Held { scored: Scored { logprob, offset }, due });
         }
         let released = self.stops.push(&text);
@@ -205,6 +205,14 @@ mod tests {
         let whole = whole(pieces);
         assert_eq!(whole.text, "a\u{20ac}b");
         assert_eq!(offsets(&whole), [0, 1, 1, 1, 2]);
+    }
+
+    #[test]
+    fn offsets_agree_with_the_text_after_an_unfinished_character() {
+        let whole =
+            whole(pieces(&mut answer(&[], Keep::Cut), [0x61, 0xe2, 0x82, 0x62, 0xf0, 0xc3]));
+        assert_eq!(whole.text, "a\u{fffd}b\u{fffd}\u{fffd}");
+        assert_eq!(offsets(&whole), [0, 1, 1, 2, 3, 4]);
     }
 
     #[test]

@@ -1,12 +1,6 @@
 //! What every request shares, and which path leads where.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -15,16 +9,20 @@ use axum::{
     middleware::{from_fn, from_fn_with_state},
     routing::{get, post},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::{
     body::LARGE_BODIES,
     chat, completions,
+    deadline::Deadline,
+    desks::{Asker, Desks},
     error::ApiError,
     generator::Generator,
     guard::{self, Guard},
     metrics::{self, Metrics},
-    models, ops, request_id,
+    models, ops,
+    prompt::Encoder,
+    request_id,
     select::{self, Names, Voice},
     tokenize,
 };
@@ -34,11 +32,6 @@ use crate::{
     tenant::TenantId,
     text::Text,
 };
-
-/// Inputs up to so many bytes are parsed, rendered and encoded where they arrive: it takes less than a millisecond or two.
-const INLINE: usize = 8 << 10;
-/// Larger inputs are worked on side by side, at most so many: the processor belongs to the engine.
-const DESKS: usize = 2;
 
 /// The base as clients know it.
 #[derive(Clone, Debug)]
@@ -120,10 +113,21 @@ struct Shared {
     generator: Arc<dyn Generator>,
     settings: Settings,
     metrics: Metrics,
-    /// Set once, by the shutdown.
-    draining: AtomicBool,
-    desks: Arc<Semaphore>,
+    /// Moved on by the shutdown.
+    stage: watch::Sender<Stage>,
+    desks: Desks,
     large_bodies: Semaphore,
+}
+
+/// How far the server is on its way to its end; it only goes forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// Requests are taken.
+    Serving,
+    /// Nothing new is begun; what has begun is finished.
+    Draining,
+    /// What has begun is given up.
+    Stopping,
 }
 
 impl App {
@@ -153,8 +157,8 @@ impl App {
             generator,
             settings,
             metrics,
-            draining: AtomicBool::new(false),
-            desks: Arc::new(Semaphore::new(DESKS)),
+            stage: watch::Sender::new(Stage::Serving),
+            desks: Desks::new(),
             large_bodies: Semaphore::new(LARGE_BODIES),
         };
         Self { shared: Arc::new(shared) }
@@ -162,6 +166,10 @@ impl App {
 
     pub(super) fn base(&self) -> &BaseModel {
         &self.shared.base
+    }
+
+    pub(super) fn encoder(&self) -> Encoder {
+        Encoder { text: self.text().clone(), context: self.generator().context() }
     }
 
     pub(super) fn text(&self) -> &Text {
@@ -190,15 +198,55 @@ impl App {
 
     /// From now on nothing new is begun.
     pub(super) fn drain(&self) {
-        self.shared.draining.store(true, Ordering::Relaxed);
+        self.advance(Stage::Draining);
+    }
+
+    /// From now on what has begun is given up: with a 503, or in a stream with an event.
+    pub(super) fn stop(&self) {
+        self.advance(Stage::Stopping);
+        self.generator().stop_now();
+    }
+
+    fn advance(&self, stage: Stage) {
+        self.shared.stage.send_modify(|now| *now = stage.max(*now));
     }
 
     /// Refuses once the server is shutting down.
     pub(super) fn accepting(&self) -> Result<(), ApiError> {
-        if self.shared.draining.load(Ordering::Relaxed) {
-            return Err(ApiError::overloaded("the server is shutting down"));
+        if *self.shared.stage.borrow() > Stage::Serving {
+            return Err(ApiError::stopping());
         }
         Ok(())
+    }
+
+    /// What the future gives, unless nothing new is to be begun before.
+    pub(super) async fn while_accepting<T>(
+        &self,
+        future: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        self.before(Stage::Draining, future).await
+    }
+
+    /// What the future gives, unless its time is over or the server is to end before.
+    pub(super) async fn bound<T>(
+        &self,
+        deadline: Deadline,
+        future: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        self.before(Stage::Stopping, deadline.bound(future)).await
+    }
+
+    async fn before<T>(
+        &self,
+        stage: Stage,
+        future: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let mut stages = self.shared.stage.subscribe();
+        tokio::select! {
+            biased;
+            result = future => result,
+            _ = stages.wait_for(|now| *now >= stage) => Err(ApiError::stopping()),
+        }
     }
 
     /// What names mean to the caller.
@@ -219,26 +267,26 @@ impl App {
         Ok((voice, named.unwrap_or_default()))
     }
 
-    /// Does work that takes time linear in `bytes`: at once where that is short, else off the reactor.
+    /// Refuses what [`App::choose`] refuses, but for a request that names nobody: tokens are the base's whoever answers.
+    pub(super) fn check_names(
+        &self,
+        headers: &HeaderMap,
+        model: Option<String>,
+    ) -> Result<(), ApiError> {
+        let header = select::header(headers, &self.settings().adapter_header.0)?;
+        if header.is_none() && model.is_none() {
+            return Ok(());
+        }
+        self.choose(headers, model).map(drop)
+    }
+
+    /// Does work that takes time linear in `bytes`, at a desk.
     pub(super) async fn work<T: Send + 'static>(
         &self,
         bytes: usize,
-        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+        work: impl FnOnce(&Asker) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        if bytes <= INLINE {
-            return work();
-        }
-        let desk = Arc::clone(&self.shared.desks).acquire_owned().await;
-        let desk = desk.expect("the semaphore is never closed");
-        // The desk goes along: the work goes on even if nobody waits for it any more.
-        let worked = tokio::task::spawn_blocking(move || {
-            let _desk = desk;
-            work()
-        });
-        worked.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "work on a request broke off");
-            Err(ApiError::internal())
-        })
+        self.shared.desks.work(bytes, work).await
     }
 
     /// All routes, behind the guard.

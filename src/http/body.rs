@@ -18,6 +18,7 @@ use super::{
     app::App,
     error::ApiError,
     wire::unsupported::{Scan, Unsupported},
+    words,
 };
 
 /// How long a body may take to arrive: a slow sender holds a connection no longer.
@@ -38,11 +39,16 @@ impl FromRequest<App> for Payload {
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let (head, body) = request.into_parts();
         check_type(&head.headers)?;
-        let _place = place(app, body.size_hint().upper()).await?;
-        let read = read(body, app.settings().body_limit);
-        let bytes = tokio::time::timeout(BODY_TIME, read).await;
-        bytes.map_err(|_| ApiError::slow_body())?.map(Self)
+        // Nothing is begun for a body that comes to its end during a shutdown: its sender need not be waited for.
+        app.while_accepting(receive(body, app)).await.map(Self)
     }
+}
+
+async fn receive(body: Body, app: &App) -> Result<Bytes, ApiError> {
+    let _place = place(app, body.size_hint().upper()).await?;
+    let read = read(body, app.settings().body_limit);
+    let bytes = tokio::time::timeout(BODY_TIME, read).await;
+    bytes.unwrap_or_else(|_| Err(ApiError::slow_body()))
 }
 
 /// Waits until a body of at most so many bytes may be read: without places for them, slow senders could fill the memory with what is not yet complete.
@@ -99,7 +105,8 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let problem = error.inner();
         match problem.classify() {
             serde_json::error::Category::Data if path != "." => {
-                ApiError::invalid(&path, format!("invalid value for '{path}': {problem}"))
+                let message = format!("invalid value for '{path}': {}", words::of(problem));
+                ApiError::invalid(&path, message)
             }
             _ => malformed(problem),
         }
@@ -118,7 +125,12 @@ pub(super) fn refuse_unsupported(bytes: &[u8], lists: [&[Unsupported]; 2]) -> Re
 }
 
 fn malformed(error: &serde_json::Error) -> ApiError {
-    ApiError::malformed(format!("the body is not the JSON object that is expected: {error}"))
+    let problem = match error.classify() {
+        serde_json::error::Category::Data => words::of(error),
+        // These say where in the text.
+        _ => error.to_string(),
+    };
+    ApiError::malformed(format!("the body is not the JSON object that is expected: {problem}"))
 }
 
 #[cfg(test)]
@@ -185,11 +197,13 @@ mod tests {
             param(r#"{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#),
             "messages[0].content[0].type"
         );
+        assert_eq!(param(r#"{"messages":[{"role":5,"content":""}]}"#), "messages[0].role");
         assert_eq!(param(r#"{"messages":[],"logprobs":3}"#), "logprobs");
         let param = |json: &str| refusal::<CompletionFields>(json).1.unwrap();
         assert_eq!(param(r#"{"prompt":{}}"#), "prompt");
         assert_eq!(param(r#"{"prompt":[[1,-1]]}"#), "prompt[0][1]");
-        assert!(refusal::<CompletionFields>("{}").0.contains("`prompt`"));
+        assert!(refusal::<CompletionFields>("{}").0.contains("the field 'prompt' is missing"));
+        assert_eq!(param(r#"{"prompt":[1,"a"]}"#), "prompt[1]");
     }
 
     #[test]

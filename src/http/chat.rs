@@ -1,23 +1,21 @@
 //! `POST /v1/chat/completions`
 
-use axum::{
-    Json,
-    extract::State,
-    http::HeaderMap,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, http::HeaderMap, response::Response};
+use serde::Serialize;
 
 use super::{
     answer::{Piece, Scored},
     app::App,
     body::{Payload, parse, refuse_unsupported},
     deadline::Deadline,
+    delivery::{Form, deliver},
+    desks::Asker,
     envelope::Envelope,
     error::ApiError,
-    generate::{Answers, Order, check_choices},
+    generate::{Opening, Order, check_choices},
     logprobs, prompt,
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
-    sse::{self, Chunks, Data},
+    sse::Data,
     wire::{
         chat::{
             ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatFields, ChatLogprobs, Delta,
@@ -90,7 +88,7 @@ pub(super) async fn create(
     Payload(bytes): Payload,
 ) -> Result<Response, ApiError> {
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    deadline.bound(answer(&app, &headers, (bytes, deadline))).await
+    app.bound(deadline, answer(&app, &headers, (bytes, deadline))).await
 }
 
 async fn answer(
@@ -99,18 +97,28 @@ async fn answer(
     (bytes, deadline): (axum::body::Bytes, Deadline),
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
-    let chat = app.work(size, move || Chat::read(&bytes)).await?;
+    let chat = app.work(size, move |_| Chat::read(&bytes)).await?;
     let (voice, requested) = app.choose(headers, chat.model)?;
-    let (text, messages) = (app.text().clone(), chat.messages);
-    let render = move || {
-        let rendered = text.render(&messages, chat.ending)?;
-        Ok(text.encode(&rendered, chat.framing)?)
+    let (encoder, messages) = (app.encoder(), chat.messages);
+    let render = move |_: &Asker| {
+        let rendered = encoder.text.render(&messages, chat.ending)?;
+        encoder.text(&rendered, chat.framing)
     };
     let prompt = app.work(size, render).await?;
-    let delivery = chat.terms.delivery;
-    let envelope = Envelope::new("chatcmpl", requested.clone(), voice.clone(), &app.base().digest);
+    let opening = match chat.ending {
+        Ending::Continue => Opening::Continuing,
+        Ending::Prompt | Ending::Open => Opening::Anew,
+    };
+    let writer = Writer {
+        text: app.text().clone(),
+        scored: chat.logprobs.is_some(),
+        delivery: chat.terms.delivery,
+        choices: chat.terms.choices,
+        envelope: Envelope::new("chatcmpl", requested.clone(), voice.clone(), &app.base().digest),
+    };
     let order = Order {
         prompts: vec![prompt],
+        opening,
         terms: chat.terms,
         default_tokens: app.settings().chat_tokens,
         logprobs: chat.logprobs,
@@ -119,17 +127,7 @@ async fn answer(
         requested,
         deadline,
     };
-    let mut answers = Answers::begin(app, &order).await?;
-    let scored = chat.logprobs.is_some();
-    let writer = Writer { text: app.text().clone(), scored, delivery, envelope };
-    if delivery == Delivery::Whole {
-        let (choices, usage) = answers.whole().await?;
-        return Ok(writer.whole(choices, usage));
-    }
-    answers.started(sse::KEEP_ALIVE).await?;
-    let envelope = writer.envelope.clone();
-    let choices = order.terms.choices;
-    Ok(envelope.seal(sse::respond(answers, delivery, Streaming { writer, choices })))
+    deliver(app, &order, writer).await
 }
 
 /// Writes a chat's answers.
@@ -138,42 +136,18 @@ struct Writer {
     text: Text,
     scored: bool,
     delivery: Delivery,
+    choices: usize,
     envelope: Envelope,
 }
 
 impl Writer {
-    fn whole(&self, choices: Vec<Piece>, usage: Usage) -> Response {
-        let Envelope { id, created, model, fingerprint, .. } = &self.envelope;
-        let choices = choices.into_iter().enumerate().map(|(index, piece)| ChatChoice {
-            index,
-            logprobs: self.logprobs(piece.scores),
-            message: MessageOut { role: ROLE, content: piece.text, refusal: None },
-            finish_reason: piece.end.expect("a whole choice has an end").reason(),
-        });
-        let completion = ChatCompletion {
-            id,
-            object: "chat.completion",
-            created: *created,
-            model,
-            choices: choices.collect(),
-            usage,
-            system_fingerprint: fingerprint,
-        };
-        self.envelope.seal(Json(completion).into_response())
-    }
-
     fn logprobs(&self, scores: Vec<Scored>) -> Option<ChatLogprobs> {
         let scores = scores.into_iter().map(|scored| scored.logprob);
         self.scored.then(|| logprobs::chat(&self.text, scores))
     }
 
-    fn chunk(&self, choices: Vec<ChatDelta>, usage: Option<Usage>) -> Data {
+    fn chunk(&self, choices: Vec<ChatDelta>, usage: UsageKey) -> Data {
         let Envelope { id, created, model, fingerprint, .. } = &self.envelope;
-        let usage = match (usage, self.delivery) {
-            (Some(usage), _) => UsageKey::Now(usage),
-            (None, Delivery::StreamWithUsage) => UsageKey::Later,
-            (None, _) => UsageKey::Absent,
-        };
         Data::json(&ChatChunk {
             id,
             object: "chat.completion.chunk",
@@ -184,40 +158,60 @@ impl Writer {
             usage,
         })
     }
+
+    fn delta(&self, delta: ChatDelta) -> Data {
+        self.chunk(vec![delta], self.delivery.usage_later())
+    }
 }
 
-/// Writes them chunk by chunk.
-#[derive(Debug)]
-struct Streaming {
-    writer: Writer,
-    choices: usize,
-}
+impl Form for Writer {
+    fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
 
-impl Chunks for Streaming {
+    fn whole(&mut self, choices: Vec<Piece>, usage: Usage) -> impl Serialize {
+        let Envelope { id, created, model, fingerprint, .. } = &self.envelope;
+        let choices = choices.into_iter().enumerate().map(|(index, piece)| ChatChoice {
+            index,
+            logprobs: self.logprobs(piece.scores),
+            message: MessageOut { role: ROLE, content: piece.text, refusal: None },
+            finish_reason: piece.end.expect("a whole choice has an end").reason(),
+        });
+        ChatCompletion {
+            id,
+            object: "chat.completion",
+            created: *created,
+            model,
+            choices: choices.collect(),
+            usage,
+            system_fingerprint: fingerprint,
+        }
+    }
+
     fn opening(&mut self) -> Vec<Data> {
         let delta = |index| {
             let delta = Delta { role: Some(ROLE), content: Some(String::new()) };
-            ChatDelta { index, delta, logprobs: None, finish_reason: None }
+            self.delta(ChatDelta { index, delta, logprobs: None, finish_reason: None })
         };
-        (0..self.choices).map(|index| self.writer.chunk(vec![delta(index)], None)).collect()
+        (0..self.choices).map(delta).collect()
     }
 
     fn piece(&mut self, index: usize, piece: Piece) -> Vec<Data> {
         let Piece { prompt: _, text, scores, end } = piece;
-        let mut deltas = Vec::new();
+        let mut chunks = Vec::new();
         if !text.is_empty() || !scores.is_empty() {
             let delta = Delta { role: None, content: Some(text) };
-            let logprobs = self.writer.logprobs(scores);
-            deltas.push(ChatDelta { index, delta, logprobs, finish_reason: None });
+            let logprobs = self.logprobs(scores);
+            chunks.push(self.delta(ChatDelta { index, delta, logprobs, finish_reason: None }));
         }
         if let Some(end) = end {
             let (delta, finish_reason) = (Delta::default(), Some(end.reason()));
-            deltas.push(ChatDelta { index, delta, logprobs: None, finish_reason });
+            chunks.push(self.delta(ChatDelta { index, delta, logprobs: None, finish_reason }));
         }
-        deltas.into_iter().map(|delta| self.writer.chunk(vec![delta], None)).collect()
+        chunks
     }
 
     fn usage(&mut self, usage: Usage) -> Data {
-        self.writer.chunk(vec![], Some(usage))
+        self.chunk(vec![], UsageKey::Now(usage))
     }
 }

@@ -2,24 +2,22 @@
 
 use std::mem;
 
-use axum::{
-    Json,
-    extract::State,
-    http::HeaderMap,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, http::HeaderMap, response::Response};
+use serde::Serialize;
 
 use super::{
     answer::{End, Piece},
     app::App,
     body::{Payload, parse, refuse_unsupported},
     deadline::Deadline,
+    delivery::{Form, deliver},
+    desks::Asker,
     envelope::Envelope,
     error::ApiError,
-    generate::{Answers, Order, check_choices},
-    prompt::{self, Echo},
+    generate::{Opening, Order, check_choices},
+    prompt::{self, Echo, Encoder},
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
-    sse::{self, Chunks, Data},
+    sse::Data,
     wire::{
         common::Common,
         completion::{Completion, CompletionChoice, CompletionFields, CompletionLogprobs},
@@ -69,13 +67,22 @@ impl Wanted {
         })
     }
 
+    /// Refuses the whole request if one of its prompts cannot fit, before the first is encoded.
+    fn check_room(&self, encoder: &Encoder) -> Result<(), ApiError> {
+        self.prompts.iter().try_for_each(|prompt| match prompt {
+            Prompt::Text(text) => encoder.check_room(text),
+            Prompt::Ids(_) => Ok(()),
+        })
+    }
+
     /// The tokens of the prompts, and the prompts again where they are to be sent back.
-    fn encode(&self, text: &Text) -> Result<Encoded, ApiError> {
+    fn encode(&self, encoder: &Encoder, asker: &Asker) -> Result<Encoded, ApiError> {
         let mut encoded = Encoded::default();
         for prompt in &self.prompts {
-            let ids = prompt::encode(text, prompt, self.framing)?;
+            asker.still_there()?;
+            let ids = encoder.prompt(prompt, self.framing)?;
             if self.echo {
-                encoded.echoes.push(Echo::new(text, prompt, &ids, self.terms.specials));
+                encoded.echoes.push(Echo::new(&encoder.text, prompt, &ids, self.terms.specials));
             }
             encoded.prompts.push(ids);
         }
@@ -97,7 +104,7 @@ pub(super) async fn create(
     Payload(bytes): Payload,
 ) -> Result<Response, ApiError> {
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    deadline.bound(answer(&app, &headers, (bytes, deadline))).await
+    app.bound(deadline, answer(&app, &headers, (bytes, deadline))).await
 }
 
 async fn answer(
@@ -106,17 +113,25 @@ async fn answer(
     (bytes, deadline): (axum::body::Bytes, Deadline),
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
-    let mut wanted = app.work(size, move || Wanted::read(&bytes)).await?;
+    let mut wanted = app.work(size, move |_| Wanted::read(&bytes)).await?;
     let (voice, requested) = app.choose(headers, wanted.model.take())?;
-    let text = app.text().clone();
-    let encode = move || wanted.encode(&text).map(|encoded| (wanted, encoded));
+    let encoder = app.encoder();
+    wanted.check_room(&encoder)?;
+    let encode =
+        move |asker: &Asker| wanted.encode(&encoder, asker).map(|encoded| (wanted, encoded));
     let (wanted, Encoded { prompts, echoes }) = app.work(size, encode).await?;
     let Wanted { terms, logprobs, echo, .. } = wanted;
-    let envelope = Envelope::new("cmpl", requested.clone(), voice.clone(), &app.base().digest);
-    let (delivery, choices) = (terms.delivery, prompts.len() * terms.choices);
-    let per_prompt = terms.choices;
+    let choices = prompts.len() * terms.choices;
+    let writer = Writer {
+        text: app.text().clone(),
+        scored: logprobs.is_some(),
+        delivery: terms.delivery,
+        envelope: Envelope::new("cmpl", requested.clone(), voice.clone(), &app.base().digest),
+        echoes: Echoes { prompts: echoes, per_prompt: terms.choices, given: vec![false; choices] },
+    };
     let order = Order {
         prompts,
+        opening: Opening::Continuing,
         terms,
         default_tokens: DEFAULT_TOKENS,
         logprobs,
@@ -125,20 +140,7 @@ async fn answer(
         requested,
         deadline,
     };
-    let mut answers = Answers::begin(app, &order).await?;
-    let writer = Writer {
-        text: app.text().clone(),
-        scored: logprobs.is_some(),
-        delivery,
-        envelope: envelope.clone(),
-        echoes: Echoes { prompts: echoes, per_prompt, given: vec![false; choices] },
-    };
-    if delivery == Delivery::Whole {
-        let (choices, usage) = answers.whole().await?;
-        return Ok(writer.whole(choices, usage));
-    }
-    answers.started(sse::KEEP_ALIVE).await?;
-    Ok(envelope.seal(sse::respond(answers, delivery, writer)))
+    deliver(app, &order, writer).await
 }
 
 /// Writes the answers, whole or chunk by chunk.
@@ -169,13 +171,6 @@ impl Echoes {
 }
 
 impl Writer {
-    fn whole(mut self, pieces: Vec<Piece>, usage: Usage) -> Response {
-        let pieces = pieces.into_iter().enumerate();
-        let choices = pieces.map(|(index, piece)| self.choice(index, piece)).collect();
-        let completion = Json(self.completion(choices, UsageKey::Now(usage))).into_response();
-        self.envelope.seal(completion)
-    }
-
     /// What the piece adds to its choice, after the prompt where that is due.
     fn choice(&mut self, index: usize, piece: Piece) -> CompletionChoice {
         let Piece { prompt, mut text, scores, end } = piece;
@@ -212,18 +207,24 @@ impl Writer {
     }
 }
 
-impl Chunks for Writer {
+impl Form for Writer {
+    fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    fn whole(&mut self, pieces: Vec<Piece>, usage: Usage) -> impl Serialize {
+        let pieces = pieces.into_iter().enumerate();
+        let choices = pieces.map(|(index, piece)| self.choice(index, piece)).collect();
+        self.completion(choices, UsageKey::Now(usage))
+    }
+
     fn opening(&mut self) -> Vec<Data> {
         Vec::new()
     }
 
     fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Data> {
-        let usage = match self.delivery {
-            Delivery::StreamWithUsage => UsageKey::Later,
-            Delivery::Stream | Delivery::Whole => UsageKey::Absent,
-        };
         let choice = self.choice(choice, piece);
-        vec![Data::json(&self.completion(vec![choice], usage))]
+        vec![Data::json(&self.completion(vec![choice], self.delivery.usage_later()))]
     }
 
     fn usage(&mut self, usage: Usage) -> Data {

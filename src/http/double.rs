@@ -27,21 +27,44 @@ use crate::{
 
 /// The token that ends an answer, written `<|end|>`; all others are bytes.
 pub(super) const SPECIAL: u32 = 256;
+/// ` a` in [`sentence_piece`].
+pub(super) const SPACE_A: u32 = 259;
 /// Most tokens of one sequence.
 pub(super) const CONTEXT: usize = 100;
 
 /// One token per byte, and a template of one line per message.
 pub(super) fn text() -> Text {
-    static TEXT: LazyLock<Text> = LazyLock::new(|| {
-        let dir = TempDir::new().unwrap();
-        let write = |name: &str, json: Value| {
-            fs::write(dir.path().join(name), json.to_string()).unwrap();
-        };
-        write("tokenizer.json", tokenizer());
-        write("tokenizer_config.json", json!({"eos_token": "<|end|>", "chat_template": TEMPLATE}));
-        Text::from_dir(dir.path()).unwrap()
-    });
+    static TEXT: LazyLock<Text> = LazyLock::new(|| read(&tokenizer()));
     TEXT.clone()
+}
+
+/// The same in `SentencePiece`'s spelling, and [`SPACE_A`].
+pub(super) fn sentence_piece() -> Text {
+    let bytes = (0..=255).map(|byte| (format!("<0x{byte:02X}>"), json!(byte)));
+    let words = [("<|end|>", SPECIAL), ("\u{2581}", 257), ("a", 258), ("\u{2581}a", SPACE_A)];
+    let words = words.map(|(word, id)| (word.to_owned(), json!(id)));
+    let vocab: Map<String, Value> = bytes.chain(words).collect();
+    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let mut tokenizer = tokenizer();
+    tokenizer["pre_tokenizer"] = Value::Null;
+    tokenizer["normalizer"] = json!({"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "\u{2581}"}, replace(" ", "\u{2581}")]});
+    tokenizer["decoder"] = json!({"type": "Sequence", "decoders": [replace("\u{2581}", " "),
+        {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]});
+    tokenizer["model"]["byte_fallback"] = json!(true);
+    tokenizer["model"]["vocab"] = Value::Object(vocab);
+    tokenizer["model"]["merges"] = json!([["\u{2581}", "a"]]);
+    read(&tokenizer)
+}
+
+fn read(tokenizer: &Value) -> Text {
+    let dir = TempDir::new().unwrap();
+    let write = |name: &str, json: &Value| {
+        fs::write(dir.path().join(name), json.to_string()).unwrap();
+    };
+    write("tokenizer.json", tokenizer);
+    write("tokenizer_config.json", &json!({"eos_token": "<|end|>", "chat_template": TEMPLATE}));
+    Text::from_dir(dir.path()).unwrap()
 }
 
 const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}\
@@ -139,6 +162,16 @@ impl Scripted {
     }
 }
 
+impl Scripted {
+    /// Ends all jobs that hang.
+    pub(super) fn end(&self, last: &Event) {
+        for (sender, _lease) in self.hanging.lock().unwrap().drain(..) {
+            // Nobody may listen any more.
+            drop(sender.try_send(last.clone()));
+        }
+    }
+}
+
 impl Generator for Scripted {
     fn submit(&self, mut job: Job) -> Result<TokenStream, Refused> {
         let scored = job.logprobs.is_some();
@@ -171,6 +204,10 @@ impl Generator for Scripted {
     fn stats(&self) -> Stats {
         Stats { running: 3, ..Stats::default() }
     }
+
+    fn stop_now(&self) {
+        self.end(&Event::Failed(Failure::Stopping));
+    }
 }
 
 /// An app over the script. It has the adapters `sql` and `law`.
@@ -183,11 +220,20 @@ pub(super) fn app_with(
     plays: impl IntoIterator<Item = Play>,
     settings: Settings,
 ) -> (App, Arc<Scripted>) {
+    app_over(text(), plays, settings)
+}
+
+/// The same over another tokenizer.
+pub(super) fn app_over(
+    text: Text,
+    plays: impl IntoIterator<Item = Play>,
+    settings: Settings,
+) -> (App, Arc<Scripted>) {
     let plays = Mutex::new(plays.into_iter().collect());
     let scripted = Arc::new(Scripted { plays, ..Scripted::default() });
     let base = BaseModel { id: "org/tiny".to_owned(), digest: "ba5e".repeat(16), created: 7 };
     let generator: Arc<dyn Generator> = Arc::<Scripted>::clone(&scripted);
-    (App::over(base, text(), adapters(), generator, settings), scripted)
+    (App::over(base, text, adapters(), generator, settings), scripted)
 }
 
 /// Where the adapters lie; kept for as long as the tests run, for they are loaded on demand.

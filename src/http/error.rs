@@ -15,7 +15,7 @@
 //! | the request's own deadline | 504, not to be retried | `server_error`, `deadline_exceeded` |
 //!
 //! The deadline is 504 and not 408: clients retry both, and `x-should-retry: false` says that the time they gave is spent.
-//! What a 5xx was caused by is logged here and never sent.
+//! What a 5xx was caused by is never sent. It is logged here, at debug where it was logged before and a client could fill the log.
 
 use axum::{
     Json,
@@ -115,6 +115,15 @@ impl ApiError {
         Self::malformed(message).with_code("context_length_exceeded")
     }
 
+    /// The prompt alone does not fit, as its length tells without encoding it.
+    pub(super) fn far_too_long(least: usize, context: usize) -> Self {
+        let message = format!(
+            "This model's maximum context length is {context} tokens. However, your prompt has at least {least} tokens. \
+             Please shorten the prompt"
+        );
+        Self::malformed(message).with_code("context_length_exceeded")
+    }
+
     /// A browser acts for a page that is not ours.
     pub(super) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, message).with_code("forbidden_origin")
@@ -154,6 +163,11 @@ impl ApiError {
         Self { retry: Retry::Soon, ..error }
     }
 
+    /// Another server, or this one after its restart, may do it.
+    pub(super) fn stopping() -> Self {
+        Self::overloaded("the server is shutting down")
+    }
+
     /// The request's own time is over.
     pub(super) fn deadline() -> Self {
         let message = "the request's deadline passed before the answer was complete";
@@ -185,8 +199,9 @@ impl ApiError {
             NotLent::Failed(why) if matches!(**why, LoadError::NoMemory { .. }) => {
                 Self::overloaded("the server has no memory for this adapter now")
             }
+            // Said once for all, where it was found out: clients can ask as often as they like.
             NotLent::TooLarge { .. } | NotLent::Failed(_) => {
-                tracing::error!(adapter = requested, %refusal, "an adapter cannot be used");
+                tracing::debug!(adapter = requested, %refusal, "an adapter cannot be used");
                 Self::adapter_unavailable()
             }
         }
@@ -228,7 +243,7 @@ impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Full { .. } => Self::overloaded("too many requests are waiting"),
-            Refused::Stopping => Self::overloaded("the server is shutting down"),
+            Refused::Stopping => Self::stopping(),
             Refused::TooLong { tokens, context } => Self::too_long(tokens, 0, context),
             Refused::BadPrompt { .. } => Self::invalid("prompt", refused.to_string()),
         }
@@ -239,7 +254,7 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Deadline => Self::deadline(),
-            Failure::Stopping => Self::overloaded("the server is shutting down"),
+            Failure::Stopping => Self::stopping(),
             Failure::NotANumber => {
                 tracing::error!(%failure, "an answer was given up");
                 Self { retry: Retry::Never, ..Self::internal() }
@@ -262,6 +277,11 @@ fn quote(text: &str, limit: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
     use super::*;
 
     fn json(error: &ApiError) -> serde_json::Value {
@@ -287,6 +307,9 @@ mod tests {
         assert!(error.message.contains("This model's maximum context length is 8192 tokens"));
         assert!(error.message.contains("9016"));
         assert_eq!(error.code, Some("context_length_exceeded"));
+        let error = ApiError::far_too_long(9000, 8192);
+        assert!(error.message.contains("This model's maximum context length is 8192 tokens"));
+        assert_eq!(error.code, Some("context_length_exceeded"));
         let error = ApiError::from(Refused::TooLong { tokens: 9000, context: 8192 });
         assert!(error.message.contains("maximum context length is 8192 tokens"));
     }
@@ -305,6 +328,38 @@ mod tests {
         assert_eq!(late.headers()[SHOULD_RETRY], "false");
         let broken = ApiError::from(Failure::NotANumber).into_response();
         assert_eq!(broken.headers()[SHOULD_RETRY], "false");
+    }
+
+    /// What an operator reads of the events in `act`.
+    fn logged(act: impl FnOnce()) -> String {
+        #[derive(Clone, Default)]
+        struct Log(Arc<Mutex<Vec<u8>>>);
+        impl io::Write for Log {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let log = Log::default();
+        let writer = log.clone();
+        let events = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(events, act);
+        String::from_utf8(log.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn asking_for_a_broken_adapter_does_not_fill_the_log() {
+        let log = logged(|| {
+            let refusal = NotLent::TooLarge { bytes: 3, budget: 2 };
+            for _ in 0..10 {
+                assert_eq!(ApiError::not_lent(&refusal, "sql").code, Some("adapter_unavailable"));
+            }
+            assert_eq!(ApiError::from(Failure::Step).code, Some("internal_error"));
+        });
+        assert_eq!(log.lines().count(), 1, "{log}");
+        assert!(log.contains("an answer was given up"), "{log}");
     }
 
     #[test]

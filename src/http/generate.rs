@@ -25,7 +25,7 @@ use super::{
 use crate::{
     adapter::Lease,
     engine::{Failure, Job, Lane, TokenStream},
-    text::Stops,
+    text::{Detok, Stops},
 };
 
 /// What is to be generated.
@@ -33,6 +33,7 @@ use crate::{
 pub(super) struct Order {
     /// One or more; each gets as many choices as the terms say.
     pub(super) prompts: Vec<Vec<u32>>,
+    pub(super) opening: Opening,
     pub(super) terms: Terms,
     /// At most so many tokens per choice where the terms do not say; less where the context ends before.
     pub(super) default_tokens: usize,
@@ -44,6 +45,15 @@ pub(super) struct Order {
     /// How the voice was asked for.
     pub(super) requested: String,
     pub(super) deadline: Deadline,
+}
+
+/// How the text of an answer stands to its prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// It is a text of its own.
+    Anew,
+    /// It goes on where the prompt ends, in mid-sentence or within a character.
+    Continuing,
 }
 
 /// Refuses more choices than one request may have, before anything is made for them.
@@ -81,10 +91,17 @@ impl Answers {
         let lease = order.lease(app).await?;
         let mut choices: Vec<BoxStream<'static, Numbered>> = Vec::new();
         for (prompt, budget) in order.prompts.iter().zip(budgets) {
+            let detok = order.detok(app, prompt);
             for choice in 0..order.terms.choices {
                 let job = order.job(app, prompt, choice, (budget, lease.as_ref()));
                 let tokens = app.generator().submit(job)?;
-                let running = order.running(app, choices.len(), tokens);
+                let stops = Stops::new(order.terms.stops.clone(), order.terms.keep);
+                let running = Running {
+                    number: choices.len(),
+                    tokens,
+                    answer: Answer::new(detok.clone(), stops),
+                    latency: app.metrics().latency(Instant::now()),
+                };
                 choices.push(running.pieces().boxed());
             }
         }
@@ -186,11 +203,13 @@ impl Order {
         }
     }
 
-    fn running(&self, app: &App, number: usize, tokens: TokenStream) -> Running {
+    /// Decodes an answer to this prompt.
+    fn detok(&self, app: &App, prompt: &[u32]) -> Detok {
         let detok = app.text().detok(self.terms.specials);
-        let stops = Stops::new(self.terms.stops.clone(), self.terms.keep);
-        let latency = app.metrics().latency(Instant::now());
-        Running { number, tokens, answer: Answer::new(detok, stops), latency }
+        match self.opening {
+            Opening::Anew => detok,
+            Opening::Continuing => detok.after(prompt),
+        }
     }
 }
 

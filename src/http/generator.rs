@@ -14,6 +14,9 @@ pub(super) trait Generator: fmt::Debug + Send + Sync + 'static {
 
     /// How it is doing.
     fn stats(&self) -> Stats;
+
+    /// Fails the jobs it has with [`Failure::Stopping`](crate::engine::Failure::Stopping), and takes no more.
+    fn stop_now(&self);
 }
 
 impl Generator for Engine {
@@ -27,5 +30,9 @@ impl Generator for Engine {
 
     fn stats(&self) -> Stats {
         Self::stats(self)
+    }
+
+    fn stop_now(&self) {
+        Self::stop_now(self);
     }
 }

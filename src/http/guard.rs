@@ -6,6 +6,8 @@
 //! - on any other listener every `Host` is right, unless the operator allowed some: then only those and the loopback names;
 //! - an `Origin`, which only browsers send, must be a loopback or allowed name, or, on a listener that is not loopback, the very `Host`.
 //!
+//! Of several `Origin`s each must be right. Several `Host`s are no request: whoever reads the other one is deceived.
+//!
 //! No CORS header is ever sent.
 
 use axum::{
@@ -44,19 +46,24 @@ impl Guard {
     }
 
     fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
+        if headers.get_all(HOST).iter().count() > 1 {
+            return Err(ApiError::invalid("Host", "the header Host is there more than once"));
+        }
         let host = host(headers, uri);
         let restricted = self.reach == Reach::Loopback || !self.allowed.is_empty();
         if restricted && !host.as_ref().is_some_and(|host| self.knows(host.host())) {
             let message = "the Host header names a host that this server does not answer to";
             return Err(ApiError::forbidden(message));
         }
-        let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
-        let origin = origin.to_str().ok().and_then(authority_of_origin);
-        let same = self.reach == Reach::Network && origin.is_some() && origin == host;
-        if same || origin.is_some_and(|origin| self.knows(origin.host())) {
-            return Ok(());
+        for origin in headers.get_all(ORIGIN) {
+            let origin = origin.to_str().ok().and_then(authority_of_origin);
+            let same = self.reach == Reach::Network && origin.is_some() && origin == host;
+            if !same && !origin.is_some_and(|origin| self.knows(origin.host())) {
+                let message = "requests from pages of another origin are not accepted";
+                return Err(ApiError::forbidden(message));
+            }
         }
-        Err(ApiError::forbidden("requests from pages of another origin are not accepted"))
+        Ok(())
     }
 
     fn knows(&self, host: &str) -> bool {
@@ -71,18 +78,12 @@ fn is_loopback(host: &str) -> bool {
         || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// The one host that the request is for: in the request line where it is there, as a proxy's is, else in the header.
+/// The host that the request is for: in the request line where it is there, as a proxy's is, else in the header.
 fn host(headers: &HeaderMap, uri: &Uri) -> Option<Authority> {
     if let Some(authority) = uri.authority() {
         return Some(authority.clone());
     }
-    let mut values = headers.get_all(HOST).iter();
-    let value = values.next()?;
-    // Two of them: whoever reads the other one is deceived.
-    if values.next().is_some() {
-        return None;
-    }
-    value.to_str().ok().and_then(authority)
+    headers.get(HOST)?.to_str().ok().and_then(authority)
 }
 
 /// `SCHEME://HOST[:PORT]`; `null` and the like have no host.
@@ -109,15 +110,19 @@ mod tests {
 
     use super::*;
 
-    fn passes(guard: &Guard, hosts: &[&str], origin: Option<&str>) -> bool {
+    fn check(guard: &Guard, hosts: &[&str], origins: &[&str]) -> Result<(), ApiError> {
         let mut headers = HeaderMap::new();
         for host in hosts {
             headers.append(HOST, HeaderValue::from_str(host).unwrap());
         }
-        if let Some(origin) = origin {
-            headers.insert(ORIGIN, HeaderValue::from_str(origin).unwrap());
+        for origin in origins {
+            headers.append(ORIGIN, HeaderValue::from_str(origin).unwrap());
         }
-        guard.check(&headers, &Uri::from_static("/v1/models")).is_ok()
+        guard.check(&headers, &Uri::from_static("/v1/models"))
+    }
+
+    fn passes(guard: &Guard, hosts: &[&str], origin: Option<&str>) -> bool {
+        check(guard, hosts, origin.as_slice()).is_ok()
     }
 
     #[test]
@@ -148,7 +153,27 @@ mod tests {
             assert!(!passes(&guard, &[host], None), "{host}");
         }
         assert!(!passes(&guard, &[], None));
-        assert!(!passes(&guard, &["localhost", "evil.example"], None));
+    }
+
+    #[test]
+    fn several_hosts_are_malformed_wherever_the_listener_is() {
+        let open = Guard::new(Reach::Network, vec![]);
+        for guard in [Guard::new(Reach::Loopback, vec![]), open] {
+            for hosts in [["localhost", "evil.example"], ["localhost", "localhost"]] {
+                let refusal = check(&guard, &hosts, &[]).unwrap_err().into_response();
+                assert_eq!(refusal.status().as_u16(), 400);
+            }
+        }
+    }
+
+    #[test]
+    fn every_origin_must_be_right() {
+        let (own, foreign) = ("http://localhost:3000", "http://evil.example");
+        let guard = Guard::new(Reach::Loopback, vec![]);
+        assert!(check(&guard, &["localhost"], &[own, own]).is_ok());
+        for origins in [[own, foreign], [foreign, own]] {
+            assert!(check(&guard, &["localhost"], &origins).is_err());
+        }
     }
 
     #[test]

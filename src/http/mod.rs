@@ -6,8 +6,15 @@
 //!
 //! - `wire` is what JSON looks like; nothing of it is known elsewhere. `error` alone knows status codes.
 //! - `select` decides who answers, `sampling` how, `generate` runs it, `answer` turns tokens into text, `logprobs` writes scores.
-//! - `chat` and `completions` are the two shapes of that; `sse` sends either as it grows.
-//! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take.
+//! - `chat` and `completions` are the two forms of that; `delivery` sends either whole, or by `sse` as it grows.
+//! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
+//! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read.
+//!
+//! Every refusal has a JSON body but those of hyper itself, which closes the connection: a request line or header that is no HTTP
+//! (400), a head that is too large (431).
+//!
+//! The end: nothing new is begun and bodies half sent are refused; what runs may end; after the drain time it is given up, each
+//! answer with its error; what then remains is cut off.
 
 mod answer;
 mod app;
@@ -15,6 +22,8 @@ mod body;
 mod chat;
 mod completions;
 mod deadline;
+mod delivery;
+mod desks;
 mod envelope;
 mod error;
 mod generate;
@@ -24,6 +33,7 @@ mod logprobs;
 mod metrics;
 mod models;
 mod ops;
+mod progress;
 mod prompt;
 mod request_id;
 mod sampling;
@@ -32,6 +42,7 @@ mod serve;
 mod sse;
 mod tokenize;
 mod wire;
+mod words;
 
 #[cfg(test)]
 mod double;

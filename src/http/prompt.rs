@@ -62,16 +62,41 @@ pub(super) fn framing(add_special_tokens: Option<bool>, default: Framing) -> Fra
     }
 }
 
-/// Tokens of a prompt. Ids are taken as they are; the engine refuses those that the model does not have.
-pub(super) fn encode(text: &Text, prompt: &Prompt, framing: Framing) -> Result<Vec<u32>, ApiError> {
-    let ids = match prompt {
-        Prompt::Text(prompt) => text.encode(prompt, framing)?,
-        Prompt::Ids(ids) => ids.clone(),
-    };
-    if ids.is_empty() {
-        return Err(ApiError::invalid("prompt", "the prompt must have at least one token"));
+/// Where texts become tokens, and how many of these there may be.
+#[derive(Clone, Debug)]
+pub(super) struct Encoder {
+    pub(super) text: Text,
+    /// Most tokens of one sequence.
+    pub(super) context: usize,
+}
+
+impl Encoder {
+    /// Refuses what cannot fit whatever its tokens are, before any work is done for it.
+    pub(super) fn check_room(&self, prompt: &str) -> Result<(), ApiError> {
+        let least = self.text.least_tokens(prompt);
+        if least > self.context {
+            return Err(ApiError::far_too_long(least, self.context));
+        }
+        Ok(())
     }
-    Ok(ids)
+
+    /// Tokens of a text that may fit.
+    pub(super) fn text(&self, prompt: &str, framing: Framing) -> Result<Vec<u32>, ApiError> {
+        self.check_room(prompt)?;
+        Ok(self.text.encode(prompt, framing)?)
+    }
+
+    /// Tokens of a prompt. Ids are taken as they are; the engine refuses those that the model does not have.
+    pub(super) fn prompt(&self, prompt: &Prompt, framing: Framing) -> Result<Vec<u32>, ApiError> {
+        let ids = match prompt {
+            Prompt::Text(prompt) => self.text(prompt, framing)?,
+            Prompt::Ids(ids) => ids.clone(),
+        };
+        if ids.is_empty() {
+            return Err(ApiError::invalid("prompt", "the prompt must have at least one token"));
+        }
+        Ok(ids)
+    }
 }
 
 /// A prompt that is sent back before its continuation, with where each of its tokens begins in it.
@@ -94,12 +119,12 @@ impl Echo {
         let mut starts = Vec::with_capacity(ids.len());
         let mut characters = 0;
         for id in ids {
-            starts.push(characters);
+            starts.push(characters + detok.before(*id));
             let piece = detok.push(*id);
             characters += piece.chars().count();
             decoded.push_str(&piece);
         }
-        decoded.push_str(&detok.finish());
+        // A character that the ids leave unfinished is their continuation's to complete.
         let (echo, lead) = match prompt {
             Prompt::Ids(_) => (decoded, 0),
             Prompt::Text(sent) => {
@@ -118,6 +143,10 @@ impl Echo {
 mod tests {
     use super::*;
     use crate::http::{body::parse, double, wire::chat::ChatFields};
+
+    fn encoder() -> Encoder {
+        Encoder { text: double::text(), context: double::CONTEXT }
+    }
 
     fn read(json: &str) -> Result<Vec<Message>, String> {
         let fields: ChatFields = parse(json.as_bytes()).unwrap();
@@ -164,7 +193,7 @@ mod tests {
     fn a_text_is_echoed_as_it_was_sent() {
         let text = double::text();
         let prompt = Prompt::Text("a\u{20ac}b".into());
-        let ids = encode(&text, &prompt, Framing::Framed).unwrap();
+        let ids = encoder().prompt(&prompt, Framing::Framed).unwrap();
         let echo = Echo::new(&text, &prompt, &ids, Specials::Hide);
         assert_eq!((&*echo.text, echo.length), ("a\u{20ac}b", 3));
         assert_eq!(echo.offsets, [0, 1, 1, 1, 2]);
@@ -191,9 +220,16 @@ mod tests {
     }
 
     #[test]
+    fn an_echo_leaves_an_unfinished_character_to_the_answer() {
+        let ids = vec![0xe2, u32::from(b'a'), 0xe2, 0x82];
+        let echo = Echo::new(&double::text(), &Prompt::Ids(ids.clone()), &ids, Specials::Hide);
+        assert_eq!((&*echo.text, echo.offsets), ("\u{fffd}a", vec![0, 1, 2, 2]));
+    }
+
+    #[test]
     fn an_empty_prompt_is_refused() {
         for prompt in [Prompt::Text(String::new()), Prompt::Ids(vec![])] {
-            assert!(encode(&double::text(), &prompt, Framing::Bare).is_err());
+            assert!(encoder().prompt(&prompt, Framing::Bare).is_err());
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     error::ApiError,
-    wire::{common::Common, list::Strings, prompt::MAX_CHOICES},
+    wire::{common::Common, list::Strings, prompt::MAX_CHOICES, usage::UsageKey},
 };
 use crate::{
     engine::Sampling,
@@ -64,6 +64,16 @@ pub(super) enum Delivery {
     Stream,
     /// As it grows, with the usage at the end.
     StreamWithUsage,
+}
+
+impl Delivery {
+    /// The `usage` key of a chunk that knows no usage.
+    pub(super) fn usage_later(self) -> UsageKey {
+        match self {
+            Self::StreamWithUsage => UsageKey::Later,
+            Self::Stream | Self::Whole => UsageKey::Absent,
+        }
+    }
 }
 
 impl Terms {

@@ -13,12 +13,14 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
+    time::timeout,
 };
 
 use super::{
     app::App,
     guard::{Guard, Reach},
     ops,
+    progress::Progress,
 };
 
 /// How long a client may take over a request's head, and how long an idle connection is kept.
@@ -27,6 +29,10 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const STARTING_CONNECTIONS: usize = 64;
 /// How long the last of them may take: each gets a few bytes.
 const STARTING_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a client may take nothing of what is written to it.
+const WRITE_TIME: Duration = Duration::from_secs(30);
+/// How long the end of answers that are given up may take: a step of the engine, and the way to the client.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Pause after an error that accepting again at once would only repeat, as with too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -34,7 +40,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// Whoever watches the process then sees it live while a base is fetched or read.
 pub async fn starting<T>(listener: &TcpListener, started: impl Future<Output = T>) -> T {
-    let mut connections = Connections::new(ops::starting());
+    let mut connections = Connections::new(ops::starting(), WRITE_TIME);
     let places = Arc::new(Semaphore::new(STARTING_CONNECTIONS));
     let mut started = pin!(started);
     let started = loop {
@@ -43,7 +49,7 @@ pub async fn starting<T>(listener: &TcpListener, started: impl Future<Output = T
             (stream, place) = accept(listener, &places) => connections.add(stream, place),
         }
     };
-    connections.finish(STARTING_PATIENCE).await;
+    connections.finish(STARTING_PATIENCE, || Duration::ZERO).await;
     started
 }
 
@@ -56,10 +62,20 @@ pub async fn serve(
     app: App,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    serve_patiently(listener, app, shutdown, WRITE_TIME).await
+}
+
+/// The same, with another bound than [`WRITE_TIME`].
+pub(super) async fn serve_patiently(
+    listener: TcpListener,
+    app: App,
+    shutdown: impl Future<Output = ()>,
+    write_time: Duration,
+) -> io::Result<()> {
     let loopback = listener.local_addr()?.ip().is_loopback();
     let reach = if loopback { Reach::Loopback } else { Reach::Network };
     let guard = Guard::new(reach, app.settings().allowed_hosts.clone());
-    let mut connections = Connections::new(app.clone().router(guard));
+    let mut connections = Connections::new(app.clone().router(guard), write_time);
     let places = Arc::new(Semaphore::new(app.settings().max_connections));
     let mut shutdown = pin!(shutdown);
     loop {
@@ -70,7 +86,11 @@ pub async fn serve(
     }
     app.drain();
     drop(listener);
-    connections.finish(app.settings().drain).await;
+    let give_up = || {
+        app.stop();
+        FAREWELL
+    };
+    connections.finish(app.settings().drain, give_up).await;
     Ok(())
 }
 
@@ -97,17 +117,18 @@ async fn accept(
 struct Connections {
     protocol: http1::Builder,
     service: TowerToHyperService<Router>,
+    write_time: Duration,
     graceful: GracefulShutdown,
     tasks: JoinSet<()>,
 }
 
 impl Connections {
-    fn new(router: Router) -> Self {
+    fn new(router: Router, write_time: Duration) -> Self {
         let mut protocol = http1::Builder::new();
         protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
         let service = TowerToHyperService::new(router);
         let (graceful, tasks) = (GracefulShutdown::new(), JoinSet::new());
-        Self { protocol, service, graceful, tasks }
+        Self { protocol, service, write_time, graceful, tasks }
     }
 
     fn add(&mut self, stream: TcpStream, place: OwnedSemaphorePermit) {
@@ -116,7 +137,8 @@ impl Connections {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection was lost before it began");
         }
-        let connection = self.protocol.serve_connection(TokioIo::new(stream), self.service.clone());
+        let stream = TokioIo::new(Progress::new(stream, self.write_time));
+        let connection = self.protocol.serve_connection(stream, self.service.clone());
         let connection = self.graceful.watch(connection);
         self.tasks.spawn(async move {
             if let Err(error) = connection.await {
@@ -126,11 +148,16 @@ impl Connections {
         });
     }
 
-    /// Lets requests end, idle connections at once. What takes longer than `patience` is cut off.
-    async fn finish(self, patience: Duration) {
+    /// Lets requests end, idle connections at once. What takes longer than `patience` is given up, and cut off after the time
+    /// that `give_up` says its end may take.
+    async fn finish(self, patience: Duration, give_up: impl FnOnce() -> Duration) {
         let Self { graceful, mut tasks, .. } = self;
-        if tokio::time::timeout(patience, graceful.shutdown()).await.is_err() {
-            tracing::warn!(connections = tasks.len(), "cutting off what did not end in time");
+        let mut finished = pin!(graceful.shutdown());
+        if timeout(patience, &mut finished).await.is_err() {
+            tracing::warn!(connections = tasks.len(), "giving up what did not end in time");
+            if timeout(give_up(), finished).await.is_err() {
+                tracing::warn!("cutting off clients that do not take the end of their answers");
+            }
         }
         tasks.shutdown().await;
     }

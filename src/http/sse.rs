@@ -15,26 +15,12 @@ use axum::{
 use futures_util::stream::{self, Stream};
 use serde::Serialize;
 
-use super::{
-    answer::Piece, error::ApiError, generate::Answers, sampling::Delivery, wire::usage::Usage,
-};
+use super::{delivery::Form, error::ApiError, generate::Answers, sampling::Delivery};
 
 /// Silence after which a comment is sent: half of what impatient proxies allow.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Tells nginx to pass events on as they come.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-
-/// How an endpoint writes the chunks of an answer.
-pub(super) trait Chunks: Send + 'static {
-    /// What comes before any text.
-    fn opening(&mut self) -> Vec<Data>;
-
-    /// What is new in a choice.
-    fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Data>;
-
-    /// The chunk after all choices, where usage was asked for.
-    fn usage(&mut self, usage: Usage) -> Data;
-}
 
 /// The data of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,15 +41,15 @@ impl Data {
 }
 
 /// Sends the answer piece by piece.
-pub(super) fn respond(answers: Answers, delivery: Delivery, chunks: impl Chunks) -> Response {
-    let events = events(Writing::new(answers, delivery, chunks));
+pub(super) fn respond(answers: Answers, delivery: Delivery, form: impl Form) -> Response {
+    let events = events(Writing::new(answers, delivery, form));
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     response.headers_mut().insert(BUFFERING, HeaderValue::from_static("no"));
     response
 }
 
-fn events<C: Chunks>(writing: Writing<C>) -> impl Stream<Item = Result<Event, Infallible>> {
+fn events<F: Form>(writing: Writing<F>) -> impl Stream<Item = Result<Event, Infallible>> {
     stream::unfold(writing, |mut writing| async move {
         let Data(data) = writing.next().await?;
         Some((Ok(Event::default().data(data)), writing))
@@ -71,20 +57,20 @@ fn events<C: Chunks>(writing: Writing<C>) -> impl Stream<Item = Result<Event, In
 }
 
 /// A stream that is being written.
-struct Writing<C> {
+struct Writing<F> {
     answers: Answers,
     delivery: Delivery,
-    chunks: C,
+    form: F,
     ready: VecDeque<Data>,
     ended: bool,
     /// The request's, for what is logged after its handler is done.
     span: tracing::Span,
 }
 
-impl<C: Chunks> Writing<C> {
-    fn new(answers: Answers, delivery: Delivery, mut chunks: C) -> Self {
-        let ready = chunks.opening().into();
-        Self { answers, delivery, chunks, ready, ended: false, span: tracing::Span::current() }
+impl<F: Form> Writing<F> {
+    fn new(answers: Answers, delivery: Delivery, mut form: F) -> Self {
+        let ready = form.opening().into();
+        Self { answers, delivery, form, ready, ended: false, span: tracing::Span::current() }
     }
 
     async fn next(&mut self) -> Option<Data> {
@@ -101,7 +87,7 @@ impl<C: Chunks> Writing<C> {
 
     async fn advance(&mut self) {
         match self.answers.next().await {
-            Some((choice, Ok(piece))) => self.ready.extend(self.chunks.piece(choice, piece)),
+            Some((choice, Ok(piece))) => self.ready.extend(self.form.piece(choice, piece)),
             Some((_, Err(failure))) => {
                 // The other choices are of no use any more.
                 self.answers.cancel();
@@ -110,7 +96,7 @@ impl<C: Chunks> Writing<C> {
             }
             None => {
                 let wanted = self.delivery == Delivery::StreamWithUsage;
-                let usage = wanted.then(|| self.chunks.usage(self.answers.usage()));
+                let usage = wanted.then(|| self.form.usage(self.answers.usage()));
                 self.end(usage);
             }
         }

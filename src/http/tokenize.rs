@@ -1,10 +1,12 @@
-//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape. Tokens are the base's, whichever adapter is named.
+//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape. Tokens are the base's, whichever adapter is named; a name that
+//! means nothing is refused all the same.
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, http::HeaderMap};
 
 use super::{
     app::App,
     body::{Payload, parse},
+    deadline::Deadline,
     error::ApiError,
     prompt,
     wire::tokens::{Detokenize, Detokenized, Tokenize, Tokenized},
@@ -14,11 +16,17 @@ use crate::text::{Framing, Specials, Text};
 /// The tokens that a prompt or a chat becomes.
 pub(super) async fn tokenize(
     State(app): State<App>,
+    headers: HeaderMap,
     Payload(bytes): Payload,
 ) -> Result<Json<Tokenized>, ApiError> {
-    let (text, size) = (app.text().clone(), bytes.len());
-    let encode = move || parse(&bytes).and_then(|fields| ids(&text, fields));
-    let tokens = app.work(size, encode).await?;
+    let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
+    let tokens = async {
+        let (text, size) = (app.text().clone(), bytes.len());
+        let mut fields: Tokenize = app.work(size, move |_| parse(&bytes)).await?;
+        app.check_names(&headers, fields.model.take())?;
+        app.work(size, move |_| ids(&text, fields)).await
+    };
+    let tokens = app.bound(deadline, tokens).await?;
     let max_model_len = app.generator().context();
     Ok(Json(Tokenized { count: tokens.len(), max_model_len, tokens }))
 }
@@ -40,17 +48,23 @@ fn ids(text: &Text, fields: Tokenize) -> Result<Vec<u32>, ApiError> {
 /// The text of tokens, special ones written out.
 pub(super) async fn detokenize(
     State(app): State<App>,
+    headers: HeaderMap,
     Payload(bytes): Payload,
 ) -> Result<Json<Detokenized>, ApiError> {
-    let (text, size) = (app.text().clone(), bytes.len());
-    let decode = move || {
-        let Detokenize { tokens } = parse(&bytes)?;
-        if let Some(id) = tokens.iter().find(|id| text.token_bytes(**id).is_none()) {
-            let message = format!("the vocabulary of {} tokens has no token {id}", text.vocab());
-            return Err(ApiError::invalid("tokens", message));
-        }
-        Ok(text.decode(&tokens, Specials::Show))
+    let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
+    let prompt = async {
+        let (text, size) = (app.text().clone(), bytes.len());
+        let Detokenize { model, tokens } = app.work(size, move |_| parse(&bytes)).await?;
+        app.check_names(&headers, model)?;
+        app.work(size, move |_| decode(&text, &tokens)).await
     };
-    let prompt = app.work(size, decode).await?;
-    Ok(Json(Detokenized { prompt }))
+    Ok(Json(Detokenized { prompt: app.bound(deadline, prompt).await? }))
+}
+
+fn decode(text: &Text, tokens: &[u32]) -> Result<String, ApiError> {
+    if let Some(id) = tokens.iter().find(|id| text.token_bytes(**id).is_none()) {
+        let message = format!("the vocabulary of {} tokens has no token {id}", text.vocab());
+        return Err(ApiError::invalid("tokens", message));
+    }
+    Ok(text.decode(tokens, Specials::Show))
 }

@@ -36,6 +36,45 @@ impl Detok {
         Self { pieces, specials, leading, partial: Vec::new() }
     }
 
+    /// The decoder of what follows these tokens: a space between them and their continuation is kept, and a character that
+    /// they began is completed. Work is linear in the tokens, but hardly any for each.
+    #[must_use]
+    pub fn after(mut self, ids: &[u32]) -> Self {
+        let mut passed = String::new();
+        let mut rest = ids;
+        while self.leading > 0
+            && let Some((&id, others)) = rest.split_first()
+        {
+            self.push_to(id, &mut passed);
+            rest = others;
+        }
+        // Whatever is unfinished lies in the last three bytes: a character has four at most.
+        let mut bytes = 0;
+        let tail = rest.iter().rposition(|&id| {
+            bytes += shown(&self.pieces, id, self.specials).len();
+            bytes >= 3
+        });
+        if let Some(tail) = tail {
+            self.partial.clear();
+            rest = &rest[tail..];
+        }
+        for &id in rest {
+            self.push_to(id, &mut passed);
+        }
+        self
+    }
+
+    /// Characters that the next push gives before the text of this token itself begins: one where the token breaks off an
+    /// unfinished character, which then becomes U+FFFD.
+    pub fn before(&self, id: u32) -> usize {
+        let Some(&first) = shown(&self.pieces, id, self.specials).first() else { return 0 };
+        if self.partial.is_empty() {
+            return 0;
+        }
+        let joined = [&*self.partial, &[first]].concat();
+        usize::from(!begins_character(&joined) && std::str::from_utf8(&joined).is_err())
+    }
+
     /// The text that this token completes. A token that the vocabulary does not have is nothing.
     pub fn push(&mut self, id: u32) -> String {
         let mut text = String::new();
@@ -51,11 +90,7 @@ impl Detok {
     }
 
     pub(super) fn push_to(&mut self, id: u32, text: &mut String) {
-        let Some(piece) = self.pieces.get(id) else { return };
-        if piece.special && self.specials == Specials::Hide {
-            return;
-        }
-        let mut bytes = piece.bytes;
+        let mut bytes = shown(&self.pieces, id, self.specials);
         while self.leading > 0
             && let Some((&first, rest)) = bytes.split_first()
         {
@@ -89,6 +124,14 @@ impl fmt::Debug for Detok {
             .field("specials", &self.specials)
             .field("partial", &self.partial)
             .finish_non_exhaustive()
+    }
+}
+
+/// The bytes that a token adds to a text; none where it leaves no trace.
+fn shown(pieces: &Pieces, id: u32, specials: Specials) -> &[u8] {
+    match pieces.get(id) {
+        Some(piece) if !piece.special || specials == Specials::Show => piece.bytes,
+        _ => &[],
     }
 }
 
@@ -198,7 +241,57 @@ mod tests {
         assert_eq!(streamed(&pieces, Specials::Hide, &[6 + 32, 0, 3]), " b");
     }
 
+    #[test]
+    fn a_continuation_keeps_its_space_and_its_character() {
+        let pieces = sentence_piece();
+        let (end, e) = (262, 6);
+        let first = |prompt: &[u32], id| {
+            Detok::new(Arc::clone(&pieces), Specials::Hide).after(prompt).push(id)
+        };
+        assert_eq!(first(&[], 2), "a");
+        assert_eq!(first(&[end], 2), "a");
+        assert_eq!(first(&[2], 2), " a");
+        assert_eq!(first(&[end, 3, end], 2), " a");
+        assert_eq!(first(&[2, e + 0xC3], e + 0xA9), "é");
+    }
+
+    #[test]
+    fn a_token_that_breaks_off_a_character_begins_after_it() {
+        let mut detok = Detok::new(byte_level(), Specials::Hide);
+        let special = 262;
+        let offsets = [0xE2, 0x82, u32::from(b'a'), 0xF0, 0xC3, special, 0xA9].map(|id| {
+            let before = detok.before(id);
+            (before, detok.push(id))
+        });
+        let offsets = offsets.each_ref().map(|(before, text)| (*before, &**text));
+        assert_eq!(
+            offsets,
+            [(0, ""), (0, ""), (1, "\u{FFFD}a"), (0, ""), (1, "\u{FFFD}"), (0, ""), (0, "é")]
+        );
+        // U+FFFD itself is a character of three bytes.
+        let written = [0xEF, 0xBF, 0xBD].map(|id| (detok.before(id), detok.push(id)));
+        assert_eq!(written[2], (0, "\u{FFFD}".to_owned()));
+    }
+
     proptest! {
+        #[test]
+        fn a_prompt_and_its_continuation_are_one_text(
+            ids in prop::collection::vec(0u32..266, 0..40),
+            cut in 0usize..40,
+            hide: bool,
+        ) {
+            let specials = if hide { Specials::Hide } else { Specials::Show };
+            let (prompt, answer) = ids.split_at(cut.min(ids.len()));
+            for pieces in [byte_level(), sentence_piece()] {
+                let new = || Detok::new(Arc::clone(&pieces), specials);
+                let (mut before, mut after) = (new(), new().after(prompt));
+                let mut text: String = prompt.iter().map(|&id| before.push(id)).collect();
+                text.extend(answer.iter().map(|&id| after.push(id)));
+                text.push_str(&after.finish());
+                prop_assert_eq!(text, joined(&pieces, specials, &ids));
+            }
+        }
+
         #[test]
         fn pushes_together_are_the_whole_decode(
             ids in prop::collection::vec(0u32..266, 0..40),

@@ -6,6 +6,7 @@
 //! Everything here is work for the processor alone and takes time linear in its input, but encoding
 //! a long prompt takes milliseconds: callers keep it off the reactor.
 
+mod bound;
 mod clock;
 mod detok;
 mod ends;
@@ -30,9 +31,10 @@ use std::sync::Arc;
 use template::Template;
 use tokenizers::Tokenizer;
 
-/// Most bytes encoded in one piece: some 900,000 tokens of prose. A byte of prose takes about a
-/// microsecond and 140 bytes of memory, a digit, a word to many tokenizers, three times as much.
-const MAX_TEXT: usize = 4 << 20;
+/// Most bytes encoded in one piece: some 230,000 tokens of prose, more than any context that is
+/// served. A byte of prose takes about a microsecond and 140 bytes of memory, a digit, a word to
+/// many tokenizers, three times as much.
+const MAX_TEXT: usize = 1 << 20;
 /// Most whitespace characters in a row. The pattern that splits words looks back over a run of
 /// whitespace and keeps a stack of a million places; when that is full it splits wrongly, silently.
 const MAX_WHITESPACE: usize = 200_000;
@@ -78,8 +80,8 @@ struct Shared {
     frame: Frame,
     stop_tokens: Arc<[u32]>,
     template: Option<Template>,
-    /// Most bytes of text that one token takes, where that is known.
-    longest: Option<usize>,
+    /// Most bytes of text that one token stands for, where that is known.
+    bytes_per_token: Option<usize>,
 }
 
 impl Text {
@@ -96,7 +98,7 @@ impl Text {
     fn from_parts(parts: Parts) -> Self {
         let pieces = Pieces::new(parts.spelling, parts.tokens);
         let shared = Shared {
-            longest: keeps_every_byte(&parts.tokenizer, parts.spelling).then(|| pieces.longest()),
+            bytes_per_token: bound::bytes_per_token(&parts.tokenizer, parts.spelling, &pieces),
             tokenizer: parts.tokenizer,
             pieces: Arc::new(pieces),
             frame: parts.frame,
@@ -126,7 +128,7 @@ impl Text {
     /// A number of tokens that `text` has at least, from its length alone: a prompt far above the
     /// context can be refused without the work of encoding it. 0 where nothing is known.
     pub fn least_tokens(&self, text: &str) -> usize {
-        self.shared.longest.map_or(0, |longest| text.len().div_ceil(longest))
+        self.shared.bytes_per_token.map_or(0, |bytes| text.len().div_ceil(bytes))
     }
 
     /// The text of `ids`. Ids that the vocabulary does not have are nothing; bytes that are no UTF-8
@@ -184,14 +186,6 @@ impl fmt::Debug for Text {
             .field("has_template", &self.has_template())
             .finish_non_exhaustive()
     }
-}
-
-/// Whether each byte of a text is in one of its tokens: nothing is normalized away before, and no
-/// token takes in the whitespace around it.
-fn keeps_every_byte(tokenizer: &Tokenizer, spelling: Spelling) -> bool {
-    tokenizer.get_normalizer().is_none()
-        && spelling == Spelling::ByteLevel
-        && tokenizer.get_added_tokens_decoder().values().all(|token| !token.lstrip && !token.rstrip)
 }
 
 fn check_length(text: &str) -> Result<(), Error> {

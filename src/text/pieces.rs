@@ -191,6 +191,18 @@ impl Pieces {
         self.ends.iter().zip(starts).map(|(end, start)| end - start).max().unwrap_or(0).max(1)
     }
 
+    /// Whether each byte is a token, so that any text can be spelled.
+    pub(super) fn has_every_byte(&self) -> bool {
+        let mut found = [false; 256];
+        let starts = std::iter::once(&0).chain(&self.ends);
+        for ((&end, &start), kind) in self.ends.iter().zip(starts).zip(&self.kinds) {
+            if let ([byte], Kind::Normal) = (&self.bytes[start..end], kind) {
+                found[usize::from(*byte)] = true;
+            }
+        }
+        found.iter().all(|found| *found)
+    }
+
     /// Spaces to drop at the start of a decoded text.
     pub(super) fn leading_spaces(&self) -> usize {
         match self.spelling {

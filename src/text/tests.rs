@@ -368,6 +368,15 @@ fn sentence_piece_decodes_what_it_encodes() {
 }
 
 #[test]
+fn sentence_piece_continues_a_prompt_with_its_space() {
+    let text = sentence_piece().read().unwrap();
+    let prompt = text.encode("ab", Framing::Framed).unwrap();
+    let begun = |prompt: &[u32]| text.detok(Specials::Hide).after(prompt).push(word("▁ab"));
+    assert_eq!(begun(&prompt), " ab");
+    assert_eq!(begun(&text.encode("", Framing::Framed).unwrap()), "ab");
+}
+
+#[test]
 fn dir_reads_tokenizer_and_template() {
     let template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}";
     let config = json!({"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>",
@@ -576,7 +585,37 @@ fn the_least_tokens_are_known_where_nothing_shrinks_a_text() {
     // The longest token is <|end|> with seven bytes.
     assert_eq!(BYTE_LEVEL.least_tokens(&"x".repeat(70)), 10);
     assert_eq!(BYTE_LEVEL.least_tokens(&"x".repeat(71)), 11);
-    // NFC does.
+    // NFC makes one byte of almost four.
     let qwen = Gguf::byte_level("qwen2", &[], &[]).read().unwrap();
-    assert_eq!(qwen.least_tokens(&"x".repeat(70)), 0);
+    assert_eq!(qwen.least_tokens(&"x".repeat(70)), 3);
+    // `<0x..>` is a byte; the longest token is </s>, and `▁` a space.
+    assert_eq!(SENTENCE_PIECE.least_tokens(&"x".repeat(150)), 10);
+}
+
+#[test]
+fn the_least_tokens_are_unknown_where_text_may_get_lost() {
+    let least = |change: fn(&mut serde_json::Value)| {
+        let mut tokenizer = Dir::tokenizer();
+        change(&mut tokenizer);
+        let dir = Dir(TempDir::new().unwrap()).write("tokenizer.json", &tokenizer.to_string());
+        dir.read().unwrap().least_tokens(&"x".repeat(1000))
+    };
+    assert_eq!(least(|_| {}), 250);
+    let lossy: [fn(&mut serde_json::Value); 5] = [
+        |t| t["normalizer"] = json!({"type": "Lowercase"}),
+        |t| t["pre_tokenizer"] = json!({"type": "WhitespaceSplit"}),
+        |t| {
+            t["pre_tokenizer"] = json!({"type": "Split", "pattern": {"String": "x"},
+                "behavior": "Removed", "invert": false});
+        },
+        |t| t["added_tokens"][0]["rstrip"] = json!(true),
+        |t| {
+            let id = t["model"]["vocab"]["x"].take();
+            t["model"]["vocab"].as_object_mut().unwrap().remove("x");
+            t["model"]["vocab"]["xyz"] = id;
+        },
+    ];
+    for change in lossy {
+        assert_eq!(least(change), 0);
+    }
 }

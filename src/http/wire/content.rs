@@ -21,8 +21,7 @@ pub(in crate::http) struct MessageIn {
 }
 
 /// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::http) enum Role {
     /// OpenAI's newer name for `system`.
     Developer,
@@ -45,6 +44,21 @@ impl Role {
     }
 }
 
+impl<'de> Deserialize<'de> for Role {
+    // Derived, a value that is no string would be taken for broken JSON.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "developer" => Ok(Self::Developer),
+            "system" => Ok(Self::System),
+            "user" => Ok(Self::User),
+            "assistant" => Ok(Self::Assistant),
+            other => {
+                Err(Error::unknown_variant(other, &["developer", "system", "user", "assistant"]))
+            }
+        }
+    }
+}
+
 /// A string, or a list of text parts, which are joined by line breaks as vLLM does.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::http) struct Content(pub(in crate::http) String);
@@ -57,10 +71,16 @@ struct Part {
     text: String,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum PartKind {
-    Text,
+/// `"text"`
+struct PartKind;
+
+impl<'de> Deserialize<'de> for PartKind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "text" => Ok(Self),
+            other => Err(Error::unknown_variant(other, &["text"])),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Content {

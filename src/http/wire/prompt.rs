@@ -57,7 +57,7 @@ impl<'de> Visitor<'de> for PromptsVisitor {
         let mut prompts = vec![first];
         while let Some(item) = items.next_element::<Item>()? {
             let Item::Prompt(prompt) = item else {
-                return Err(A::Error::invalid_type(de::Unexpected::Other("token id"), &self));
+                return Err(A::Error::invalid_type(de::Unexpected::Other("a token id"), &self));
             };
             if prompts.len() == MAX_CHOICES {
                 return Err(A::Error::invalid_length(prompts.len() + 1, &self));

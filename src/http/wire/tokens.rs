@@ -8,6 +8,7 @@ use super::content::MessageIn;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(in crate::http) struct Tokenize {
+    pub(in crate::http) model: Option<String>,
     pub(in crate::http) prompt: Option<String>,
     pub(in crate::http) messages: Option<Vec<MessageIn>>,
     pub(in crate::http) add_special_tokens: Option<bool>,
@@ -26,6 +27,7 @@ pub(in crate::http) struct Tokenized {
 /// Ids to turn into text.
 #[derive(Debug, Deserialize)]
 pub(in crate::http) struct Detokenize {
+    pub(in crate::http) model: Option<String>,
     pub(in crate::http) tokens: Vec<u32>,
 }
 

@@ -14,12 +14,16 @@ pub(in crate::http) enum Weight {
     Nothing,
     /// A short word, which may be a harmless one.
     Word(String),
+    /// A list of short words, each of which may be harmless.
+    Words(Vec<String>),
     /// Anything else.
     Something,
 }
 
 /// The longest string that is kept as a word.
 const WORD: usize = 16;
+/// The longest list that is kept as one of words.
+const WORDS: usize = 4;
 
 impl Weight {
     fn of(nothing: impl Into<bool>) -> Self {
@@ -76,11 +80,21 @@ impl<'de> Visitor<'de> for WeightVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Weight, A::Error> {
-        let mut empty = true;
-        while items.next_element::<IgnoredAny>()?.is_some() {
-            empty = false;
+        let mut words = Some(Vec::new());
+        while let Some(item) = items.next_element::<Weight>()? {
+            words = match (words, item) {
+                (Some(mut words), Weight::Word(word)) if words.len() < WORDS => {
+                    words.push(word);
+                    Some(words)
+                }
+                _ => None,
+            };
         }
-        Ok(Weight::of(empty))
+        Ok(match words {
+            Some(words) if words.is_empty() => Weight::Nothing,
+            Some(words) => Weight::Words(words),
+            None => Weight::Something,
+        })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Weight, A::Error> {
@@ -92,19 +106,45 @@ impl<'de> Visitor<'de> for WeightVisitor {
     }
 }
 
-/// A field that is refused unless its value is nothing, or one of these words.
+/// A field that is refused unless its value is nothing, or harmless.
 #[derive(Debug)]
 pub(in crate::http) struct Unsupported {
-    pub(in crate::http) field: &'static str,
-    pub(in crate::http) harmless: &'static [&'static str],
+    field: &'static str,
+    harmless: Harmless,
+}
+
+/// Values that ask for what is done anyway.
+#[derive(Debug)]
+enum Harmless {
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A list of these words.
+    Words(&'static [&'static str]),
+}
+
+impl Harmless {
+    fn covers(&self, value: &Weight) -> bool {
+        match (self, value) {
+            (_, Weight::Nothing) => true,
+            (Self::Word(known), Weight::Word(word)) => known.contains(&word.as_str()),
+            (Self::Words(known), Weight::Words(words)) => {
+                words.iter().all(|word| known.contains(&word.as_str()))
+            }
+            _ => false,
+        }
+    }
 }
 
 const fn refused(field: &'static str) -> Unsupported {
-    Unsupported { field, harmless: &[] }
+    unless(field, &[])
 }
 
 const fn unless(field: &'static str, harmless: &'static [&'static str]) -> Unsupported {
-    Unsupported { field, harmless }
+    Unsupported { field, harmless: Harmless::Word(harmless) }
+}
+
+const fn unless_all(field: &'static str, harmless: &'static [&'static str]) -> Unsupported {
+    Unsupported { field, harmless: Harmless::Words(harmless) }
 }
 
 /// Refused wherever text is generated.
@@ -139,6 +179,7 @@ pub(in crate::http) const CHAT: &[Unsupported] = &[
     refused("echo"),
     unless("function_call", &["none", "auto"]),
     refused("functions"),
+    unless_all("modalities", &["text"]),
     unless("tool_choice", &["none", "auto"]),
     refused("tools"),
 ];
@@ -187,12 +228,7 @@ impl<'de> Visitor<'de> for Scan<'_> {
                 entries.next_value::<IgnoredAny>()?;
                 continue;
             };
-            let harmless = match entries.next_value::<Weight>()? {
-                Weight::Nothing => true,
-                Weight::Word(word) => entry.harmless.contains(&word.as_str()),
-                Weight::Something => false,
-            };
-            if !harmless {
+            if !entry.harmless.covers(&entries.next_value()?) {
                 found = found.or(Some(entry.field));
             }
         }
@@ -249,6 +285,19 @@ mod tests {
         }
         assert_eq!(scan(r#"{"tool_choice":"auto"}"#), None);
         assert_eq!(scan(r#"{"tool_choice":"none","metadata":{"tools":[1]}}"#), None);
+    }
+
+    #[test]
+    fn text_is_the_only_modality() {
+        assert_eq!(scan(r#"{"modalities":["text"]}"#), None);
+        for value in [r#"["audio"]"#, r#"["text","audio"]"#, r#"["text",1]"#, r#""text""#] {
+            assert_eq!(
+                scan(&format!(r#"{{"modalities":{value}}}"#)),
+                Some("modalities"),
+                "{value}"
+            );
+        }
+        assert_eq!(scan(r#"{"audio":{"voice":"alloy","format":"wav"}}"#), Some("audio"));
     }
 
     #[test]

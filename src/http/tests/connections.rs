@@ -1,0 +1,170 @@
+//! A server on a port of its own: connections that break, stall or outlive it.
+
+use std::{io, net::SocketAddr};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::{
+    super::{
+        app::Settings,
+        body::LARGE_BODIES,
+        double::{Play, Scripted, app, app_with},
+        serve::serve_patiently,
+    },
+    *,
+};
+use crate::engine::{Event, Finish};
+
+/// How long anything may take that takes no time to speak of.
+const SOON: Duration = Duration::from_secs(10);
+/// So small that little fits between a server that writes and a client that does not read.
+const BUFFER: u32 = 4096;
+
+struct Server {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<io::Result<()>>,
+}
+
+impl Server {
+    fn start(app: App) -> Self {
+        Self::start_patiently(app, SOON * 100)
+    }
+
+    fn start_patiently(app: App, write_time: Duration) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_send_buffer_size(BUFFER).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(8).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            serve_patiently(listener, app, stopped, write_time).await
+        });
+        Self { address, stop, task }
+    }
+
+    /// A connection of its own over which these bytes were sent.
+    async fn send(&self, bytes: &str) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(BUFFER).unwrap();
+        let mut stream = socket.connect(self.address).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn chat(&self, more: Value) -> TcpStream {
+        let body = chat(more).to_string();
+        self.send(&(head(body.len()) + &body)).await
+    }
+}
+
+/// The head of a chat whose body has so many bytes.
+fn head(length: usize) -> String {
+    format!(
+        "POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    )
+}
+
+/// All that comes until the server closes the connection.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut text = String::new();
+    timeout(SOON, stream.read_to_string(&mut text)).await.expect("the connection ends").unwrap();
+    text
+}
+
+/// Waits for the server's end, which must not take the time that anybody is given.
+async fn ended(task: JoinHandle<io::Result<()>>) {
+    timeout(SOON, task).await.expect("the server ends").unwrap().unwrap();
+}
+
+fn jobs_begun(engine: &Scripted, count: usize) -> impl Fn() -> bool {
+    move || engine.wanted() == count
+}
+
+#[tokio::test]
+async fn a_broken_connection_cancels_its_jobs() {
+    let (app, engine) = app([Play::hang("a"), Play::hang("b")]);
+    let server = Server::start(app);
+    let stream = server.chat(json!({"stream": true})).await;
+    let whole = server.chat(json!({})).await;
+    until(jobs_begun(&engine, 2)).await;
+    drop(stream);
+    until(jobs_begun(&engine, 1)).await;
+    drop(whole);
+    until(jobs_begun(&engine, 0)).await;
+    server.stop.send(()).unwrap();
+    ended(server.task).await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let long = vec![Event::Token { id: 97, logprob: None }; 20_000];
+    let (app, engine) = app([Play::Hang(long)]);
+    let server = Server::start_patiently(app, Duration::from_millis(50));
+    let _silent = server.chat(json!({"stream": true})).await;
+    until(jobs_begun(&engine, 1)).await;
+    until(jobs_begun(&engine, 0)).await;
+}
+
+#[tokio::test]
+async fn a_stream_outlives_the_shutdown_signal() {
+    let (app, engine) = app([Play::hang("a")]);
+    let server = Server::start(app.clone());
+    let stream = server.chat(json!({"stream": true})).await;
+    let mut idle = server.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    idle.read_u8().await.unwrap();
+    until(jobs_begun(&engine, 1)).await;
+    server.stop.send(()).unwrap();
+    rest(idle).await;
+    assert!(app.accepting().is_err());
+    assert_eq!(engine.wanted(), 1);
+    engine.end(&Event::Finished(Finish::Stop));
+    let text = rest(stream).await;
+    assert!(text.contains("\"finish_reason\":\"stop\""), "{text}");
+    assert!(text.contains("data: [DONE]\n\n"), "{text}");
+    ended(server.task).await;
+    assert!(TcpStream::connect(server.address).await.is_err());
+}
+
+#[tokio::test]
+async fn answers_that_outlive_the_drain_time_are_told_so() {
+    let settings = Settings { drain: Duration::ZERO, ..Settings::default() };
+    let (app, engine) = app_with([Play::hang("a"), Play::hang("b")], settings);
+    let server = Server::start(app);
+    let stream = server.chat(json!({"stream": true})).await;
+    until(jobs_begun(&engine, 1)).await;
+    let whole = server.chat(json!({})).await;
+    until(jobs_begun(&engine, 2)).await;
+    server.stop.send(()).unwrap();
+    let text = rest(stream).await;
+    let (_, error) = text.split_once("data: {\"error\":").expect("an error event");
+    assert!(error.contains("\"code\":\"overloaded\""), "{text}");
+    assert!(error.contains("data: [DONE]\n\n"), "{text}");
+    let text = rest(whole).await;
+    assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+    assert!(text.contains("\"code\":\"overloaded\""), "{text}");
+    ended(server.task).await;
+}
+
+#[tokio::test]
+async fn a_body_half_sent_is_not_waited_for_at_the_end() {
+    let (app, _) = app([]);
+    let server = Server::start(app.clone());
+    // Larger ones take a place, which shows that the server has begun to read it.
+    let stream = server.send(&(head(1 << 20) + "{\"model\":")).await;
+    until(|| app.large_bodies().available_permits() < LARGE_BODIES).await;
+    server.stop.send(()).unwrap();
+    let text = rest(stream).await;
+    assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+    ended(server.task).await;
+}

@@ -1,0 +1,121 @@
+//! Models, tokens, numbers: all that generates nothing.
+
+use super::{
+    super::double::{self, Play, app, ids},
+    *,
+};
+
+#[tokio::test]
+async fn models_are_listed_by_content() {
+    let (app, _) = app([]);
+    let list = body(get(&app, "/v1/models").await).await;
+    let names: Vec<_> = list["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    assert_eq!(names, ["org/tiny", "law", "sql"]);
+    assert_eq!(list["data"][0]["parent"], Value::Null);
+    assert_eq!(list["data"][1]["parent"], "org/tiny");
+    for model in list["data"].as_array().unwrap() {
+        assert!(model["root"].as_str().unwrap().starts_with("sha256:"));
+        assert_eq!(model["max_model_len"], double::CONTEXT);
+    }
+    for id in
+        ["org/tiny", "org%2Ftiny", "base", "sql", "sql@v1", "org/tiny:sql", "org%2Ftiny%3Asql%40v1"]
+    {
+        let response = get(&app, &format!("/v1/models/{id}")).await;
+        assert_eq!(response.status(), StatusCode::OK, "{id}");
+    }
+    let shown = body(get(&app, "/v1/models/sql").await).await;
+    assert_eq!(shown, list["data"][2]);
+    for id in ["nobody", "sql@v2", "%ff", "org/other"] {
+        let response = get(&app, &format!("/v1/models/{id}")).await;
+        assert!(response.status().is_client_error(), "{id}");
+        assert!(body(response).await["error"]["message"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn texts_are_tokenized_and_back() {
+    let (app, _) = app([]);
+    let (_, tokens) = ask(&app, "/tokenize", json!({"prompt": "hi<|end|>"})).await;
+    assert_eq!(tokens, json!({"count": 3, "max_model_len": 100, "tokens": [104, 105, 256]}));
+    let (_, chat) =
+        ask(&app, "/tokenize", json!({"messages": [{"role": "user", "content": "a"}]})).await;
+    assert_eq!(chat["tokens"], json!(ids("user:a\nassistant:")));
+    let (_, text) = ask(&app, "/detokenize", json!({"tokens": [104, 105, 256]})).await;
+    assert_eq!(text, json!({"prompt": "hi<|end|>"}));
+    assert_eq!(ask(&app, "/detokenize", json!({"tokens": [9999]})).await.0, 400);
+    assert_eq!(ask(&app, "/detokenize", json!([[104]])).await.0, 400);
+    assert_eq!(ask(&app, "/tokenize", json!({})).await.0, 400);
+    let (status, long) = ask(&app, "/tokenize", json!({"prompt": "x".repeat(20_000)})).await;
+    assert_eq!((status, &long["count"]), (200, &json!(20_000)));
+}
+
+#[tokio::test]
+async fn tokens_are_not_made_for_an_unknown_name() {
+    let (app, _) = app([]);
+    for (path, request) in
+        [("/tokenize", json!({"prompt": "a"})), ("/detokenize", json!({"tokens": [97]}))]
+    {
+        for (header, model, status) in [
+            (None, json!("sql"), 200),
+            (None, json!("org/tiny"), 200),
+            (None, Value::Null, 200),
+            (None, json!("nobody"), 404),
+            (Some("sql"), Value::Null, 200),
+            (Some("nobody"), Value::Null, 404),
+            (Some("sql"), json!("nobody"), 404),
+            (Some("sql"), json!("law"), 400),
+        ] {
+            let mut request = post(path, &merge(request.clone(), json!({"model": model})));
+            if let Some(header) = header {
+                request = with_header(request, "x-adapter", header);
+            }
+            let response = send(&app, request).await;
+            assert_eq!(response.status().as_u16(), status, "{path}: {header:?}, {model}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_written_without_names_of_tenants() {
+    let (app, _) = app([Play::say("abc")]);
+    let _ = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
+    let _ = get(&app, "/v1/models/nobody").await;
+    let response = get(&app, "/metrics").await;
+    assert!(
+        response.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .starts_with("application/openmetrics-text")
+    );
+    let text = text(response).await;
+    for line in [
+        "chorus_requests_total{endpoint=\"/v1/chat/completions\",code=\"200\"} 1",
+        "chorus_requests_total{endpoint=\"/v1/models/{*id}\",code=\"404\"} 1",
+        "chorus_requests_running 3",
+        "chorus_requests_waiting 0",
+        "chorus_kv_pages_total 0",
+        "chorus_kv_pages_free 0",
+        "chorus_adapter_cache_budget_bytes 1048576",
+        "chorus_adapters_resident 1",
+        "chorus_adapter_loads_total 1",
+        "chorus_adapter_load_failures_total 0",
+        "chorus_adapter_evictions_total 0",
+        "chorus_adapter_hits_total 0",
+        "chorus_adapter_misses_total 1",
+        "chorus_adapter_load_seconds_count 1",
+        "chorus_prompt_tokens_total 0",
+        "chorus_generation_tokens_total 0",
+        "chorus_preemptions_total 0",
+        "chorus_steps_total 0",
+        "chorus_mixed_steps_total 0",
+        "chorus_time_to_first_token_seconds_count 1",
+        "chorus_inter_token_latency_seconds_count 2",
+        "chorus_e2e_request_latency_seconds_count 1",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    assert!(text.contains("chorus_build_info{version="));
+    assert!(text.contains("chorus_adapter_resident_bytes "));
+    assert!(!text.contains("sql") && !text.contains("nobody"));
+}

@@ -1,0 +1,98 @@
+//! How few tokens a text can become, told from its length alone.
+
+use super::pieces::{Pieces, Spelling};
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+/// The most bytes of text that composing characters (NFC) makes one byte; 3.5 is reached.
+const COMPOSED: usize = 4;
+/// `▁` in a text has three bytes, in a token it is a space.
+const SPACE: usize = 3;
+
+/// The most bytes of text that one token of `tokenizer` can stand for. `None` where that is not known: something on the
+/// way may drop text, or take in any amount of it.
+pub(super) fn bytes_per_token(
+    tokenizer: &Tokenizer,
+    spelling: Spelling,
+    pieces: &Pieces,
+) -> Option<usize> {
+    let added = tokenizer.get_added_tokens_decoder();
+    // Such a token takes in the whitespace beside it.
+    let greedy = added.values().any(|token| token.lstrip || token.rstrip);
+    // A byte without a token is dropped, or a whole run of them is one unknown token.
+    if !pieces.has_every_byte() || greedy {
+        return None;
+    }
+    let spelled = match spelling {
+        Spelling::ByteLevel => 1,
+        Spelling::SentencePiece { .. } => SPACE,
+    };
+    let normalized = serde_json::to_value(tokenizer.get_normalizer()).ok()?;
+    let split = serde_json::to_value(tokenizer.get_pre_tokenizer()).ok()?;
+    let normalized = steps(&normalized, "normalizers").into_iter().map(normalizer);
+    let factor = normalized.product::<Option<usize>>()? * spelled;
+    let keeps = steps(&split, "pretokenizers").into_iter().all(keeps_all);
+    keeps.then(|| pieces.longest() * factor)
+}
+
+/// The steps of a description, which is one step, a sequence of them, or nothing.
+fn steps<'a>(description: &'a Value, key: &str) -> Vec<&'a Value> {
+    match description[key].as_array() {
+        Some(list) => list.iter().flat_map(|step| steps(step, key)).collect(),
+        None if description.is_null() => Vec::new(),
+        None => vec![description],
+    }
+}
+
+/// How many bytes this normalizer makes one byte at most.
+fn normalizer(step: &Value) -> Option<usize> {
+    match step["type"].as_str()? {
+        "NFC" => Some(COMPOSED),
+        "Prepend" | "ByteLevel" => Some(1),
+        "Replace" if step["pattern"]["String"] == " " && step["content"] == "▁" => Some(1),
+        _ => None,
+    }
+}
+
+/// Whether this step only tells words apart.
+fn keeps_all(step: &Value) -> bool {
+    match step["type"].as_str() {
+        Some("ByteLevel" | "Digits" | "Metaspace") => true,
+        Some("Split" | "Punctuation") => step["behavior"].as_str().is_some_and(|b| b != "Removed"),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+    use tokenizers::normalizers::{NFC, NFD};
+    use tokenizers::{NormalizedString, Normalizer};
+
+    fn normalized(by: &impl Normalizer, character: char) -> String {
+        let mut text = NormalizedString::from(character.to_string());
+        by.normalize(&mut text).unwrap();
+        text.get().to_owned()
+    }
+
+    #[test]
+    fn composing_characters_leaves_more_than_a_quarter_of_a_text() {
+        let all = || ('\u{80}'..=char::MAX).chain('\0'..'\u{80}');
+        // The longest ways to write a character that does not come apart.
+        let mut longest: HashMap<char, usize> = HashMap::new();
+        for character in all() {
+            let apart = normalized(&NFD, character);
+            let mut characters = apart.chars();
+            if let (Some(only), None) = (characters.next(), characters.next()) {
+                let bytes = longest.entry(only).or_default();
+                *bytes = character.len_utf8().max(*bytes);
+            }
+        }
+        for character in all() {
+            let composed = normalized(&NFC, character).len();
+            let apart: usize = normalized(&NFD, character).chars().map(|c| longest[&c]).sum();
+            assert!(apart.max(character.len_utf8()) < composed * COMPOSED, "{character:?}");
+        }
+    }
+}
