@@ -455,7 +455,6 @@ impl Serve {
 /// `CHORUS_*` variables that are set and are no option: most are misspelt.
 ///
 /// Not among them are those that Kubernetes sets in every container beside a service called `chorus`.
-#[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
 pub fn variables_without_meaning() -> Vec<String> {
     let set = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     without_meaning(set)

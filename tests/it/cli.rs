@@ -110,7 +110,7 @@ fn command_lines_that_mean_nothing_say_what_would() {
         (&["sing"][..], &["`sing`", "chorus --help"][..]),
         (&["pull", "smollm3"], &["smollm3", "smollm2-135m-instruct"]),
         (&["serve", "--thread", "2"], &["`--thread`", "did you mean `--threads`?"]),
-        (&["serve", "--tenants", "2"], &["`--tenants`", "chorus serve --help"]),
+        (&["serve", "--xyz", "2"], &["`--xyz`", "chorus serve --help"]),
         (&["serve", "now"], &["`now`", "chorus serve --help"]),
         (&["serve", "--threads"], &["--threads (CHORUS_THREADS)", "a value is expected"]),
         (&["serve", "--threads", "0"], &["`0` for --threads (CHORUS_THREADS)", "from 1 to"]),
