@@ -75,7 +75,7 @@ impl FromStr for Switch {
     }
 }
 
-/// A number of things, from 1 to [`MOST`].
+/// A number of things, from 1 to 16,777,216.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count(pub NonZeroUsize);
 
@@ -86,7 +86,7 @@ impl Count {
     /// For defaults.
     ///
     /// # Panics
-    /// Outside of 1 to [`MOST`]; in a constant, when it is compiled.
+    /// Outside of these bounds; in a constant, when it is compiled.
     pub(super) const fn new(count: usize) -> Self {
         assert!(count <= MOST, "too many");
         Self(NonZeroUsize::new(count).expect("not 0"))
