@@ -52,7 +52,8 @@ impl Guard {
         let host = host(headers, uri);
         let restricted = self.reach == Reach::Loopback || !self.allowed.is_empty();
         if restricted && !host.as_ref().is_some_and(|host| self.knows(host.host())) {
-            let message = "the Host header names a host that this server does not answer to";
+            let message = "the request names no host that this server answers to: its operator \
+                           adds further ones with --allowed-hosts";
             return Err(ApiError::forbidden(message));
         }
         for origin in headers.get_all(ORIGIN) {

@@ -5,11 +5,14 @@ use axum::{Json, extract::State, http::HeaderMap};
 
 use super::{
     app::App,
-    body::{Payload, parse},
+    body::{Payload, parse, refuse_unsupported},
     deadline::Deadline,
     error::ApiError,
     prompt,
-    wire::tokens::{Detokenize, Detokenized, Tokenize, Tokenized},
+    wire::{
+        tokens::{Detokenize, Detokenized, Tokenize, Tokenized},
+        unsupported::CHAT,
+    },
 };
 use crate::text::{Framing, Specials, Text};
 
@@ -22,7 +25,12 @@ pub(super) async fn tokenize(
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
     let tokens = async {
         let (text, size) = (app.text().clone(), bytes.len());
-        let mut fields: Tokenize = app.work(size, move |_| parse(&bytes)).await?;
+        let fields = app.work(size, move |_| -> Result<Tokenize, ApiError> {
+            // They would change what a chat is rendered to.
+            refuse_unsupported(&bytes, [CHAT, &[]])?;
+            parse(&bytes)
+        });
+        let mut fields = fields.await?;
         app.check_names(&headers, fields.model.take())?;
         app.work(size, move |_| ids(&text, fields)).await
     };

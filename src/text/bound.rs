@@ -9,30 +9,43 @@ const COMPOSED: usize = 4;
 /// `▁` in a text has three bytes, in a token it is a space.
 const SPACE: usize = 3;
 
-/// The most bytes of text that one token of `tokenizer` can stand for. `None` where that is not known: something on the
-/// way may drop text, or take in any amount of it.
-pub(super) fn bytes_per_token(
-    tokenizer: &Tokenizer,
-    spelling: Spelling,
-    pieces: &Pieces,
-) -> Option<usize> {
-    let added = tokenizer.get_added_tokens_decoder();
-    // Such a token takes in the whitespace beside it.
-    let greedy = added.values().any(|token| token.lstrip || token.rstrip);
-    // A byte without a token is dropped, or a whole run of them is one unknown token.
-    if !pieces.has_every_byte() || greedy {
-        return None;
+/// What is known of a text's tokens before it is encoded.
+pub(super) struct Bound {
+    /// The most bytes of text that one token can stand for.
+    bytes_per_token: usize,
+    /// Bytes that become tokens; others may leave no trace.
+    spelled: [bool; 256],
+}
+
+impl Bound {
+    /// `None` where nothing is known: something on the way may drop text, or take in any amount of it.
+    pub(super) fn of(tokenizer: &Tokenizer, spelling: Spelling, pieces: &Pieces) -> Option<Self> {
+        let added = tokenizer.get_added_tokens_decoder();
+        // Such a token takes in the whitespace beside it.
+        if added.values().any(|token| token.lstrip || token.rstrip) {
+            return None;
+        }
+        let space = match spelling {
+            Spelling::ByteLevel => 1,
+            Spelling::SentencePiece { .. } => SPACE,
+        };
+        let normalized = serde_json::to_value(tokenizer.get_normalizer()).ok()?;
+        let split = serde_json::to_value(tokenizer.get_pre_tokenizer()).ok()?;
+        let normalized = steps(&normalized, "normalizers").into_iter().map(normalizer);
+        let factor = normalized.product::<Option<usize>>()? * space;
+        let spelled = pieces.single_bytes();
+        // What has a token of its own could become something without one.
+        let changes = factor > 1 && spelled.contains(&false);
+        let keeps = steps(&split, "pretokenizers").into_iter().all(keeps_all);
+        let bytes_per_token = pieces.longest() * factor;
+        (keeps && !changes).then_some(Self { bytes_per_token, spelled })
     }
-    let spelled = match spelling {
-        Spelling::ByteLevel => 1,
-        Spelling::SentencePiece { .. } => SPACE,
-    };
-    let normalized = serde_json::to_value(tokenizer.get_normalizer()).ok()?;
-    let split = serde_json::to_value(tokenizer.get_pre_tokenizer()).ok()?;
-    let normalized = steps(&normalized, "normalizers").into_iter().map(normalizer);
-    let factor = normalized.product::<Option<usize>>()? * spelled;
-    let keeps = steps(&split, "pretokenizers").into_iter().all(keeps_all);
-    keeps.then(|| pieces.longest() * factor)
+
+    /// A number of tokens that `text` has at least.
+    pub(super) fn least_tokens(&self, text: &str) -> usize {
+        let spelled = text.bytes().filter(|byte| self.spelled[usize::from(*byte)]).count();
+        spelled.div_ceil(self.bytes_per_token)
+    }
 }
 
 /// The steps of a description, which is one step, a sequence of them, or nothing.

@@ -24,6 +24,7 @@ pub use error::{Error, LoadError};
 pub use stop::{Keep, Released, Stops};
 pub use template::{Ending, Message};
 
+use bound::Bound;
 use pieces::{Pieces, Spelling, Token};
 use std::fmt;
 use std::path::Path;
@@ -81,7 +82,7 @@ struct Shared {
     stop_tokens: Arc<[u32]>,
     template: Option<Template>,
     /// Most bytes of text that one token stands for, where that is known.
-    bytes_per_token: Option<usize>,
+    bound: Option<Bound>,
 }
 
 impl Text {
@@ -98,7 +99,7 @@ impl Text {
     fn from_parts(parts: Parts) -> Self {
         let pieces = Pieces::new(parts.spelling, parts.tokens);
         let shared = Shared {
-            bytes_per_token: bound::bytes_per_token(&parts.tokenizer, parts.spelling, &pieces),
+            bound: Bound::of(&parts.tokenizer, parts.spelling, &pieces),
             tokenizer: parts.tokenizer,
             pieces: Arc::new(pieces),
             frame: parts.frame,
@@ -125,10 +126,10 @@ impl Text {
         })
     }
 
-    /// A number of tokens that `text` has at least, from its length alone: a prompt far above the
+    /// A number of tokens that `text` has at least, from its bytes alone: a prompt far above the
     /// context can be refused without the work of encoding it. 0 where nothing is known.
     pub fn least_tokens(&self, text: &str) -> usize {
-        self.shared.bytes_per_token.map_or(0, |bytes| text.len().div_ceil(bytes))
+        self.shared.bound.as_ref().map_or(0, |bound| bound.least_tokens(text))
     }
 
     /// The text of `ids`. Ids that the vocabulary does not have are nothing; bytes that are no UTF-8

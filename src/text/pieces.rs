@@ -191,8 +191,8 @@ impl Pieces {
         self.ends.iter().zip(starts).map(|(end, start)| end - start).max().unwrap_or(0).max(1)
     }
 
-    /// Whether each byte is a token, so that any text can be spelled.
-    pub(super) fn has_every_byte(&self) -> bool {
+    /// Which bytes are tokens of their own, so that any text of them can be spelled.
+    pub(super) fn single_bytes(&self) -> [bool; 256] {
         let mut found = [false; 256];
         let starts = std::iter::once(&0).chain(&self.ends);
         for ((&end, &start), kind) in self.ends.iter().zip(starts).zip(&self.kinds) {
@@ -200,7 +200,7 @@ impl Pieces {
                 found[usize::from(*byte)] = true;
             }
         }
-        found.iter().all(|found| *found)
+        found
     }
 
     /// Spaces to drop at the start of a decoded text.

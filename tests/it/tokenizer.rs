@@ -128,3 +128,15 @@ fn a_chat_without_a_system_message_gets_the_models_own() {
     let given = TEXT.render(&[turn("system"), turn("user")], Ending::Continue).unwrap();
     assert_eq!(given, "<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\nHi");
 }
+
+/// The default base has no token for 21 bytes, most of which no text can hold.
+#[test]
+fn a_prompt_far_beyond_the_context_is_known_before_it_is_encoded() {
+    assert!(TEXT.least_tokens(&"x".repeat(1 << 20)) > 8192);
+    assert!(TEXT.least_tokens(&"7".repeat(1 << 20)) > 8192);
+    assert_eq!(TEXT.least_tokens(&"\u{4}".repeat(1 << 20)), 0, "dropped");
+    for sample in ["x", "Ahoy, matey!", &"    ".repeat(100), "\u{4}\u{6}", "\u{f1234}"] {
+        let tokens = TEXT.encode(sample, Framing::Bare).unwrap().len();
+        assert!(TEXT.least_tokens(sample) <= tokens, "{sample:?}");
+    }
+}

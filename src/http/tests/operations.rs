@@ -45,6 +45,9 @@ async fn texts_are_tokenized_and_back() {
     assert_eq!(ask(&app, "/detokenize", json!({"tokens": [9999]})).await.0, 400);
     assert_eq!(ask(&app, "/detokenize", json!([[104]])).await.0, 400);
     assert_eq!(ask(&app, "/tokenize", json!({})).await.0, 400);
+    // What chats refuse would change the tokens here.
+    let tools = json!({"messages": [{"role": "user", "content": "a"}], "tools": [{}]});
+    assert_eq!(ask(&app, "/tokenize", tools).await.0, 400);
     let (status, long) = ask(&app, "/tokenize", json!({"prompt": "x".repeat(20_000)})).await;
     assert_eq!((status, &long["count"]), (200, &json!(20_000)));
 }
