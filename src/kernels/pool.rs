@@ -26,6 +26,13 @@ use std::{
 /// How long a worker looks for the next region before it parks. Longer than the serial parts between two regions of a step.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// Looks for the next region between two at the clock.
+const LOOKS: usize = 64;
+
+/// Parts of a region for each thread. Taking one costs the others a cache line or two, so that there must be few; a thread that
+/// the system puts aside must not leave much undone.
+const PARTS: usize = 4;
+
 thread_local! {
     /// This thread is inside a task of some pool's region.
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
@@ -46,14 +53,18 @@ struct Crew {
     region: Mutex<()>,
 }
 
+/// On a cache line of its own: whoever writes it takes nothing else from the others.
+#[repr(align(128))]
+struct Line<T>(T);
+
 struct Shared {
-    /// High half: the region's number. Low half: tasks not yet taken.
-    ticket: AtomicU64,
-    /// The region's work: data and code of a `&(dyn Fn(usize) + Sync)`.
+    /// High half: the region's number. Low half: parts not yet taken.
+    ticket: Line<AtomicU64>,
+    /// Parts not yet done.
+    open: Line<AtomicUsize>,
+    /// The region's work: address and code of a [`Region`].
     data: AtomicUsize,
     code: AtomicUsize,
-    /// Tasks not yet done.
-    open: AtomicUsize,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
     parked: Vec<AtomicBool>,
     ending: AtomicBool,
@@ -75,10 +86,10 @@ impl Pool {
     pub fn new(threads: usize) -> Self {
         let helpers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
-            ticket: AtomicU64::new(0),
+            ticket: Line(AtomicU64::new(0)),
             data: AtomicUsize::new(0),
             code: AtomicUsize::new(0),
-            open: AtomicUsize::new(0),
+            open: Line(AtomicUsize::new(0)),
             panic: Mutex::new(None),
             parked: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
             ending: AtomicBool::new(false),
@@ -106,29 +117,30 @@ impl Pool {
     /// shared region: that region ends only with its tasks, so one that waited for its pool's threads would wait for ever.
     ///
     /// # Panics
-    /// Where a task does: with the panic of one of those that did. In a shared region all tasks are run first; a caller
-    /// that runs them alone does not begin those behind it.
+    /// Where a task does: with the panic of one of those that did. In a shared region all parts are begun first; within a
+    /// part, as where the caller runs alone, those behind it are not.
     pub fn run<F: Fn(usize) + Sync>(&self, tasks: usize, task: F) {
         if tasks <= 1 || self.crew.workers.is_empty() || IN_TASK.get() {
             (0..tasks).for_each(task);
             return;
         }
+        let parts = tasks.min(self.threads() * PARTS);
+        let region = Region { tasks, parts, task };
         let _region = self.crew.region.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let shared = &*self.crew.shared;
-        shared.data.store(std::ptr::from_ref(&task) as usize, Ordering::Relaxed);
+        shared.data.store(std::ptr::from_ref(&region) as usize, Ordering::Relaxed);
         shared.code.store(call::<F> as Work as usize, Ordering::Relaxed);
-        shared.open.store(tasks, Ordering::Relaxed);
-        let region = (shared.ticket.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
-        let tasks = u64::try_from(tasks).expect("a region's tasks are counted in 32 bits");
-        assert!(tasks >> 32 == 0, "a region's tasks are counted in 32 bits");
+        shared.open.0.store(parts, Ordering::Relaxed);
+        let region = (shared.ticket.0.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
+        let parts = u64::try_from(parts).expect("there are few");
         // SeqCst: ordered before the reads of `parked`, as a worker's parking is before its read of the ticket.
-        shared.ticket.store(region << 32 | tasks, Ordering::SeqCst);
+        shared.ticket.0.store(region << 32 | parts, Ordering::SeqCst);
         for (parked, worker) in shared.parked.iter().zip(&self.crew.workers) {
             wake(parked, worker.thread());
         }
         while shared.take_one(region) {}
         let mut spins = 0_u32;
-        while shared.open.load(Ordering::Acquire) > 0 {
+        while shared.open.0.load(Ordering::Acquire) > 0 {
             // The last tasks run elsewhere; let their thread have this core if it needs it.
             spins += 1;
             if spins.is_multiple_of(256) { thread::yield_now() } else { std::hint::spin_loop() }
@@ -140,14 +152,30 @@ impl Pool {
     }
 }
 
-/// Calls the `F` at `data`.
-fn call<F: Fn(usize) + Sync>(data: usize, task: usize) {
-    // SAFETY: `data` is the address of the `F` that `run` borrows until every taken task is done, and only a taken task gets here.
-    let work = unsafe { &*(data as *const F) };
-    work(task);
+/// What is done in one call of [`Pool::run`].
+struct Region<F> {
+    tasks: usize,
+    parts: usize,
+    task: F,
 }
 
-/// Tasks not yet taken.
+impl<F: Fn(usize)> Region<F> {
+    /// Runs the tasks of one part: consecutive ones, as many as of any other, give or take one.
+    fn run(&self, part: usize) {
+        let from = |part: usize| part * self.tasks / self.parts;
+        (from(part)..from(part + 1)).for_each(&self.task);
+    }
+}
+
+/// Runs a part of the region at `data`.
+fn call<F: Fn(usize) + Sync>(data: usize, part: usize) {
+    // SAFETY: `data` is the address of the `Region<F>` that `run` keeps until every taken part is done, and only a taken part
+    // gets here.
+    let region = unsafe { &*(data as *const Region<F>) };
+    region.run(part);
+}
+
+/// Parts not yet taken.
 fn left(ticket: u64) -> u64 {
     ticket & 0xffff_ffff
 }
@@ -159,20 +187,20 @@ fn wake(parked: &AtomicBool, thread: &Thread) {
 }
 
 impl Shared {
-    /// Takes and does one task of `region`; false when none is left or the region is over.
+    /// Takes and does one part of `region`; false when none is left or the region is over.
     fn take_one(&self, region: u64) -> bool {
-        let mut ticket = self.ticket.load(Ordering::Acquire);
+        let mut ticket = self.ticket.0.load(Ordering::Acquire);
         loop {
             let left = left(ticket);
             if ticket >> 32 != region || left == 0 {
                 return false;
             }
-            // Read before the task is taken; valid only if the exchange then finds the ticket unchanged. While a task of a
+            // Read before the part is taken; valid only if the exchange then finds the ticket unchanged. While a part of a
             // region is left untaken, its `run` has not returned, so the words cannot be of another region.
             let data = self.data.load(Ordering::Relaxed);
             let code = self.code.load(Ordering::Relaxed);
             let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
-            match self.ticket.compare_exchange_weak(ticket, ticket - 1, success, failure) {
+            match self.ticket.0.compare_exchange_weak(ticket, ticket - 1, success, failure) {
                 Ok(_) => {
                     self.call(data, code, usize::try_from(left - 1).expect("came from a usize"));
                     return true;
@@ -182,34 +210,39 @@ impl Shared {
         }
     }
 
-    fn call(&self, data: usize, code: usize, task: usize) {
+    fn call(&self, data: usize, code: usize, part: usize) {
         // SAFETY: `code` was written by `run` from a `Work`, and the exchange proved it belongs with `data`.
         let work = unsafe { std::mem::transmute::<*const (), Work>(code as *const ()) };
         // Never set already: whoever is in a task runs no shared region.
         IN_TASK.set(true);
-        let done = catch_unwind(AssertUnwindSafe(|| work(data, task)));
+        let done = catch_unwind(AssertUnwindSafe(|| work(data, part)));
         IN_TASK.set(false);
         if let Err(panic) = done {
             *self.panic.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(panic);
         }
-        self.open.fetch_sub(1, Ordering::Release);
+        self.open.0.fetch_sub(1, Ordering::Release);
     }
 
     fn work(&self, index: usize) {
         let mut idle_since = None;
         while !self.ending.load(Ordering::Acquire) {
-            let ticket = self.ticket.load(Ordering::SeqCst);
+            let ticket = self.ticket.0.load(Ordering::SeqCst);
             if left(ticket) > 0 && self.take_one(ticket >> 32) {
                 idle_since = None;
                 continue;
             }
-            if idle_since.get_or_insert_with(Instant::now).elapsed() < SPIN {
-                (0..32).for_each(|_| std::hint::spin_loop());
+            // Looks often, because every region waits for its last thread to notice it; asks the clock rarely.
+            let comes = (0..LOOKS).any(|_| {
+                std::hint::spin_loop();
+                left(self.ticket.0.load(Ordering::Relaxed)) > 0
+            });
+            if comes || idle_since.get_or_insert_with(Instant::now).elapsed() < SPIN {
                 continue;
             }
             self.parked[index].store(true, Ordering::SeqCst);
             // Tasks that came between the look and the flag would not wake us.
-            if left(self.ticket.load(Ordering::SeqCst)) == 0 && !self.ending.load(Ordering::SeqCst)
+            if left(self.ticket.0.load(Ordering::SeqCst)) == 0
+                && !self.ending.load(Ordering::SeqCst)
             {
                 thread::park();
             }
