@@ -22,7 +22,8 @@ use clap::{Args, Command, builder::NonEmptyStringValueParser};
 use serde::Deserialize;
 
 pub use self::values::{
-    ByteSize, Count, Device, HeaderField, Hosts, Listen, LogFormat, ModelId, Span, Switch,
+    ByteSize, Count, Device, HeaderField, Hosts, Listen, LogFormat, ModelId, Precision, Span,
+    Switch,
 };
 use crate::catalog::{self, HubAccess};
 
@@ -92,6 +93,10 @@ pub struct Knobs {
     /// What computes: auto or cpu [default: auto]
     #[arg(long, env = "CHORUS_DEVICE", value_name = "DEVICE")]
     device: Option<Device>,
+    /// How a quantized base is computed: int16, in integers with inputs rounded to 16 bits, or
+    /// exact, in 32-bit floats and slower [default: int16]
+    #[arg(long, env = "CHORUS_PRECISION", value_name = "PRECISION")]
+    precision: Option<Precision>,
     /// Threads that compute [default: all cores]
     #[arg(long, env = "CHORUS_THREADS", value_name = "N")]
     threads: Option<Count>,
@@ -163,6 +168,7 @@ impl Knobs {
             allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
             open: self.open.or(under.open),
             device: self.device.or(under.device),
+            precision: self.precision.or(under.precision),
             threads: self.threads.or(under.threads),
             adapter_header: self.adapter_header.or(under.adapter_header),
             adapter_cache_bytes: self.adapter_cache_bytes.or(under.adapter_cache_bytes),
@@ -270,6 +276,8 @@ pub struct Adapters {
 pub struct Engine {
     /// What computes.
     pub device: Device,
+    /// How a quantized base is computed.
+    pub precision: Precision,
     /// Threads that compute.
     pub threads: NonZeroUsize,
     /// Memory for keys and values.
@@ -427,6 +435,7 @@ impl Serve {
             },
             engine: Engine {
                 device: knobs.device.unwrap_or_default(),
+                precision: knobs.precision.unwrap_or_default(),
                 threads,
                 kv_bytes: knobs.kv_bytes.unwrap_or(KV),
                 max_context: knobs.max_context.map(Count::get),
@@ -536,6 +545,7 @@ mod tests {
             allowed-hosts = "llm.example.org, llm"
             open = true
             device = "cpu"
+            precision = "exact"
             threads = 1
             adapter-header = "X-Voice"
             adapter-cache-bytes = "2GiB"
@@ -651,6 +661,7 @@ mod tests {
             (["--request-timeout", "soon"], "30s"),
             (["--device", "cuda:0"], "no CUDA"),
             (["--device", "tpu"], "auto or cpu"),
+            (["--precision", "bf16"], "int16 or exact"),
             (["--listen", "8080"], "127.0.0.1:8080"),
             (["--adapter-header", "X Adapter"], "X-Adapter"),
             (["--adapter-header", "Host"], "another meaning"),

@@ -48,8 +48,10 @@
 //! decide: see [`kernels`]. Two consequences:
 //!
 //! - candle's own matmul and reductions are not on the path. candle holds the tensors, reads GGUF, and dispatches our custom ops.
-//! - all arithmetic is `f32` on weights that are widened in registers from exactly the file's own codes. A 4-bit base stays 4-bit
-//!   in memory and computes what its dequantized copy would.
+//! - a 4-bit base stays 4-bit in memory. By default its codes are multiplied as integers with inputs that are rounded to 16
+//!   bits, each row by its own greatest magnitude: integer sums are exact in any order, and a row's rounding looks at that row
+//!   alone. With [`kernels::linear::Precision::Exact`] codes are widened in registers, and all arithmetic is what the
+//!   dequantized copy would have in `f32`. Weights that are not quantized, adapters and attention are `f32` in either.
 //!
 //! # One adapter
 //!

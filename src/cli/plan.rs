@@ -17,6 +17,8 @@ pub(crate) struct Plan {
     pub(crate) threads: usize,
     /// Name of the instructions that kernels use.
     pub(crate) tier: String,
+    /// How products with a quantized base are computed.
+    pub(crate) precision: &'static str,
     pub(crate) base: Base,
     pub(crate) kv: Kv,
     pub(crate) adapters: Adapters,
@@ -87,9 +89,9 @@ impl Kv {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, threads, tier, base, kv, .. } = self;
+        let Self { device, threads, tier, precision, base, kv, .. } = self;
         writeln!(f, "chorus {}", env!("CARGO_PKG_VERSION"))?;
-        writeln!(f, "  device    {device}, {threads} threads, {tier} kernels")?;
+        writeln!(f, "  device    {device}, {threads} threads, {tier} kernels, {precision}")?;
         writeln!(f, "  base      {}: {}", base.id, base.path.display())?;
         let (bytes, memory) = (ByteSize(base.bytes), ByteSize(base.memory));
         writeln!(f, "            {}, {bytes} on disk, {memory} in memory", base.format)?;
@@ -165,6 +167,7 @@ mod tests {
             device: "cpu".into(),
             threads: 2,
             tier: "avx512".into(),
+            precision: "16-bit inputs",
             base: Base {
                 id: "tiny".into(),
                 path: "models/tiny.gguf".into(),
@@ -192,7 +195,7 @@ mod tests {
     fn the_plan_says_what_is_there_and_what_is_not() {
         let shown = plan().to_string();
         for part in [
-            "cpu, 2 threads, avx512 kernels",
+            "cpu, 2 threads, avx512 kernels, 16-bit inputs",
             "tiny: models/tiny.gguf",
             "GGUF, Q4_1, 93.8 MiB on disk, 128.0 MiB in memory",
             "sha256 abab",

@@ -20,7 +20,7 @@ use crate::{
     config::{self, Device, Serve, ServeArgs},
     engine::{self, Engine},
     http,
-    kernels::{panels::Encoding, simd::Tier},
+    kernels::{linear::Precision, panels::Encoding, simd::Tier},
     lora::Limits,
     model::{Kv, Llama, PAGE},
     telemetry,
@@ -98,7 +98,7 @@ async fn start(config: &Serve) -> Result<Started, CliError> {
 fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
     // `auto` will mean more once there is more than one.
     let (Device::Auto | Device::Cpu) = config.engine.device;
-    let (text, model) = load(&located.path, config.engine.threads)?;
+    let (text, model) = load(&located.path, &config.engine)?;
     let kv = kv_plan(&config.engine, &model, &located.id)?;
     let folder = scan(&config.adapters, &model, &located.id, config.engine.threads)?;
     let base_model = http::BaseModel {
@@ -110,6 +110,10 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
         device: "cpu".to_owned(),
         threads: model.threads(),
         tier: model.tier().to_string(),
+        precision: match model.precision() {
+            Precision::Int16 => "16-bit inputs",
+            Precision::Exact => "exact",
+        },
         base: plan::Base {
             id: located.id.clone(),
             format: format(&located.path, model.encoding()),
@@ -140,8 +144,12 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
 /// Reads the base: its weights, then its tokenizer, because a model of another family is better
 /// refused for what it is than for its tokenizer. A network may have more tokens than its tokenizer:
 /// embeddings are padded to round numbers.
-fn load(path: &Path, threads: NonZeroUsize) -> Result<(Text, Llama), CliError> {
-    let model = Llama::load(path, Tier::best(), threads.get())?;
+fn load(path: &Path, config: &config::Engine) -> Result<(Text, Llama), CliError> {
+    let precision = match config.precision {
+        config::Precision::Int16 => Precision::Int16,
+        config::Precision::Exact => Precision::Exact,
+    };
+    let model = Llama::load(path, Tier::best(), config.threads.get(), precision)?;
     let text = if path.is_dir() { Text::from_dir(path) } else { Text::from_gguf(path) }?;
     let (tokenizer, network) = (text.vocab(), model.spec().vocab);
     if tokenizer > network {

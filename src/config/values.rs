@@ -37,6 +37,28 @@ impl FromStr for Device {
     }
 }
 
+/// How products with a quantized base are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// In integers, with inputs rounded to 16 bits.
+    #[default]
+    Int16,
+    /// In 32-bit floats, as the dequantized base would.
+    Exact,
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "int16" => Ok(Self::Int16),
+            "exact" => Ok(Self::Exact),
+            _ => Err("choose int16 or exact".to_owned()),
+        }
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -380,6 +402,7 @@ deserialize_as_typed!(
     Hosts,
     Listen,
     LogFormat,
+    Precision,
     ModelId,
     Span,
     Switch

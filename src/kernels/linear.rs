@@ -12,12 +12,23 @@ use super::{
     lora::{Delta, Shrunk, StackRows},
     panels::{BLOCK, COLUMNS, Panels},
     pool::{Disjoint, Pool},
+    quantize::Quantized,
     simd::{Kernel, LANES, Simd, Tier},
     slice_of,
 };
 
-/// Rows of one task: enough to pay for widening a panel, few enough to share the work out.
+/// Rows of one task: enough to pay for widening a panel, few enough to share the work out; whole tiles of every tier.
 const ROW_BLOCK: usize = 96;
+
+/// How a product with quantized weights is computed. Weights that are not quantized are multiplied in `f32` in either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Inputs are rounded to 16 bits, row by row, and multiplied with the codes in integers.
+    #[default]
+    Int16,
+    /// Inputs stay `f32`, and codes are widened to the `f32` that they stand for.
+    Exact,
+}
 
 /// One frozen map, with the base's own bias.
 #[derive(Clone, Debug)]
@@ -35,6 +46,8 @@ pub struct Linear<'a> {
     pub tier: Tier,
     /// The threads to use.
     pub pool: &'a Pool,
+    /// The arithmetic to use.
+    pub precision: Precision,
     /// The base's maps.
     pub projections: &'a [Projection],
     /// Rows that have a delta: ascending, none twice. Rows in none of them are the base's own.
@@ -99,6 +112,9 @@ impl Linear<'_> {
         let stride: usize = self.projections.iter().map(|p| p.weights.outputs()).sum();
         assert_eq!(y.len(), rows * stride, "y is [rows, outputs]");
         let shrunk = Shrunk::new(self.tier, self.pool, x, self.stacks);
+        let rounds = self.precision == Precision::Int16
+            && self.projections.iter().any(|projection| projection.weights.are_codes());
+        let quantized = rounds.then(|| Quantized::new(self.tier, self.pool, x, inputs));
         let mut panels = Vec::new();
         let mut first = 0;
         for (site, projection) in self.projections.iter().enumerate() {
@@ -113,17 +129,14 @@ impl Linear<'_> {
             let block = task % blocks * ROW_BLOCK;
             let rows = block..rows.min(block + ROW_BLOCK);
             let column = panel * COLUMNS;
-            self.tier.run(PanelRows {
-                op: self,
-                shrunk: &shrunk,
-                x,
-                y: &y,
-                rows,
-                site,
-                panel,
-                at: first + column,
-                stride,
-            });
+            let at = first + column;
+            let part =
+                PanelRows { op: self, shrunk: &shrunk, x, y: &y, rows, site, panel, at, stride };
+            let weights = &self.projections[site].weights;
+            match quantized.as_ref().filter(|_| weights.are_codes()) {
+                Some(quantized) => part.integers(quantized),
+                None => self.tier.run(part),
+            }
         });
     }
 
@@ -135,7 +148,7 @@ impl Linear<'_> {
     }
 }
 
-/// One panel for a block of rows.
+/// One panel for a block of rows. As a kernel: in `f32`.
 struct PanelRows<'a> {
     op: &'a Linear<'a>,
     shrunk: &'a Shrunk,
@@ -148,6 +161,47 @@ struct PanelRows<'a> {
     at: usize,
     /// Length of a row of y.
     stride: usize,
+}
+
+impl PanelRows<'_> {
+    /// The same in integers, tile after tile.
+    fn integers(&self, quantized: &Quantized) {
+        for rows in quantized.tiles(self.rows.clone()) {
+            match rows.len() {
+                1 => self.tile::<1>(quantized, rows),
+                2 => self.tile::<2>(quantized, rows),
+                4 => self.tile::<4>(quantized, rows),
+                8 => self.tile::<8>(quantized, rows),
+                other => unreachable!("a tile of {other} rows"),
+            }
+        }
+    }
+
+    fn tile<const R: usize>(&self, quantized: &Quantized, rows: Range<usize>) {
+        let weights = &self.op.projections[self.site].weights;
+        let sums = weights.dots::<R>(self.op.tier, self.panel, quantized.tile(rows.start));
+        self.op.tier.run(Finish { part: self, rows, sums: &sums });
+    }
+}
+
+/// What comes after the product with the base's weights.
+struct Finish<'a> {
+    part: &'a PanelRows<'a>,
+    rows: Range<usize>,
+    sums: &'a [[f32; COLUMNS]],
+}
+
+#[expect(clippy::inline_always, reason = "compiled once per tier")]
+impl Kernel for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for (row, sums) in self.rows.zip(self.sums) {
+            let [left, right] = sums.as_chunks::<LANES>().0 else { unreachable!("two halves") };
+            self.part.write(simd, row, [simd.load(left), simd.load(right)]);
+        }
+    }
 }
 
 #[expect(clippy::inline_always, reason = "compiled once per tier")]
@@ -447,18 +501,39 @@ mod tests {
         Stack { a, rank, inputs, sites }
     }
 
-    /// The plain reference, in `f64`: one row, one output at a time.
-    fn reference(x: &[f32], projections: &[Projection], stack: Option<&Stack>) -> Vec<f64> {
+    /// A row's inputs as the kernels round them, by the definition.
+    fn rounded(x: &[f32]) -> Vec<f32> {
+        let top = x.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
+        let (scale, inverse) = (top / 32_767.0, 32_767.0 / top);
+        let value = |x: &f32| (x * inverse).round_ties_even() * scale;
+        x.iter().map(|x| if inverse.is_finite() { value(x) } else { 0.0 }).collect()
+    }
+
+    /// What the base's weights are multiplied by.
+    fn inputs_of(x: &[f32], precision: Precision, projections: &[Projection]) -> Vec<f32> {
+        match precision {
+            Precision::Int16 if projections[0].weights.are_codes() => rounded(x),
+            Precision::Int16 | Precision::Exact => x.to_vec(),
+        }
+    }
+
+    /// The plain reference, in `f64`: one row, one output at a time. The base sees `inputs`, the adapter `x`.
+    fn reference(
+        x: &[f32],
+        inputs: &[f32],
+        projections: &[Projection],
+        stack: Option<&Stack>,
+    ) -> Vec<f64> {
+        let dot = |x: &[f32], w: &dyn Fn(usize) -> f32| -> f64 {
+            x.iter().enumerate().map(|(k, x)| f64::from(*x) * f64::from(w(k))).sum()
+        };
         let mut y = Vec::new();
         for (site, projection) in projections.iter().enumerate() {
             let delta = stack.map(|stack| &stack.sites[site]);
             for output in 0..projection.weights.outputs() {
                 let mut w = vec![0.0; x.len()];
                 projection.weights.row(output, &mut w);
-                let dot = |w: &dyn Fn(usize) -> f32| -> f64 {
-                    x.iter().enumerate().map(|(k, x)| f64::from(*x) * f64::from(w(k))).sum()
-                };
-                let mut sum = dot(&|k| w[k]);
+                let mut sum = dot(inputs, &|k| w[k]);
                 let mut bias = projection.bias.as_ref();
                 if let (Some(delta), Some(stack)) = (delta, stack) {
                     if let Some(low) = &delta.low_rank {
@@ -466,7 +541,7 @@ mod tests {
                         let columns = low.b.len() / low.rank;
                         let added: f64 = (0..low.rank)
                             .map(|r| {
-                                let h = dot(&|k| stack.a.get((low.first + r) * stride + k));
+                                let h = dot(x, &|k| stack.a.get((low.first + r) * stride + k));
                                 h * f64::from(low.b.get(r * columns + output))
                             })
                             .sum();
@@ -482,19 +557,43 @@ mod tests {
         y
     }
 
+    /// Inputs of a row that a network should not, but could, come to.
+    fn strange(draw: &mut Draw, len: usize) -> Vec<f32> {
+        let mut x = draw.floats(len);
+        match draw.below(7) {
+            0 => x.fill(0.0),
+            1 => x.iter_mut().for_each(|x| *x *= 1e-40),
+            2 => x.iter_mut().for_each(|x| *x *= 1e-36),
+            3 => x.iter_mut().for_each(|x| *x *= 1e30),
+            4 => x[draw.below(len)] = 1e5,
+            5 => x.iter_mut().for_each(|x| *x = x.signum()),
+            _ => x.iter_mut().step_by(2).for_each(|x| *x = -0.0),
+        }
+        x
+    }
+
+    fn some_inputs(draw: &mut Draw, encoding: Encoding) -> usize {
+        match encoding.block().0 {
+            1 => 1 + draw.below(100),
+            32 => 32 * (1 + draw.below(5)),
+            block => block * (1 + draw.below(2)),
+        }
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(96))]
+        #![proptest_config(ProptestConfig::with_cases(192))]
 
         /// Against the reference; and bit for bit the same on every tier, with any threads, alone and in company.
         #[test]
-        fn a_row_is_its_formula_whoever_is_beside_it(seed: u64, encoding in 0_usize..11, count in 1_usize..40) {
+        fn a_row_is_its_formula_whoever_is_beside_it(
+            seed: u64,
+            encoding in 0_usize..11,
+            count in 1_usize..40,
+            precision in prop::sample::select(vec![Precision::Int16, Precision::Exact]),
+        ) {
             let mut draw = Draw(seed);
             let encoding = ENCODINGS[encoding];
-            let inputs = match encoding.block().0 {
-                1 => 1 + draw.below(100),
-                32 => 32 * (1 + draw.below(5)),
-                block => block * (1 + draw.below(2)),
-            };
+            let inputs = some_inputs(&mut draw, encoding);
             let outputs: Vec<usize> = (0..=draw.below(2)).map(|_| 1 + draw.below(90)).collect();
             let projections: Vec<_> =
                 outputs.iter().map(|n| projection(&mut draw, encoding, *n, inputs)).collect();
@@ -513,14 +612,16 @@ mod tests {
             let mut first: Option<Vec<f32>> = None;
             for (tier, threads) in Tier::available().into_iter().zip([1, 2, 3]) {
                 let pool = Pool::new(threads);
-                let op = Linear { tier, pool: &pool, projections: &projections, stacks: &ranges };
+                let op = Linear { tier, pool: &pool, precision, projections: &projections, stacks: &ranges };
                 let mut y = vec![0.0; count * total];
                 op.apply(&x, count, &mut y);
                 for row in 0..count {
                     let x = &x[row * inputs..(row + 1) * inputs];
                     let range = ranges.iter().find(|range| range.rows.contains(&row));
                     let y = &y[row * total..(row + 1) * total];
-                    for (got, want) in y.iter().zip(reference(x, &projections, range.map(|r| r.stack))) {
+                    let seen = inputs_of(x, precision, &projections);
+                    let want = reference(x, &seen, &projections, range.map(|r| r.stack));
+                    for (got, want) in y.iter().zip(want) {
                         prop_assert!((f64::from(*got) - want).abs() < 2e-4 * (1.0 + want.abs()), "{got} is not {want}");
                     }
                     let own: Vec<_> = range.map(|r| StackRows { rows: 0..1, stack: r.stack }).into_iter().collect();
@@ -529,6 +630,115 @@ mod tests {
                     prop_assert_eq!(y, &alone);
                 }
                 prop_assert_eq!(&y, first.get_or_insert_with(|| y.clone()), "{}", tier);
+            }
+        }
+
+        /// Rounded or not, zeros, denormals, outliers and magnitudes near the end of the range come out as by the formula, and
+        /// the same on every tier.
+        #[test]
+        fn strange_inputs_are_multiplied_like_others(
+            seed: u64,
+            encoding in 0_usize..11,
+            count in 1_usize..20,
+            precision in prop::sample::select(vec![Precision::Int16, Precision::Exact]),
+        ) {
+            let mut draw = Draw(seed);
+            let encoding = ENCODINGS[encoding];
+            let inputs = some_inputs(&mut draw, encoding);
+            let outputs = 1 + draw.below(70);
+            let bytes = rows(&mut draw, encoding, outputs, inputs);
+            let weights = Panels::pack(encoding, (outputs, inputs), &bytes, |row| row).unwrap();
+            let projections = [Projection { weights: Arc::new(weights), bias: None }];
+            let x: Vec<f32> = (0..count).flat_map(|_| strange(&mut draw, inputs)).collect();
+            let mut first: Option<Vec<u32>> = None;
+            for tier in Tier::available() {
+                let pool = Pool::new(2);
+                let op = Linear { tier, pool: &pool, precision, projections: &projections, stacks: &[] };
+                let mut y = vec![0.0; count * outputs];
+                op.apply(&x, count, &mut y);
+                for (x, y) in x.chunks(inputs).zip(y.chunks(outputs)) {
+                    let seen = inputs_of(x, precision, &projections);
+                    let want = reference(x, &seen, &projections, None);
+                    let most = x.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+                    // What codes, scales and minima of these weights can at most add up to.
+                    let noise = f64::from(most) * 1e-6 * 200.0 * inputs as f64 + 1e-35;
+                    for (got, want) in y.iter().zip(want) {
+                        prop_assert!((f64::from(*got) - want).abs() <= noise, "{got} is not {want}");
+                    }
+                }
+                let bits: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
+                prop_assert_eq!(&bits, first.get_or_insert_with(|| bits.clone()), "{}", tier);
+            }
+        }
+    }
+
+    #[test]
+    fn an_input_that_is_no_number_gives_outputs_that_are_none() {
+        let pool = Pool::new(1);
+        for encoding in ENCODINGS {
+            let inputs = encoding.block().0.max(64);
+            let projections = [projection(&mut Draw(7), encoding, 40, inputs)];
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = vec![0.5; 3 * inputs];
+                x[inputs + 5] = bad;
+                for tier in Tier::available() {
+                    for precision in [Precision::Int16, Precision::Exact] {
+                        let op = Linear {
+                            tier,
+                            pool: &pool,
+                            precision,
+                            projections: &projections,
+                            stacks: &[],
+                        };
+                        let mut y = vec![0.0; 3 * 40];
+                        op.apply(&x, 3, &mut y);
+                        let finite =
+                            |row: usize| y[row * 40..][..40].iter().filter(|y| y.is_finite());
+                        assert_eq!(
+                            [0, 1, 2].map(|row| finite(row).count()),
+                            [40, 0, 40],
+                            "{encoding:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn greatest_codes_and_inputs_do_not_overflow() {
+        let pool = Pool::new(1);
+        for (encoding, greatest) in [(Encoding::Q8_0, -128.0), (Encoding::Q6_K, 31.0)] {
+            let (inputs, bytes) = encoding.block();
+            let mut block = vec![if encoding == Encoding::Q8_0 { 0x80 } else { 0xff }; bytes];
+            if encoding == Encoding::Q8_0 {
+                block[..2].copy_from_slice(&f16::ONE.to_le_bytes());
+            } else {
+                block[192..208].fill(1);
+                block[208..].copy_from_slice(&f16::ONE.to_le_bytes());
+            }
+            let weights = Panels::pack(encoding, (1, inputs), &block, |row| row).unwrap();
+            let projections = [Projection { weights: Arc::new(weights), bias: None }];
+            for sign in [1.0, -1.0] {
+                let x = vec![sign; inputs];
+                for tier in Tier::available() {
+                    let precision = Precision::Int16;
+                    let op = Linear {
+                        tier,
+                        pool: &pool,
+                        precision,
+                        projections: &projections,
+                        stacks: &[],
+                    };
+                    let mut y = [0.0];
+                    op.apply(&x, 1, &mut y);
+                    let want = sign * greatest * inputs as f32;
+                    assert!(
+                        (y[0] - want).abs() < 1e-2,
+                        "{encoding:?} on {tier}: {} is not {want}",
+                        y[0]
+                    );
+                }
             }
         }
     }

@@ -15,6 +15,7 @@ pub mod linear;
 pub mod lora;
 pub mod panels;
 pub mod pool;
+mod quantize;
 pub mod simd;
 
 use candle_core::{CpuStorage, Layout, Result};

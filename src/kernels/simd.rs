@@ -9,19 +9,22 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
     __m256, __m256i, __m512, __m512i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64,
-    _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128,
+    _mm_loadu_si128, _mm_max_ps, _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi32,
+    _mm256_add_ps, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128,
     _mm256_castsi256_ps, _mm256_cmpeq_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
     _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps,
-    _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setr_epi32, _mm256_slli_epi32, _mm256_sllv_epi32, _mm256_srlv_epi32, _mm256_storeu_ps,
-    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
-    _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_max_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srlv_epi32, _mm512_storeu_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32,
+    _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
+    _mm256_setzero_si256, _mm256_slli_epi32, _mm256_sllv_epi32, _mm256_srai_epi32,
+    _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32, _mm512_add_epi32,
+    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
+    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_div_ps,
+    _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512,
+    _mm512_reduce_max_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
+    _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_epi32,
 };
 use std::fmt;
 
@@ -37,6 +40,10 @@ pub trait Simd: Copy {
 
     /// How many vectors of accumulators a kernel may keep in registers.
     const ACCUMULATORS: usize;
+    /// Rows that share vectors of codes, a power of two.
+    const TILE: usize;
+    /// Vectors of sums that a kernel may keep for each of those rows: 1 or 2.
+    const SUMS: usize;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -67,6 +74,16 @@ pub trait Simd: Copy {
     /// `v` where bit i of `keep` is set, else `other`.
     fn select(self, keep: u16, v: Self::F, other: Self::F) -> Self::F;
 
+    /// All lanes `x`.
+    fn splat_int(self, x: i32) -> Self::I;
+    /// Adds to each lane of `sums` the two products of its signed 16-bit halves in `a` and `b`.
+    fn dot(self, sums: Self::I, a: Self::I, b: Self::I) -> Self::I;
+    /// `a + b`
+    fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `-(v << shift)`
+    fn negated_shift(self, v: Self::I, shift: u32) -> Self::I;
+    /// Writes each lane's low half, the first of two as the low half of a word.
+    fn store_shorts(self, v: Self::I, x: &mut [u32; LANES / 2]);
     /// Sixteen little-endian 32-bit words.
     fn load_words(self, x: &[u8; 4 * LANES]) -> Self::I;
     /// Sixteen bytes, each widened without a sign.
@@ -113,7 +130,7 @@ pub trait Kernel {
 /// The instructions a kernel is run with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
-    /// 512-bit vectors (AVX-512 F, BW, DQ, VL).
+    /// 512-bit vectors with dot products of bytes (AVX-512 F, BW, DQ, VL, VNNI).
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     /// 256-bit vectors with fused multiply-add and half conversion (AVX2, FMA, F16C).
@@ -133,6 +150,7 @@ impl Tier {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
                 && is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c")
@@ -153,6 +171,17 @@ impl Tier {
     /// The best tier of this processor.
     pub fn best() -> Self {
         Self::available()[0]
+    }
+
+    /// Rows that a kernel computes together with one vector of codes.
+    pub(super) fn tile_rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => Avx512::TILE,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => Avx2::TILE,
+            Self::Portable(_) => Portable::TILE,
+        }
     }
 
     /// Runs `kernel` with this tier's instructions.
@@ -183,7 +212,7 @@ impl fmt::Display for Tier {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn avx512<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
     kernel.run(simd)
 }
@@ -194,7 +223,7 @@ fn avx2<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
-/// Proof of AVX-512 F, BW, DQ and VL, and of what [`Avx2`] proves.
+/// Proof of AVX-512 F, BW, DQ, VL and VNNI, and of what [`Avx2`] proves.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Avx512(());
@@ -224,6 +253,32 @@ impl Simd for Avx512 {
     type I = __m512i;
 
     const ACCUMULATORS: usize = 24;
+    const TILE: usize = 8;
+    const SUMS: usize = 2;
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> __m512i {
+        with_features!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn dot(self, sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        with_features!(dpwssd(sums, a, b))
+    }
+    #[inline(always)]
+    fn add_int(self, a: __m512i, b: __m512i) -> __m512i {
+        with_features!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn negated_shift(self, v: __m512i, shift: u32) -> __m512i {
+        with_features!({
+            let shifted = _mm512_sllv_epi32(v, _mm512_set1_epi32(shift.cast_signed()));
+            _mm512_sub_epi32(_mm512_setzero_si512(), shifted)
+        })
+    }
+    #[inline(always)]
+    fn store_shorts(self, v: __m512i, x: &mut [u32; LANES / 2]) {
+        with_features!(_mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(v)));
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -326,6 +381,25 @@ impl Simd for Avx512 {
     }
 }
 
+/// The intrinsic of this name in a chain is taken apart by LLVM (22 at least) into a product and a sum, which takes twice the
+/// instructions to save a little latency that nothing here waits for.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dpwssd(mut sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: one instruction on registers, which this function's callers have proved.
+    unsafe {
+        std::arch::asm!(
+            "vpdpwssd {sums}, {a}, {b}",
+            sums = inout(zmm_reg) sums,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
 /// The fixed tree of [`Simd::sum`], from its second level on.
 #[cfg(target_arch = "x86_64")]
 #[inline]
@@ -349,6 +423,42 @@ impl Simd for Avx2 {
     type I = Halves<__m256i>;
 
     const ACCUMULATORS: usize = 6;
+    const TILE: usize = 4;
+    const SUMS: usize = 1;
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> Self::I {
+        with_features!(Halves(_mm256_set1_epi32(x), _mm256_set1_epi32(x)))
+    }
+    #[inline(always)]
+    fn dot(self, sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        with_features!(Halves(
+            _mm256_add_epi32(sums.0, _mm256_madd_epi16(a.0, b.0)),
+            _mm256_add_epi32(sums.1, _mm256_madd_epi16(a.1, b.1))
+        ))
+    }
+    #[inline(always)]
+    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
+        with_features!(Halves(_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)))
+    }
+    #[inline(always)]
+    fn negated_shift(self, v: Self::I, shift: u32) -> Self::I {
+        with_features!({
+            let shift = _mm256_set1_epi32(shift.cast_signed());
+            let negated = |v| _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_sllv_epi32(v, shift));
+            Halves(negated(v.0), negated(v.1))
+        })
+    }
+    #[inline(always)]
+    fn store_shorts(self, v: Self::I, x: &mut [u32; LANES / 2]) {
+        with_features!({
+            // Packs within 128 bits, and saturates where the trait cuts: wide lanes are cut first.
+            let low = |v| _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(v));
+            let packed = _mm256_packs_epi32(low(v.0), low(v.1));
+            let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            _mm256_storeu_si256(x.as_mut_ptr().cast(), ordered);
+        });
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -413,9 +523,12 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn greatest(self, v: Self::F) -> f32 {
-        let mut lanes = [0.0; LANES];
-        self.store(v, &mut lanes);
-        lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+        with_features!({
+            let v = _mm256_max_ps(v.0, v.1);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
+        })
     }
     #[inline(always)]
     fn select(self, keep: u16, v: Self::F, other: Self::F) -> Self::F {
@@ -494,6 +607,35 @@ impl Simd for Portable {
     type I = [u32; LANES];
 
     const ACCUMULATORS: usize = 4;
+    const TILE: usize = 4;
+    const SUMS: usize = 1;
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> Self::I {
+        [x.cast_unsigned(); LANES]
+    }
+    #[inline(always)]
+    fn dot(self, sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| {
+            let product = |shift: u32| {
+                let half = |word: u32| (word << (16 - shift)).cast_signed() >> 16;
+                half(a[i]).wrapping_mul(half(b[i]))
+            };
+            sums[i].wrapping_add_signed(product(0)).wrapping_add_signed(product(16))
+        })
+    }
+    #[inline(always)]
+    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn negated_shift(self, v: Self::I, shift: u32) -> Self::I {
+        v.map(|word| (word << shift).wrapping_neg())
+    }
+    #[inline(always)]
+    fn store_shorts(self, v: Self::I, x: &mut [u32; LANES / 2]) {
+        *x = std::array::from_fn(|i| v[2 * i] & 0xffff | v[2 * i + 1] << 16);
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {

@@ -13,7 +13,7 @@ use crate::{
         attention::{Attention, Half, Write},
         dora::Change,
         elementwise::{RmsNorm, Rotate, SiluMul},
-        linear::{Linear, Projection},
+        linear::{Linear, Precision, Projection},
         lora::StackRows,
         panels::{Encoding, Panels},
         pool::Pool,
@@ -42,7 +42,15 @@ pub struct Llama {
     sites: Sites,
     tier: Tier,
     pool: Pool,
+    precision: Precision,
     weights: Weights,
+}
+
+/// What a base computes with.
+pub(super) struct Compute {
+    pub(super) tier: Tier,
+    pub(super) pool: Pool,
+    pub(super) precision: Precision,
 }
 
 #[derive(Debug)]
@@ -97,9 +105,10 @@ struct Maps<'a> {
 }
 
 impl Llama {
-    pub(super) fn new(spec: Spec, tier: Tier, pool: Pool, weights: Weights) -> Self {
+    pub(super) fn new(spec: Spec, compute: Compute, weights: Weights) -> Self {
+        let Compute { tier, pool, precision } = compute;
         let sites = spec.sites();
-        Self { spec, sites, tier, pool, weights }
+        Self { spec, sites, tier, pool, precision, weights }
     }
 
     /// The network's shape.
@@ -110,6 +119,11 @@ impl Llama {
     /// The instructions its kernels run with.
     pub fn tier(&self) -> Tier {
         self.tier
+    }
+
+    /// How its products are computed.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Threads of its kernels.
@@ -201,7 +215,8 @@ impl Llama {
     }
 
     fn op<'a>(&'a self, projections: &'a [Projection], stacks: &'a [StackRows<'a>]) -> Linear<'a> {
-        Linear { tier: self.tier, pool: &self.pool, projections, stacks }
+        let Self { tier, pool, precision, .. } = self;
+        Linear { tier: *tier, pool, precision: *precision, projections, stacks }
     }
 
     fn norm(&self, x: &Tensor, lora: &LoraBatch, norm: Norm) -> Result<Tensor> {

@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Layer, Llama, Spec, gguf, hugging_face};
+use super::{Layer, Llama, Spec, gguf, hugging_face, llama::Compute};
 use crate::{
     kernels::{
-        linear::Projection,
+        linear::{Precision, Projection},
         panels::{BadWeights, Encoding, Panels},
         pool::Pool,
         simd::Tier,
@@ -104,26 +104,26 @@ pub(super) enum Tensor {
 
 impl Llama {
     /// Loads a `.gguf` file or a directory in Hugging Face layout, and repacks its weights on `threads` threads.
-    pub fn load(path: &Path, tier: Tier, threads: usize) -> Result<Self, LoadError> {
-        let pool = Pool::new(threads);
+    pub fn load(
+        path: &Path,
+        tier: Tier,
+        threads: usize,
+        precision: Precision,
+    ) -> Result<Self, LoadError> {
+        let compute = Compute { tier, pool: Pool::new(threads), precision };
         if path.is_dir() {
             let (spec, source) = hugging_face::open(path)?;
-            Self::assemble(spec, &source, tier, pool)
+            Self::assemble(spec, &source, compute)
         } else {
-            gguf::with(path, |spec, source| Self::assemble(spec, source, tier, pool))
+            gguf::with(path, |spec, source| Self::assemble(spec, source, compute))
         }
     }
 
-    fn assemble(
-        spec: Spec,
-        source: &dyn Source,
-        tier: Tier,
-        pool: Pool,
-    ) -> Result<Self, LoadError> {
+    fn assemble(spec: Spec, source: &dyn Source, compute: Compute) -> Result<Self, LoadError> {
         spec.check().map_err(|why| LoadError::Spec { path: source.path().to_owned(), why })?;
         let layers = {
             let slots: Vec<_> = (0..spec.layers).map(|_| std::sync::Mutex::new(None)).collect();
-            pool.run(spec.layers, |layer| {
+            compute.pool.run(spec.layers, |layer| {
                 let loaded = Reader { spec: &spec, source }.layer(layer);
                 *slots[layer].lock().expect("each is locked once") = Some(loaded);
             });
@@ -140,12 +140,8 @@ impl Llama {
         let head = if tied { None } else { Some(reader.projection(Site::Head)?) };
         let norm = reader.gain(Norm::Final)?;
         let frequencies = spec.rope.frequencies(spec.heads.dim);
-        Ok(Self::new(
-            spec,
-            tier,
-            pool,
-            super::Weights { embedding, head, norm, layers, frequencies },
-        ))
+        let weights = super::Weights { embedding, head, norm, layers, frequencies };
+        Ok(Self::new(spec, compute, weights))
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use chorus::{
     engine::{Engine, Event, Finish, Job, Lane, Sampling, Settings, TokenStream},
-    kernels::simd::Tier,
+    kernels::{linear::Precision, simd::Tier},
     lora::{Adapter, Lease},
     model::{Llama, PAGE},
 };
@@ -17,6 +17,11 @@ const REQUESTS: usize = 64;
 const ROUNDS: u64 = 5;
 /// Longer than anything here takes; reached only by a test that fails.
 const LONG: Duration = Duration::from_mins(2);
+
+/// The default base as it is served.
+fn load(threads: usize) -> Llama {
+    Llama::load(&base_gguf(), Tier::best(), threads, Precision::default()).unwrap()
+}
 
 /// A request that can be made again.
 struct Request {
@@ -164,7 +169,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
         max_waiting: 64,
         slots: 16,
     };
-    let alone = Arc::new(Llama::load(&base_gguf(), Tier::best(), 2).unwrap());
+    let alone = Arc::new(load(2));
     let requests = requests(&alone);
     let engine = Engine::start(alone, settings).unwrap();
     let mut want = Vec::new();
@@ -177,7 +182,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
     for (shape, (threads, step_tokens, max_running, pages)) in (0..).zip(shapes) {
         let what =
             format!("{threads} threads, {step_tokens} rows, {max_running} at once, {pages} pages");
-        let llama = Arc::new(Llama::load(&base_gguf(), Tier::best(), threads).unwrap());
+        let llama = Arc::new(load(threads));
         let settings = Settings { pages, step_tokens, max_running, ..settings };
         assert!(pages * PAGE >= 300, "the longest request fits");
         let engine = Engine::start(llama, settings).unwrap();

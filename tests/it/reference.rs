@@ -146,3 +146,10 @@ fn a_gguf_computes_what_its_safetensors_do() {
         Reference::read(&model, "reference", Some(case)).check(&llama, Some(&adapter), case);
     }
 }
+
+#[test]
+fn a_gguf_of_eight_types_computes_what_transformers_does_on_its_values() {
+    let folder = fixtures().join("gguf");
+    let llama = load(&folder.join("tied-mixed.gguf"));
+    Reference::read(&folder, "tied-mixed.reference", None).check(&llama, None, "mixed");
+}

@@ -3,15 +3,11 @@
 use std::{collections::HashMap, fs::File, sync::Arc};
 
 use candle_core::{Device, Tensor, quantized::gguf_file::Content};
-use chorus::{
-    kernels::panels::{Encoding, Panels},
-    kernels::simd::Tier,
-    model::Llama,
-};
+use chorus::kernels::panels::{Encoding, Panels};
 use safetensors::SafeTensors;
 use serde_json::json;
 
-use crate::world::{Solo, adapter, base_gguf, fixtures, greedy, json, shipped_adapters};
+use crate::world::{Solo, adapter, base_gguf, fixtures, greedy, json, load, shipped_adapters};
 
 #[test]
 fn every_encoding_means_what_the_gguf_package_says() {
@@ -117,7 +113,7 @@ fn as_safetensors(folder: &std::path::Path) {
 fn a_safetensors_copy_of_the_base_answers_as_the_reference() {
     let folder = tempfile::tempdir().unwrap();
     as_safetensors(folder.path());
-    let llama = Llama::load(folder.path(), Tier::best(), 2).unwrap();
+    let llama = load(folder.path());
     let pirate = adapter(&shipped_adapters().join("pirate"), &llama).unwrap();
     for (file, adapter) in [("base", None), ("pirate", Some(pirate))] {
         let reference = json(&fixtures().join(format!("smollm2/reference/{file}.json")));
@@ -157,7 +153,7 @@ fn candle_transformers_agrees() {
     let builder =
         candle_nn::VarBuilder::from_tensors(tensors, candle_core::DType::F32, &Device::Cpu);
     let oracle = Oracle::load(builder, &config).unwrap();
-    let llama = Arc::new(Llama::load(&model, Tier::best(), 1).unwrap());
+    let llama = Arc::new(load(&model));
     let tokens: Vec<u32> = (3..43).collect();
     for length in [1, 17, 40] {
         let mut cache = Cache::new(true, candle_core::DType::F32, &config, &Device::Cpu).unwrap();

@@ -9,7 +9,7 @@ use std::{
 
 use chorus::{
     catalog::{HubAccess, Progress},
-    kernels::simd::Tier,
+    kernels::{linear::Precision, simd::Tier},
     lora::{Adapter, Base, BuildError, Digest, Limits, LoraBatch, peft},
     model::{Kv, Llama, PAGE, SequenceRows, Step},
 };
@@ -36,8 +36,9 @@ pub(crate) fn name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
 }
 
+/// Loads a base that computes in `f32`, as references did.
 pub(crate) fn load(path: &Path) -> Llama {
-    Llama::load(path, Tier::best(), 2).unwrap_or_else(|why| panic!("{why}"))
+    Llama::load(path, Tier::best(), 2, Precision::Exact).unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// Reads and builds a PEFT folder, and checks that it is as large as it was said to be.

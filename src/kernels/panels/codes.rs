@@ -1,0 +1,284 @@
+//! What the bytes of a panel mean, sixteen columns at a time.
+
+use super::{
+    super::simd::{LANES, Simd},
+    BIT_PLANE, BYTE_PLANE, COLUMNS, GROUP, HALVES, NIBBLE_PLANE, OCTETS, SUPER,
+};
+
+/// A dense element type.
+pub(super) trait Dense {
+    const WIDTH: usize;
+    fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::F;
+}
+
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct Bf16;
+
+/// Sixteen little-endian 16-bit words.
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn words16(bytes: &[u8]) -> &[u16; LANES] {
+    let bytes: &[u8; 2 * LANES] = bytes.try_into().expect("callers cut vectors");
+    // SAFETY: 32 readable bytes; panels are line-aligned and their halves at even offsets; x86-64 and aarch64 are little-endian.
+    unsafe { &*bytes.as_ptr().cast() }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Dense for F32 {
+    const WIDTH: usize = 4;
+    #[inline(always)]
+    fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::F {
+        let bytes: &[u8; 4 * LANES] = bytes.try_into().expect("callers cut vectors");
+        // SAFETY: 64 readable bytes at a multiple of four; any bits are an `f32`.
+        simd.load(unsafe { &*bytes.as_ptr().cast() })
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Dense for F16 {
+    const WIDTH: usize = 2;
+    #[inline(always)]
+    fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::F {
+        simd.load_f16(words16(bytes))
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Dense for Bf16 {
+    const WIDTH: usize = 2;
+    #[inline(always)]
+    fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::F {
+        simd.load_bf16(words16(bytes))
+    }
+}
+
+/// How a group's codes become values: `scale * code + offset`, exactly the file's arithmetic.
+pub(super) trait Scales {
+    /// Groups of a super-block, bytes of its head, bytes of a group's scales.
+    const GROUPS: usize;
+    const HEAD: usize;
+    const SCALES: usize;
+    /// Inputs that share a scale.
+    const RUN: usize;
+    /// Whether the offset is a number of the file, and not `-scale * zero`.
+    const MINIMUM: bool;
+    /// `(scale, offset)` of sixteen columns from `column` on, for run `run` of a group; `zero` is the code that means 0.
+    fn read<S: Simd>(
+        simd: S,
+        bytes: (&[u8], &[u8]),
+        column: usize,
+        run: usize,
+        zero: u8,
+    ) -> (S::F, S::F);
+}
+
+/// A half-precision scale; offset = -scale * zero. (`Q4_0`, `Q5_0`, `Q8_0`)
+pub(super) struct Symmetric;
+/// A half-precision scale and minimum. (`Q4_1`, `Q5_1`)
+pub(super) struct Affine;
+/// Byte scale and minimum for each group, times halves of the super-block. (`Q4_K`, `Q5_K`)
+pub(super) struct Super;
+/// Signed byte scale for each 16 inputs, times a half of the super-block. (`Q6_K`)
+pub(super) struct Super16;
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn halves<S: Simd>(simd: S, bytes: &[u8], column: usize) -> S::F {
+    simd.load_f16(words16(&bytes[column * 2..(column + LANES) * 2]))
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn octets<S: Simd>(simd: S, bytes: &[u8], column: usize) -> S::I {
+    simd.load_bytes(bytes[column..column + LANES].try_into().expect("sixteen were cut"))
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Scales for Symmetric {
+    const GROUPS: usize = 1;
+    const HEAD: usize = 0;
+    const SCALES: usize = HALVES;
+    const RUN: usize = GROUP;
+    const MINIMUM: bool = false;
+    #[inline(always)]
+    fn read<S: Simd>(
+        simd: S,
+        (_, scales): (&[u8], &[u8]),
+        column: usize,
+        _: usize,
+        zero: u8,
+    ) -> (S::F, S::F) {
+        let scale = halves(simd, scales, column);
+        (scale, simd.mul(scale, simd.splat(-f32::from(zero))))
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Scales for Affine {
+    const GROUPS: usize = 1;
+    const HEAD: usize = 0;
+    const SCALES: usize = 2 * HALVES;
+    const RUN: usize = GROUP;
+    const MINIMUM: bool = true;
+    #[inline(always)]
+    fn read<S: Simd>(
+        simd: S,
+        (_, scales): (&[u8], &[u8]),
+        column: usize,
+        _: usize,
+        _: u8,
+    ) -> (S::F, S::F) {
+        (halves(simd, scales, column), halves(simd, &scales[HALVES..], column))
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Scales for Super {
+    const GROUPS: usize = SUPER;
+    const HEAD: usize = 2 * HALVES;
+    const SCALES: usize = 2 * OCTETS;
+    const RUN: usize = GROUP;
+    const MINIMUM: bool = true;
+    #[inline(always)]
+    fn read<S: Simd>(
+        simd: S,
+        (head, scales): (&[u8], &[u8]),
+        column: usize,
+        _: usize,
+        _: u8,
+    ) -> (S::F, S::F) {
+        let scale = simd.to_float(octets(simd, scales, column));
+        let min = simd.to_float(octets(simd, &scales[OCTETS..], column));
+        let min = simd.mul(min, halves(simd, &head[HALVES..], column));
+        (simd.mul(scale, halves(simd, head, column)), simd.mul(min, simd.splat(-1.0)))
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Scales for Super16 {
+    const GROUPS: usize = SUPER;
+    const HEAD: usize = HALVES;
+    const SCALES: usize = 2 * OCTETS;
+    const RUN: usize = GROUP / 2;
+    const MINIMUM: bool = false;
+    #[inline(always)]
+    fn read<S: Simd>(
+        simd: S,
+        (head, scales): (&[u8], &[u8]),
+        column: usize,
+        run: usize,
+        zero: u8,
+    ) -> (S::F, S::F) {
+        let byte = octets(simd, &scales[run * OCTETS..], column);
+        // Two's complement from the unsigned byte: b - 2 * (b & 128).
+        let sign = simd.to_float(simd.field(byte, 0, 128));
+        let scale = simd.fma(sign, simd.splat(-2.0), simd.to_float(byte));
+        let scale = simd.mul(scale, halves(simd, head, column));
+        (scale, simd.mul(scale, simd.splat(-f32::from(zero))))
+    }
+}
+
+/// How a group's codes are stored.
+pub(super) trait Codes {
+    /// Of one group.
+    const BYTES: usize;
+    /// The code that means 0 where the scale is symmetric.
+    const ZERO: u8;
+    /// Inputs `4 * quad` to `4 * quad + 3` of sixteen columns from `column` on, in bytes 0, 2, 1 and 3 of each lane.
+    fn quad<S: Simd>(simd: S, codes: &[u8], quad: usize, column: usize) -> S::I;
+
+    /// Inputs `8 * octet` to `8 * octet + 7` as sixteen-bit numbers, two after two.
+    fn pairs<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4];
+}
+
+/// A plane of nibbles and so many planes of single bits.
+pub(super) struct Nibbles<const PLANES: usize>;
+/// Whole bytes.
+pub(super) struct Bytes;
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn words<S: Simd>(simd: S, codes: &[u8], word: usize) -> S::I {
+    simd.load_words(codes[word * 4..(word + LANES) * 4].try_into().expect("sixteen were cut"))
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[expect(clippy::cast_possible_truncation, reason = "bits of a word")]
+impl<const PLANES: usize> Codes for Nibbles<PLANES> {
+    const BYTES: usize = NIBBLE_PLANE + PLANES * BIT_PLANE;
+    const ZERO: u8 = 8 << PLANES;
+    #[inline(always)]
+    fn quad<S: Simd>(simd: S, codes: &[u8], quad: usize, column: usize) -> S::I {
+        let word = words(simd, codes, quad / 2 * COLUMNS + column);
+        let mut quads = simd.field(word, quad as u32 % 2 * 4, 0x0f0f_0f0f);
+        for plane in 0..PLANES {
+            let bits = words(simd, &codes[NIBBLE_PLANE + plane * BIT_PLANE..], column);
+            let bits = simd.field(bits, quad as u32, 0x0101_0101);
+            quads = simd.join(quads, bits, 4 + plane as u32);
+        }
+        quads
+    }
+    #[inline(always)]
+    fn pairs<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        let word = words(simd, codes, octet * COLUMNS + column);
+        // Spelled out, because closures this deep are not always inlined.
+        let mut pairs = [
+            simd.field(word, 0, 0x000f_000f),
+            simd.field(word, 8, 0x000f_000f),
+            simd.field(word, 4, 0x000f_000f),
+            simd.field(word, 12, 0x000f_000f),
+        ];
+        for plane in 0..PLANES {
+            let bits = words(simd, &codes[NIBBLE_PLANE + plane * BIT_PLANE..], column);
+            for (pair, bit) in pairs.iter_mut().zip([0, 8, 1, 9]) {
+                let bits = simd.field(bits, octet as u32 * 2 + bit, 0x0001_0001);
+                *pair = simd.join(*pair, bits, 4 + plane as u32);
+            }
+        }
+        pairs
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Codes for Bytes {
+    const BYTES: usize = BYTE_PLANE;
+    const ZERO: u8 = 128;
+    #[inline(always)]
+    fn quad<S: Simd>(simd: S, codes: &[u8], quad: usize, column: usize) -> S::I {
+        words(simd, codes, quad * COLUMNS + column)
+    }
+    #[inline(always)]
+    fn pairs<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        // Spelled out, because closures this deep are not always inlined.
+        let left = Self::quad(simd, codes, octet * 2, column);
+        let right = Self::quad(simd, codes, octet * 2 + 1, column);
+        [
+            simd.field(left, 0, 0x00ff_00ff),
+            simd.field(left, 8, 0x00ff_00ff),
+            simd.field(right, 0, 0x00ff_00ff),
+            simd.field(right, 8, 0x00ff_00ff),
+        ]
+    }
+}
+
+/// One group of a panel.
+#[derive(Clone, Copy)]
+pub(super) struct Group<'a> {
+    /// Of its super-block.
+    pub(super) head: &'a [u8],
+    pub(super) scales: &'a [u8],
+    pub(super) codes: &'a [u8],
+}
+
+/// Group `index` of a panel.
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+pub(super) fn group<Q: Scales, C: Codes>(panel: &[u8], index: usize) -> Group<'_> {
+    let length = Q::SCALES + C::BYTES;
+    let supers = &panel[index / Q::GROUPS * (Q::HEAD + Q::GROUPS * length)..];
+    let (head, groups) = supers.split_at(Q::HEAD);
+    let group = &groups[index % Q::GROUPS * length..][..length];
+    let (scales, codes) = group.split_at(Q::SCALES);
+    Group { head, scales, codes }
+}
