@@ -121,6 +121,10 @@ pub struct Knobs {
     /// Memory for keys and values, at most what max-running full contexts need [default: 512MiB]
     #[arg(long, env = "CHORUS_KV_BYTES", value_name = "SIZE")]
     kv_bytes: Option<ByteSize>,
+    /// Keep computed prefixes in memory for keys and values that nothing else needs, so that requests
+    /// which begin alike are computed from where they differ [default: true]
+    #[arg(long, env = "CHORUS_PREFIX_CACHE", value_name = "true|false")]
+    prefix_cache: Option<Switch>,
     /// Most tokens of prompt and answer together [default: the model's own context]
     #[arg(long, env = "CHORUS_MAX_CONTEXT", value_name = "N")]
     max_context: Option<Count>,
@@ -167,6 +171,7 @@ impl Knobs {
             listen: self.listen.or(under.listen),
             allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
             open: self.open.or(under.open),
+            prefix_cache: self.prefix_cache.or(under.prefix_cache),
             device: self.device.or(under.device),
             precision: self.precision.or(under.precision),
             threads: self.threads.or(under.threads),
@@ -282,6 +287,8 @@ pub struct Engine {
     pub threads: NonZeroUsize,
     /// Memory for keys and values.
     pub kv_bytes: ByteSize,
+    /// Whether computed prefixes are kept there.
+    pub prefix_cache: bool,
     /// Most tokens of one sequence, where it is to be less than the model's.
     pub max_context: Option<usize>,
     /// Most rows of one step.
@@ -438,6 +445,7 @@ impl Serve {
                 precision: knobs.precision.unwrap_or_default(),
                 threads,
                 kv_bytes: knobs.kv_bytes.unwrap_or(KV),
+                prefix_cache: knobs.prefix_cache.is_none_or(|Switch(kept)| kept),
                 max_context: knobs.max_context.map(Count::get),
                 step_tokens: or(knobs.step_tokens, STEP_TOKENS),
                 max_running: or(knobs.max_running, MAX_RUNNING),
@@ -546,6 +554,7 @@ mod tests {
             open = true
             device = "cpu"
             precision = "exact"
+            prefix-cache = false
             threads = 1
             adapter-header = "X-Voice"
             adapter-cache-bytes = "2GiB"

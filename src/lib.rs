@@ -53,6 +53,10 @@
 //!   alone. With [`kernels::linear::Precision::Exact`] codes are widened in registers, and all arithmetic is what the
 //!   dequantized copy would have in `f32`. Weights that are not quantized, adapters and attention are `f32` in either.
 //!
+//! Because of that, a page of keys and values that is full serves every request that would compute the same: it is named by a
+//! SHA-256 over scope (a tenant's own), adapter and all tokens up to its end, and kept until its memory is needed, which is taken
+//! first from the scope that keeps most.
+//!
 //! # One adapter
 //!
 //! ```text

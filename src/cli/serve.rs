@@ -257,6 +257,7 @@ fn engine_settings(config: &config::Engine, kv: plan::Kv) -> engine::Settings {
         max_running: config.max_running,
         max_waiting: config.max_waiting,
         slots: config.adapter_slots,
+        keep_prefixes: config.prefix_cache,
     }
 }
 

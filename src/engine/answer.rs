@@ -9,16 +9,17 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    job::{Event, Failure, Finish, Job, Lane, Logprob},
+    job::{Event, Failure, Finish, Job, Lane, Logprob, Scope},
+    prefix::{Chain, Key},
     sampler::{self, NotANumber, Sampler},
     sequence::{Part, Sequence, SequenceId},
     stats::End,
     stream::TokenStream,
 };
-use crate::lora::{Adapter, Lease};
+use crate::lora::{Adapter, Digest, Lease};
 
-/// Events of a job beside its tokens: `Prompt`, and one of `Finished` and `Failed`.
-const OTHER_EVENTS: usize = 2;
+/// Events of a job beside its tokens: `Begun`, `Prompt`, and one of `Finished` and `Failed`.
+const OTHER_EVENTS: usize = 3;
 
 /// What the worker keeps of a job.
 #[derive(Debug)]
@@ -33,6 +34,11 @@ pub(crate) struct Answer {
     logprobs: Option<usize>,
     scores: Option<Scores>,
     adapter: Option<Lease>,
+    scope: Scope,
+    /// Names its full pages; `None` where prefixes are not kept.
+    chain: Option<Chain>,
+    /// Prompt tokens that were at hand when it began.
+    cached: usize,
     deadline: Option<Instant>,
     /// Holds all events the job can have, so that a slow reader never stops a step.
     events: mpsc::Sender<Event>,
@@ -82,6 +88,9 @@ impl Answer {
             logprobs: job.logprobs,
             scores: job.prompt_logprobs.map(|top| Scores { top, scored: Vec::new() }),
             adapter: job.adapter,
+            scope: job.scope,
+            chain: None,
+            cached: 0,
             deadline: job.deadline,
             events,
             clock: Clock { submitted: now, begun: None, prompted: None },
@@ -91,8 +100,23 @@ impl Answer {
 
     /// The scheduler's view of it.
     pub(crate) fn sequence(&self, id: SequenceId, lane: Lane) -> Sequence {
-        let adapter = self.adapter().map(|adapter| adapter.digest());
-        Sequence::new(id, lane, adapter, self.prompt, self.wanted())
+        Sequence::new(id, lane, self.digest(), self.prompt, self.wanted())
+    }
+
+    /// The same, with names for its pages, by which it and others find them.
+    pub(crate) fn keyed_sequence(&mut self, id: SequenceId, lane: Lane) -> Sequence {
+        self.chain = Some(Chain::new(self.scope, self.digest()));
+        let keys = self.new_keys();
+        self.sequence(id, lane).keyed(self.scope, keys)
+    }
+
+    /// Names of the pages that its tokens fill and that have none yet.
+    pub(crate) fn new_keys(&mut self) -> Vec<Key> {
+        self.chain.as_mut().map_or_else(Vec::new, |chain| chain.extend(&self.tokens))
+    }
+
+    fn digest(&self) -> Option<Digest> {
+        self.adapter().map(|adapter| adapter.digest())
     }
 
     /// Positions whose logits are of use: the last of the prompt and all behind it, where something is to be
@@ -121,9 +145,21 @@ impl Answer {
         self.deadline.filter(|deadline| *deadline < now).map(|_| End::Failed(Failure::Deadline))
     }
 
+    /// How many tokens of the prompt were at hand when it began.
+    pub(crate) fn cached(&self) -> usize {
+        self.cached
+    }
+
     /// How many tokens of the answer are known.
     pub(crate) fn generated(&self) -> usize {
         self.tokens.len() - self.prompt
+    }
+
+    /// It was let in, and so many positions need not be computed.
+    pub(crate) fn adopt(&mut self, cached: usize) {
+        if self.clock.begun.is_none() {
+            self.cached = cached;
+        }
     }
 
     /// Its rows are in a step planned at `now`; how long it waited, if these are its first.
@@ -132,6 +168,7 @@ impl Answer {
             return None;
         }
         self.clock.begun = Some(now);
+        self.send(Event::Begun { cached: self.cached });
         Some(now.saturating_duration_since(self.clock.submitted))
     }
 

@@ -28,18 +28,17 @@ pub(crate) const OVERFLOWS: u32 = 31;
 
 /// Logits after `tokens` through `adapter`: a hash of all of it.
 pub(crate) fn logits(tokens: &[u32], adapter: Option<Digest>) -> Vec<f32> {
-    let entries: Vec<_> = tokens
-        .iter()
-        .enumerate()
-        .map(|(position, token)| entry(*token, position, adapter))
-        .collect();
+    let mut entries: Vec<u64> = Vec::new();
+    for (position, token) in tokens.iter().enumerate() {
+        entries.push(entry(*token, position, adapter, entries.last().copied()));
+    }
     spread(&entries)
 }
 
-/// What a position leaves in its page.
-fn entry(token: u32, position: usize, adapter: Option<Digest>) -> u64 {
+/// What a position leaves in its page: like a network's, it depends on all before it.
+fn entry(token: u32, position: usize, adapter: Option<Digest>, before: Option<u64>) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (token, position, adapter).hash(&mut hasher);
+    (token, position, adapter, before).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -173,10 +172,13 @@ impl Forward for Fake {
             for row in sequence.rows.clone() {
                 let (token, position) =
                     (batch.tokens[row], sequence.position + row - sequence.rows.start);
-                self.kv[sequence.pages[position / PAGE] as usize][position % PAGE] =
-                    entry(token, position, adapters[row]);
+                let place = |at: usize| (sequence.pages[at / PAGE] as usize, at % PAGE);
+                let before = position.checked_sub(1).map(place);
+                let before = before.map(|(page, at)| self.kv[page][at]);
+                let (page, at) = place(position);
+                self.kv[page][at] = entry(token, position, adapters[row], before);
                 if batch.sample.contains(&u32::try_from(row).unwrap()) {
-                    let read = |at: usize| self.kv[sequence.pages[at / PAGE] as usize][at % PAGE];
+                    let read = |at: usize| self.kv[place(at).0][place(at).1];
                     let entries: Vec<_> = (0..=position).map(read).collect();
                     let bad = token == OVERFLOWS;
                     logits.extend(if bad { vec![f32::NAN; VOCAB] } else { spread(&entries) });

@@ -8,6 +8,11 @@ use crate::lora::Lease;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(pub u32);
 
+/// Jobs of one scope may use what others of it have computed. Whoever submits decides what it means; two that must not learn
+/// of each other, not even by how fast an answer comes, have two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Scope(pub u32);
+
 /// One request for one continuation.
 #[derive(Debug)]
 pub struct Job {
@@ -27,6 +32,8 @@ pub struct Job {
     pub prompt_logprobs: Option<usize>,
     /// Which class of work this belongs to.
     pub lane: Lane,
+    /// Whose computed prefixes it may use.
+    pub scope: Scope,
     /// The job fails with [`Failure::Deadline`] at the first step after this moment.
     pub deadline: Option<Instant>,
 }
@@ -81,9 +88,15 @@ pub struct Logprob {
     pub top: Vec<(u32, f32)>,
 }
 
-/// What a job's stream yields, in order: at most one `Prompt`, any number of `Token`, one `Finished` or `Failed`.
+/// What a job's stream yields, in order: `Begun` unless it fails before, at most one `Prompt`, any number of `Token`, one
+/// `Finished` or `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// Its first rows are in a step.
+    Begun {
+        /// Tokens of the prompt that need not be computed, because their keys and values were at hand.
+        cached: usize,
+    },
     /// Scores of the prompt's tokens from the second on (nothing predicts the first).
     Prompt(Vec<Logprob>),
     /// The next token of the answer. A stop token is not sent.

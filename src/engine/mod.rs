@@ -14,6 +14,7 @@ mod answer;
 mod inbox;
 mod job;
 mod pages;
+mod prefix;
 mod rng;
 mod sampler;
 mod scheduler;
@@ -46,7 +47,7 @@ use self::{
     worker::Worker,
 };
 pub use self::{
-    job::{Event, Failure, Finish, Job, Lane, Logprob, Refused, Sampling},
+    job::{Event, Failure, Finish, Job, Lane, Logprob, Refused, Sampling, Scope},
     stats::{Ends, Histogram, Stats},
     stream::TokenStream,
 };
@@ -67,6 +68,8 @@ pub struct Settings {
     pub max_waiting: usize,
     /// Most different adapters among the running sequences.
     pub slots: usize,
+    /// Whether computed prefixes are kept for others, in pages that nobody needs.
+    pub keep_prefixes: bool,
 }
 
 impl Settings {
@@ -81,6 +84,7 @@ impl Settings {
             max_running: self.max_running.clamp(1, step_tokens),
             max_waiting: self.max_waiting.max(1),
             slots: self.slots.max(1),
+            keep_prefixes: self.keep_prefixes,
         }
     }
 }

@@ -15,6 +15,7 @@ use super::{
     Settings,
     job::Lane,
     pages::{Pages, pages_for},
+    prefix::Key,
     sequence::{Part, Sequence, SequenceId},
     slots::Slots,
     waiting::{Waiting, in_turn},
@@ -56,6 +57,8 @@ pub(crate) struct Plan {
     pub(crate) parts: Vec<Part>,
     /// Sequences that lost their pages to older ones.
     pub(crate) preempted: usize,
+    /// Positions that sequences let in need not compute.
+    pub(crate) adopted: Vec<(SequenceId, usize)>,
     /// Some sequence found no page: nobody new may come in.
     crowded: bool,
 }
@@ -109,7 +112,7 @@ impl Scheduler {
         let mut plan = Plan::default();
         self.plan_answers(&mut plan);
         if !plan.crowded {
-            self.admit(self.step_tokens - plan.rows());
+            self.admit(&mut plan);
         }
         self.plan_prompts(&mut plan);
         plan.parts.sort_by_key(|part| part.adapter);
@@ -118,15 +121,16 @@ impl Scheduler {
 
     /// `part` is computed and its logits are taken.
     pub(crate) fn commit(&mut self, part: &Part) {
-        if let Some(sequence) = self.running_mut(part.id) {
-            sequence.commit(part);
+        let Self { running, pages, .. } = self;
+        if let Some(sequence) = running.iter_mut().find(|sequence| sequence.id() == part.id) {
+            sequence.commit(part, pages);
         }
     }
 
-    /// A running sequence has one more token.
-    pub(crate) fn grow(&mut self, id: SequenceId) {
-        if let Some(sequence) = self.running_mut(id) {
-            sequence.grow();
+    /// A running sequence has one more token; `keys` names the page that it fills, if it fills one.
+    pub(crate) fn grow(&mut self, id: SequenceId, keys: Vec<Key>) {
+        if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id() == id) {
+            sequence.grow(keys);
         }
     }
 
@@ -250,9 +254,10 @@ impl Scheduler {
 
     /// Lets sequences in while there is a place, a slot and pages for all their tokens.
     ///
-    /// A lane whose running prompts can fill the `rows` of this step is given no other: it would only hold a place
+    /// A lane whose running prompts can fill the rows that are left in this step is given no other: it would only hold a place
     /// that another lane can use.
-    fn admit(&mut self, rows: usize) {
+    fn admit(&mut self, plan: &mut Plan) {
+        let rows = self.step_tokens - plan.rows();
         self.slots.drain(self.waiting.overdue_adapters(&self.slots));
         while self.running.len() < self.max_running {
             let open = |lane| self.backlog(lane) < rows;
@@ -261,7 +266,8 @@ impl Scheduler {
             if !self.waiting.get(place).is_some_and(|sequence| self.has_pages(sequence)) {
                 return;
             }
-            let Some(sequence) = self.waiting.take(place) else { return };
+            let Some(mut sequence) = self.waiting.take(place) else { return };
+            plan.adopted.push((sequence.id(), sequence.adopt(&mut self.pages)));
             self.slots.bind(sequence.adapter());
             self.waiting.pass_over(&self.slots);
             self.running.push(sequence);
@@ -283,10 +289,6 @@ impl Scheduler {
     fn backlog(&self, lane: Lane) -> usize {
         let prompts = self.running.iter().filter(|running| running.lane() == lane);
         prompts.map(Sequence::pending).filter(|pending| *pending > 1).sum()
-    }
-
-    fn running_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
-        self.running.iter_mut().find(|sequence| sequence.id() == id)
     }
 }
 
@@ -310,7 +312,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{lora::Digest, model::PAGE};
+    use crate::{
+        engine::{job::Scope, prefix::Chain},
+        lora::Digest,
+        model::PAGE,
+    };
 
     /// A request of the simulation.
     #[derive(Clone, Debug)]
@@ -320,7 +326,13 @@ mod tests {
         prompt: usize,
         answer: usize,
         scored: bool,
+        /// What the prompt is: those of one kind are alike as far as they go.
+        kind: u8,
+        scope: u32,
     }
+
+    /// What a position of a page depends on.
+    type Content = (u32, Option<u8>, u8, usize);
 
     impl Wish {
         fn total(&self) -> usize {
@@ -330,8 +342,30 @@ mod tests {
         fn sequence(&self, id: u64) -> Sequence {
             let start = if self.scored { 0 } else { self.prompt - 1 };
             let end = if self.answer == 0 { self.prompt - 1 } else { usize::MAX };
-            let adapter = self.adapter.map(|id| Digest::of(&[id], &[]));
-            Sequence::new(SequenceId(id), Lane(self.lane), adapter, self.prompt, start..end)
+            let sequence = Sequence::new(
+                SequenceId(id),
+                Lane(self.lane),
+                self.digest(),
+                self.prompt,
+                start..end,
+            );
+            sequence.keyed(Scope(self.scope), self.keys(0, self.prompt))
+        }
+
+        fn digest(&self) -> Option<Digest> {
+            self.adapter.map(|id| Digest::of(&[id], &[]))
+        }
+
+        /// Names of the pages that `known` tokens fill, without those that `named` fill.
+        fn keys(&self, named: usize, known: usize) -> Vec<Key> {
+            let mut chain = Chain::new(Scope(self.scope), self.digest());
+            let tokens = vec![self.kind.into(); known];
+            chain.extend(&tokens[..named]);
+            chain.extend(&tokens)
+        }
+
+        fn content(&self, position: usize) -> Content {
+            (self.scope, self.adapter, self.kind, position)
         }
     }
 
@@ -340,6 +374,8 @@ mod tests {
     struct Expected {
         wish: Wish,
         computed: usize,
+        /// Positions that it found computed when it was let in last.
+        adopted: usize,
         generated: usize,
         /// Next position whose logits must come.
         wanted: usize,
@@ -354,12 +390,15 @@ mod tests {
         steps: usize,
         preempted: usize,
         restarts: usize,
+        /// What was written to each place of each page.
+        kv: Vec<[Option<Content>; PAGE]>,
     }
 
     impl World {
         fn new(settings: Settings) -> Self {
             Self {
                 scheduler: Scheduler::new(&settings),
+                kv: vec![[None; PAGE]; settings.pages],
                 settings,
                 expected: BTreeMap::new(),
                 next: 0,
@@ -377,7 +416,8 @@ mod tests {
             let sequence = wish.sequence(id);
             let wanted = if wish.scored { 0 } else { wish.prompt - 1 };
             self.scheduler.add(sequence);
-            self.expected.insert(id, Expected { wish, computed: 0, generated: 0, wanted });
+            self.expected
+                .insert(id, Expected { wish, computed: 0, adopted: 0, generated: 0, wanted });
             id
         }
 
@@ -390,6 +430,11 @@ mod tests {
             self.steps += 1;
             let plan = self.scheduler.plan();
             self.preempted += plan.preempted;
+            for (id, cached) in &plan.adopted {
+                let expected = self.expected.get_mut(&id.0).expect("it is known");
+                assert!(cached % PAGE == 0 && *cached <= expected.wanted);
+                expected.adopted = *cached;
+            }
             self.check_plan(&plan);
             self.check_resources();
             for part in &plan.parts {
@@ -416,13 +461,10 @@ mod tests {
                 scheduler.running.iter().filter_map(Sequence::adapter).collect();
             assert!(adapters.len() <= self.settings.slots);
             assert_eq!(adapters.len(), scheduler.slots.bound());
-            let mut pages = Vec::new();
-            for sequence in &scheduler.running {
-                pages.extend_from_slice(sequence.pages());
-            }
-            assert_eq!(pages.len() + scheduler.pages.free(), self.settings.pages, "leaked");
-            let distinct: BTreeSet<_> = pages.iter().collect();
-            assert_eq!(distinct.len(), pages.len(), "owned twice");
+            let owned: BTreeSet<u32> =
+                scheduler.running.iter().flat_map(Sequence::pages).copied().collect();
+            assert_eq!(owned.len() + scheduler.pages.free(), self.settings.pages, "leaked");
+            scheduler.pages.check(scheduler.running.iter().map(Sequence::pages));
         }
 
         fn compute(&mut self, part: &Part) {
@@ -430,10 +472,20 @@ mod tests {
             assert!(self.scheduler.table(part.id).len() * PAGE >= part.rows.end);
             let expected = self.expected.get_mut(&part.id.0).expect("cancelled ones have no rows");
             if part.rows.start != expected.computed {
-                assert_eq!(part.rows.start, 0, "goes on where it was, or from the beginning");
-                self.restarts += 1;
+                assert_eq!(part.rows.start, expected.adopted, "goes on, or begins with a prefix");
+                self.restarts += usize::from(expected.computed > 0);
             }
             expected.computed = part.rows.end;
+            let table = self.scheduler.table(part.id);
+            let place = |position: usize| (table[position / PAGE] as usize, position % PAGE);
+            for position in 0..part.rows.start {
+                let (page, at) = place(position);
+                assert_eq!(self.kv[page][at], Some(expected.wish.content(position)), "read");
+            }
+            for position in part.rows.clone() {
+                let (page, at) = place(position);
+                self.kv[page][at] = Some(expected.wish.content(position));
+            }
             let known = expected.wish.prompt + expected.generated;
             assert!(part.rows.end <= known);
             assert_eq!(part.completes, part.rows.end == known);
@@ -445,7 +497,8 @@ mod tests {
             if part.completes && expected.generated < expected.wish.answer {
                 expected.generated += 1;
                 if expected.generated < expected.wish.answer {
-                    self.scheduler.grow(part.id);
+                    let keys = expected.wish.keys(known, known + 1);
+                    self.scheduler.grow(part.id, keys);
                     return;
                 }
             }
@@ -478,18 +531,22 @@ mod tests {
                 max_running: max_running.min(step_tokens),
                 max_waiting: usize::MAX,
                 slots,
+                keep_prefixes: true,
             },
         )
     }
 
     fn wishes() -> impl Strategy<Value = Wish> {
-        (0..3_u32, prop::option::of(0..5_u8), 1..120_usize, 0..60_usize, any::<bool>()).prop_map(
-            |(lane, adapter, prompt, answer, scored)| Wish {
+        let whose = (0..3_u32, prop::option::of(0..5_u8), 0..2_u8, 0..2_u32);
+        (whose, 1..120_usize, 0..60_usize, any::<bool>()).prop_map(
+            |((lane, adapter, kind, scope), prompt, answer, scored)| Wish {
                 lane,
                 adapter,
                 prompt,
                 answer,
                 scored,
+                kind,
+                scope,
             },
         )
     }
@@ -584,11 +641,14 @@ mod tests {
             max_running: 8,
             max_waiting: 100,
             slots: 4,
+            keep_prefixes: true,
         }
     }
 
     fn wish(lane: u32, prompt: usize, answer: usize) -> Wish {
-        Wish { lane, adapter: None, prompt, answer, scored: false }
+        // A kind for each lane, so that none has a prefix of another.
+        let kind = u8::try_from(lane).unwrap();
+        Wish { lane, adapter: None, prompt, answer, scored: false, kind, scope: 0 }
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
-use super::{job::Lane, pages::Pages};
+use super::{
+    job::{Lane, Scope},
+    pages::Pages,
+    prefix::Key,
+};
 use crate::{lora::Digest, model::PAGE};
 
 /// Names a sequence for as long as the engine runs; later ones are larger.
@@ -24,6 +28,12 @@ pub(crate) struct Sequence {
     computed: usize,
     /// Positions whose logits somebody still wants, computed or not.
     wanted: Range<usize>,
+    /// Whose prefixes it may use, and may use its.
+    scope: Scope,
+    /// Names of the pages that its known tokens fill; empty where prefixes are not kept.
+    keys: Vec<Key>,
+    /// Its first pages that are known by these names, or need not be.
+    kept: usize,
     /// Block table: position `p` is in `pages[p / PAGE]`.
     pages: Vec<u32>,
     /// How many others were admitted while this one stood first in its lane and found no slot.
@@ -39,7 +49,24 @@ impl Sequence {
         tokens: usize,
         wanted: Range<usize>,
     ) -> Self {
-        Self { id, lane, adapter, tokens, computed: 0, wanted, pages: Vec::new(), passed_over: 0 }
+        Self {
+            id,
+            lane,
+            adapter,
+            tokens,
+            computed: 0,
+            wanted,
+            scope: Scope::default(),
+            keys: Vec::new(),
+            kept: 0,
+            pages: Vec::new(),
+            passed_over: 0,
+        }
+    }
+
+    /// The same, with names for the pages that the prompt fills.
+    pub(crate) fn keyed(self, scope: Scope, keys: Vec<Key>) -> Self {
+        Self { scope, keys, ..self }
     }
 
     /// Its name.
@@ -82,6 +109,15 @@ impl Sequence {
         self.passed_over += 1;
     }
 
+    /// Takes over pages that hold its prefix, and yields how many positions that are. Positions whose logits are wanted are computed.
+    pub(crate) fn adopt(&mut self, pages: &mut Pages) -> usize {
+        let most = self.wanted.start.min(self.tokens - 1) / PAGE;
+        pages.adopt(&self.keys[..most.min(self.keys.len())], &mut self.pages);
+        self.kept = self.pages.len();
+        self.computed = self.kept * PAGE;
+        self.computed
+    }
+
     /// Pending rows it may take in one step that has `scores` logit rows left for prompts.
     ///
     /// One logit row is always its own, so it can always go on.
@@ -114,20 +150,26 @@ impl Sequence {
     }
 
     /// `part` is computed and its logits are taken.
-    pub(crate) fn commit(&mut self, part: &Part) {
+    pub(crate) fn commit(&mut self, part: &Part, pages: &mut Pages) {
         self.computed = part.rows.end;
         self.wanted.start = self.wanted.start.max(part.rows.end);
+        let full = self.computed / PAGE;
+        for (page, key) in self.pages.iter().zip(&self.keys).take(full).skip(self.kept) {
+            pages.keep(*page, self.scope, *key);
+        }
+        self.kept = self.kept.max(full);
     }
 
-    /// One more token is known; its logits are wanted.
-    pub(crate) fn grow(&mut self) {
+    /// One more token is known; its logits are wanted. `keys` names the page that it fills, if it fills one.
+    pub(crate) fn grow(&mut self, keys: Vec<Key>) {
         self.tokens += 1;
+        self.keys.extend(keys);
     }
 
     /// Gives its pages back; everything known is pending again.
     pub(crate) fn vacate(&mut self, pages: &mut Pages) {
         pages.take_back(&mut self.pages);
-        self.computed = 0;
+        (self.computed, self.kept) = (0, 0);
     }
 }
 
@@ -166,7 +208,7 @@ mod tests {
         let mut sequence = sequence(10, 9..usize::MAX);
         let part = sequence.part(6);
         assert_eq!((part.rows.clone(), part.sampled.len(), part.completes), (0..6, 0, false));
-        sequence.commit(&part);
+        sequence.commit(&part, &mut Pages::new(0));
         let part = sequence.part(4);
         assert_eq!((part.rows.clone(), part.sampled.clone(), part.completes), (6..10, 9..10, true));
     }
@@ -178,7 +220,7 @@ mod tests {
         let part = sequence.part(sequence.reach(6));
         assert_eq!(part.sampled, 0..7);
         sequence.occupy(7, &mut pages);
-        sequence.commit(&part);
+        sequence.commit(&part, &mut pages);
         sequence.vacate(&mut pages);
         assert_eq!((sequence.pending(), pages.free()), (10, 4));
         assert_eq!(sequence.part(10).sampled, 7..10);

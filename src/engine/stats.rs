@@ -101,6 +101,8 @@ pub struct Stats {
     pub pages_total: usize,
     /// Gauge: KV pages nobody owns.
     pub pages_free: usize,
+    /// Gauge: those of them that hold prefixes for others to use.
+    pub pages_idle: usize,
     /// Gauge: different adapters among the running sequences.
     pub adapters_running: usize,
     /// Steps computed.
@@ -111,8 +113,10 @@ pub struct Stats {
     pub max_rows: usize,
     /// Steps with at least 8 rows of at least 4 adapters, prompts and answers beside each other.
     pub mixed_steps: u64,
-    /// Tokens of prompts computed to their end, each counted once.
+    /// Tokens of prompts that were taken in to their end, each counted once.
     pub prompt_tokens: u64,
+    /// Tokens of prompts that were not computed, because their keys and values were at hand.
+    pub cached_tokens: u64,
     /// Tokens drawn, without stop tokens.
     pub generated_tokens: u64,
     /// How often a sequence lost its pages to an older one.

@@ -11,7 +11,8 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    Engine, Event, Failure, Finish, Job, Lane, Refused, Sampling, Settings, Stats, TokenStream,
+    Engine, Event, Failure, Finish, Job, Lane, Refused, Sampling, Scope, Settings, Stats,
+    TokenStream,
     fake::{self, Fake, Watch},
     sampler::{self, Sampler},
     step::{Batch, Forward},
@@ -29,6 +30,7 @@ struct Wish {
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
     lane: u32,
+    scope: u32,
 }
 
 impl Wish {
@@ -42,6 +44,7 @@ impl Wish {
             logprobs: None,
             prompt_logprobs: None,
             lane: 0,
+            scope: 0,
         }
     }
 
@@ -55,6 +58,7 @@ impl Wish {
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
             lane: Lane(self.lane),
+            scope: Scope(self.scope),
             deadline: None,
         }
     }
@@ -96,6 +100,7 @@ fn settings() -> Settings {
         max_running: 8,
         max_waiting: 64,
         slots: 4,
+        keep_prefixes: true,
     }
 }
 
@@ -104,12 +109,24 @@ fn engine(settings: Settings) -> (Engine, Arc<Watch>) {
     (Engine::over(network, settings).unwrap(), watch)
 }
 
-async fn all(mut stream: TokenStream) -> Vec<Event> {
-    let mut events = Vec::new();
+/// All events behind the beginning.
+async fn all(stream: TokenStream) -> Vec<Event> {
+    all_and_cached(stream).await.0
+}
+
+/// And how much of the prompt need not be computed.
+async fn all_and_cached(mut stream: TokenStream) -> (Vec<Event>, usize) {
+    let (mut events, mut at_hand) = (Vec::new(), 0);
     while let Some(event) = stream.next().await {
-        events.push(event);
+        match event {
+            Event::Begun { cached } => {
+                assert!(events.is_empty(), "the first of all");
+                at_hand = cached;
+            }
+            event => events.push(event),
+        }
     }
-    events
+    (events, at_hand)
 }
 
 /// The numbers as soon as `ready` holds of them.
@@ -136,22 +153,28 @@ fn wishes() -> impl Strategy<Value = Wish> {
         1 => Sampling { seed, top_k: 5, repetition_penalty: 1.3, ..Sampling::default() },
         _ => Sampling { seed, top_p: 0.8, frequency_penalty: 0.5, ..Sampling::default() },
     });
+    // Some begin alike.
+    let prompt =
+        (0..90_usize, prop::collection::vec(0..fake::FAILS, 1..90)).prop_map(|(same, rest)| {
+            let same = vec![7; same].into_iter();
+            same.chain(rest).take(90).collect::<Vec<_>>()
+        });
     (
-        prop::collection::vec(0..fake::FAILS, 1..90),
+        prop_oneof![prompt, prop::collection::vec(0..fake::FAILS, 1..90)],
         prop::option::of(0..5_u8),
         sampling,
         0..40_usize,
         prop::collection::vec(0..fake::FAILS, 0..3),
         prop::option::of(0..4_usize),
         prop::option::of(0..4_usize),
-        0..3_u32,
+        (0..3_u32, 0..2_u32),
     )
         .prop_map(|parts| {
-            let (prompt, adapter, sampling, max_tokens, stop_tokens, logprobs, scores, lane) =
+            let (prompt, adapter, sampling, max_tokens, stop_tokens, logprobs, scores, whose) =
                 parts;
             let mut wish = Wish::of(&prompt, max_tokens);
-            wish = Wish { adapter, sampling, stop_tokens, logprobs, lane, ..wish };
-            Wish { prompt_logprobs: scores, ..wish }
+            wish = Wish { adapter, sampling, stop_tokens, logprobs, ..wish };
+            Wish { prompt_logprobs: scores, lane: whose.0, scope: whose.1, ..wish }
         })
 }
 
@@ -163,18 +186,23 @@ proptest! {
     fn everybody_gets_what_they_would_get_alone(
         wishes in prop::collection::vec(wishes(), 1..16),
         (pages, step_tokens) in (9..24_usize, 1..80_usize),
-        (max_running, slots) in (1..9_usize, 1..4_usize),
+        (max_running, slots, keep_prefixes) in (1..9_usize, 1..4_usize, any::<bool>()),
     ) {
-        let settings = Settings { pages, context: usize::MAX, step_tokens, max_running, max_waiting: 64, slots };
+        let settings = Settings { pages, context: usize::MAX, step_tokens, max_running, max_waiting: 64, slots, keep_prefixes };
         let (engine, watch) = engine(settings);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let streams: Vec<_> =
             wishes.iter().map(|wish| engine.submit(wish.job()).unwrap()).collect();
+        let mut saved = 0;
         for (wish, stream) in wishes.iter().zip(streams) {
-            prop_assert_eq!(runtime.block_on(all(stream)), wish.alone());
+            let (events, cached) = runtime.block_on(all_and_cached(stream));
+            prop_assert_eq!(events, wish.alone());
+            prop_assert!(cached < wish.prompt.len() && (keep_prefixes || cached == 0));
+            saved += cached as u64;
         }
         let stats = engine.stats();
         assert_nothing_held(&stats);
+        prop_assert_eq!(stats.cached_tokens, saved);
         prop_assert_eq!(stats.ends.total(), wishes.len() as u64);
         prop_assert_eq!(
             stats.prompt_tokens,
@@ -204,6 +232,55 @@ async fn a_full_pool_preempts_and_nobody_notices() {
     let stats = engine.stats();
     assert!(stats.preemptions > 0);
     assert_eq!((stats.prompt_tokens, stats.generated_tokens), (30, 180), "each counted once");
+}
+
+#[tokio::test]
+async fn who_begins_alike_is_computed_from_where_it_differs() {
+    let (engine, watch) = engine(settings());
+    let ask = async |wish: Wish| {
+        let (events, cached) = all_and_cached(engine.submit(wish.job()).unwrap()).await;
+        assert_eq!(events, wish.alone());
+        cached
+    };
+    let prompt: Vec<u32> = (0..70).map(|at| at % 20).collect();
+    let first = Wish::of(&prompt, 30);
+    assert_eq!(ask(first.clone()).await, 0);
+    let steps = watch.seen().steps;
+    assert_eq!(ask(first.clone()).await, 64, "whole pages");
+    assert_eq!(
+        watch.seen().steps - steps,
+        30,
+        "a step for each token, the first with what is left of the prompt"
+    );
+    // A conversation goes on: the answer's own pages are of use too.
+    let mut longer = prompt.clone();
+    longer.extend(first.alone().iter().filter_map(|event| match event {
+        Event::Token { id, .. } => Some(*id),
+        _ => None,
+    }));
+    longer.push(3);
+    assert_eq!(ask(Wish::of(&longer, 2)).await, 96);
+    let mut other = prompt.clone();
+    other[20] += 1;
+    assert_eq!(ask(Wish::of(&other, 2)).await, 16, "up to the page that differs");
+    assert_eq!(ask(Wish { adapter: Some(1), ..first.clone() }).await, 0, "another adapter's");
+    assert_eq!(ask(Wish { scope: 1, ..first.clone() }).await, 0, "another scope's");
+    assert_eq!(ask(Wish { prompt_logprobs: Some(1), ..first.clone() }).await, 0, "all are scored");
+    assert_eq!(ask(Wish::of(&prompt[..64], 2)).await, 48, "the last token's logits are wanted");
+    assert_eq!(engine.stats().cached_tokens, 64 + 96 + 16 + 48);
+}
+
+#[tokio::test]
+async fn prefixes_that_nobody_uses_make_room() {
+    let (engine, _) = engine(Settings { pages: 8, ..settings() });
+    for token in 0..20 {
+        let wish = Wish::of(&[token; 100], 20);
+        assert_eq!(all(engine.submit(wish.job()).unwrap()).await, wish.alone());
+    }
+    let stats = engine.stats();
+    assert_nothing_held(&stats);
+    assert_eq!((stats.preemptions, stats.cached_tokens), (0, 0));
+    assert_eq!(stats.pages_idle, 7, "119 positions computed");
 }
 
 #[tokio::test]
@@ -256,6 +333,7 @@ async fn a_dropped_stream_frees_all_it_held_wherever_it_is() {
     watch.halt_in(3);
     let mut decoding = engine.submit(job(&[1])).unwrap();
     watch.await_halt();
+    assert_eq!(decoding.next().await, Some(Event::Begun { cached: 0 }));
     assert!(matches!(decoding.next().await, Some(Event::Token { .. })));
     let waiting = engine.submit(job(&[2])).unwrap();
     drop((decoding, waiting));

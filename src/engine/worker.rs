@@ -31,6 +31,7 @@ const MIXED_ADAPTERS: usize = 4;
 pub(crate) struct Worker<F> {
     network: F,
     scheduler: Scheduler,
+    keeps_prefixes: bool,
     /// Exactly the sequences that `scheduler` knows.
     answers: BTreeMap<SequenceId, Answer>,
     /// Jobs taken so far: the next one's name.
@@ -55,6 +56,7 @@ impl<F: Forward> Worker<F> {
         Self {
             network,
             scheduler: Scheduler::new(settings),
+            keeps_prefixes: settings.keep_prefixes,
             answers: BTreeMap::new(),
             taken: 0,
             stats: Stats::default(),
@@ -87,10 +89,15 @@ impl<F: Forward> Worker<F> {
     }
 
     /// Puts a job in line.
-    fn take(&mut self, answer: Answer, lane: Lane) {
+    fn take(&mut self, mut answer: Answer, lane: Lane) {
         let id = SequenceId(self.taken);
         self.taken += 1;
-        self.scheduler.add(answer.sequence(id, lane));
+        let sequence = if self.keeps_prefixes {
+            answer.keyed_sequence(id, lane)
+        } else {
+            answer.sequence(id, lane)
+        };
+        self.scheduler.add(sequence);
         self.answers.insert(id, answer);
     }
 
@@ -110,11 +117,17 @@ impl<F: Forward> Worker<F> {
     fn step(&mut self, now: Instant) {
         let plan = self.scheduler.plan();
         self.stats.preemptions += plan.preempted as u64;
+        for (id, cached) in &plan.adopted {
+            self.answer(*id).adopt(*cached);
+        }
         if plan.parts.is_empty() {
             return;
         }
         for part in &plan.parts {
-            if let Some(waited) = self.answer(part.id).begin(now) {
+            let answer = self.answer(part.id);
+            if let Some(waited) = answer.begin(now) {
+                let cached = answer.cached();
+                self.stats.cached_tokens += cached as u64;
                 self.stats.queue_seconds.record(waited);
             }
         }
@@ -181,7 +194,10 @@ impl<F: Forward> Worker<F> {
         }
         match next {
             Ok(Next::Pending) => {}
-            Ok(Next::Grown) => self.scheduler.grow(part.id),
+            Ok(Next::Grown) => {
+                let keys = self.answer(part.id).new_keys();
+                self.scheduler.grow(part.id, keys);
+            }
             Ok(Next::Finished(finish)) => {
                 if let Some(seconds) = self.answer(part.id).decoding(now) {
                     self.stats.decode_seconds.record(seconds);
@@ -225,6 +241,7 @@ impl<F: Forward> Worker<F> {
         self.stats.waiting = self.scheduler.waiting();
         self.stats.pages_total = self.scheduler.pages().total();
         self.stats.pages_free = self.scheduler.pages().free();
+        self.stats.pages_idle = self.scheduler.pages().idle();
         self.stats.adapters_running = self.scheduler.slots().bound();
         self.inbox.publish(&self.stats);
         self.farewells.drain(..).for_each(Farewell::send);
@@ -252,7 +269,7 @@ mod tests {
     use std::{sync::mpsc, time::Duration};
 
     use super::*;
-    use crate::engine::{Engine, Event, Finish, Job, Sampling};
+    use crate::engine::{Engine, Event, Finish, Job, Sampling, Scope};
 
     /// A network whose step lasts until it is let go.
     struct Held {
@@ -287,6 +304,7 @@ mod tests {
             max_running: 2,
             max_waiting: 2,
             slots: 1,
+            keep_prefixes: true,
         };
         let engine = Engine::over(Held { begun: begin, go: gone }, settings).unwrap();
         let job = Job {
@@ -298,6 +316,7 @@ mod tests {
             logprobs: None,
             prompt_logprobs: None,
             lane: Lane::default(),
+            scope: Scope::default(),
             deadline: None,
         };
         let mut stream = engine.submit(job).unwrap();
@@ -307,7 +326,10 @@ mod tests {
         assert!(stats.pages_free < stats.pages_total);
         go.send(()).unwrap();
         while let Some(event) = stream.next().await {
-            assert!(matches!(event, Event::Token { .. } | Event::Finished(Finish::Length)));
+            assert!(matches!(
+                event,
+                Event::Begun { .. } | Event::Token { .. } | Event::Finished(Finish::Length)
+            ));
         }
         assert_eq!((engine.stats().running, engine.stats().steps), (0, 1));
     }

@@ -22,6 +22,8 @@ pub(super) struct Answer {
     released: usize,
     /// Tokens generated, whether they are shown or not.
     tokens: usize,
+    /// Tokens of the prompt that were not computed.
+    cached: usize,
     /// Scores of tokens whose text is held back.
     held: VecDeque<Held>,
     prompt: Option<Vec<Logprob>>,
@@ -59,6 +61,8 @@ pub(super) struct End {
     pub(super) finish: Finish,
     /// Tokens generated, whether they are shown or not.
     pub(super) tokens: usize,
+    /// Tokens of the prompt that were not computed.
+    pub(super) cached: usize,
 }
 
 impl End {
@@ -92,12 +96,16 @@ impl Answer {
     /// An answer without text yet.
     pub(super) fn new(detok: Detok, stops: Stops) -> Self {
         let held = VecDeque::new();
-        Self { detok, stops, decoded: 0, released: 0, tokens: 0, held, prompt: None }
+        Self { detok, stops, decoded: 0, released: 0, tokens: 0, cached: 0, held, prompt: None }
     }
 
     /// What the event adds. After a piece with an end nothing more may come.
     pub(super) fn take(&mut self, event: Event) -> Result<Piece, Failure> {
         match event {
+            Event::Begun { cached } => {
+                self.cached = cached;
+                Ok(Piece::default())
+            }
             Event::Prompt(scores) => {
                 self.prompt = Some(scores);
                 Ok(self.piece(String::new(), None))
@@ -137,7 +145,7 @@ impl Answer {
         self.released += text.chars().count();
         let due = self.held.partition_point(|held| held.due <= self.released);
         let scores = self.held.drain(..due).map(|held| held.scored).collect();
-        let end = finish.map(|finish| End { finish, tokens: self.tokens });
+        let end = finish.map(|finish| End { finish, tokens: self.tokens, cached: self.cached });
         Piece { prompt: self.prompt.take(), text, scores, end }
     }
 }
@@ -195,7 +203,7 @@ mod tests {
         assert_eq!(pieces.iter().map(|piece| piece.scores.len()).collect::<Vec<_>>(), [1, 1, 1, 0]);
         let whole = whole(pieces);
         assert_eq!(offsets(&whole), [0, 1, 2]);
-        assert_eq!(whole.end, Some(End { finish: Finish::Length, tokens: 3 }));
+        assert_eq!(whole.end, Some(End { finish: Finish::Length, tokens: 3, cached: 0 }));
     }
 
     #[test]
@@ -226,7 +234,7 @@ mod tests {
     fn a_stop_string_cuts_text_and_scores() {
         let cut = whole(pieces(&mut answer(&["END"], Keep::Cut), double::ids("abEND more")));
         assert_eq!((&*cut.text, offsets(&cut)), ("ab", vec![0, 1]));
-        assert_eq!(cut.end, Some(End { finish: Finish::Stop, tokens: 5 }));
+        assert_eq!(cut.end, Some(End { finish: Finish::Stop, tokens: 5, cached: 0 }));
         let kept = whole(pieces(&mut answer(&["END"], Keep::Include), double::ids("abEND more")));
         assert_eq!((&*kept.text, offsets(&kept)), ("abEND", vec![0, 1, 2, 3, 4]));
     }

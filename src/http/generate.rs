@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     adapter::Lease,
-    engine::{Failure, Job, Lane, TokenStream},
+    engine::{Failure, Job, Lane, Scope, TokenStream},
     text::{Detok, Stops},
 };
 
@@ -74,8 +74,9 @@ type Numbered = (usize, Result<Piece, Failure>);
 pub(super) struct Answers {
     pieces: Pin<Box<Peekable<SelectAll<BoxStream<'static, Numbered>>>>>,
     choices: usize,
-    prompt_tokens: usize,
-    completion_tokens: usize,
+    /// Choices of each prompt.
+    per_prompt: usize,
+    usage: Usage,
 }
 
 impl Answers {
@@ -107,7 +108,12 @@ impl Answers {
         }
         let prompt_tokens = order.prompts.iter().map(Vec::len).sum();
         let (count, pieces) = (choices.len(), stream::select_all(choices).peekable());
-        Ok(Self { pieces: Box::pin(pieces), choices: count, prompt_tokens, completion_tokens: 0 })
+        Ok(Self {
+            pieces: Box::pin(pieces),
+            choices: count,
+            per_prompt: order.terms.choices,
+            usage: Usage::of_prompts(prompt_tokens),
+        })
     }
 
     /// Waits for the first piece, but no longer than `patience`. A failure before it is still a refusal of the whole request.
@@ -121,8 +127,10 @@ impl Answers {
     /// The next piece of any choice; `None` when all have ended.
     pub(super) async fn next(&mut self) -> Option<Numbered> {
         let numbered = self.pieces.next().await?;
-        if let Ok(Piece { end: Some(end), .. }) = &numbered.1 {
-            self.completion_tokens += end.tokens;
+        if let (choice, Ok(Piece { end: Some(end), .. })) = &numbered {
+            // Prompts count once: what their later choices find is what the first one has computed.
+            let cached = if choice % self.per_prompt == 0 { end.cached } else { 0 };
+            self.usage.add(end.tokens, cached);
         }
         Some(numbered)
     }
@@ -143,7 +151,7 @@ impl Answers {
 
     /// What it cost, so far as choices have ended.
     pub(super) fn usage(&self) -> Usage {
-        Usage::new(self.prompt_tokens, self.completion_tokens)
+        self.usage
     }
 }
 
@@ -188,8 +196,9 @@ impl Order {
             stop_tokens: self.stop_tokens(app),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
-            // One lane per tenant, and there is one tenant.
+            // One lane and one scope per tenant, and there is one tenant.
             lane: Lane::default(),
+            scope: Scope::default(),
             deadline: Some(self.deadline.instant()),
         }
     }

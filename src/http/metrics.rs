@@ -126,7 +126,7 @@ impl Latency {
                 }
             }
             Event::Finished(_) => self.latencies.whole.observe(whole(now - self.began)),
-            Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Begun { .. } | Event::Prompt(_) | Event::Failed(_) => {}
         }
     }
 }
@@ -193,6 +193,7 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
         ("requests_waiting", "Jobs in the engine's queue", stats.waiting),
         ("kv_pages_total", "KV pages", stats.pages_total),
         ("kv_pages_free", "KV pages that no sequence holds", stats.pages_free),
+        ("kv_pages_kept", "Free KV pages that hold prefixes for others to use", stats.pages_idle),
         ("adapters_running", "Adapters among the running sequences", stats.adapters_running),
         ("step_rows_max", "Rows of the largest step so far", stats.max_rows),
     ] {
@@ -206,7 +207,12 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
             "Steps of 8 rows or more, 4 adapters or more, prompts and answers",
             stats.mixed_steps,
         ),
-        ("prompt_tokens", "Tokens of prompts computed", stats.prompt_tokens),
+        ("prompt_tokens", "Tokens of prompts taken in to their end", stats.prompt_tokens),
+        (
+            "cached_prompt_tokens",
+            "Tokens of prompts that an earlier request had computed",
+            stats.cached_tokens,
+        ),
         ("generation_tokens", "Tokens generated", stats.generated_tokens),
         ("preemptions", "Sequences that lost their pages to an older one", stats.preemptions),
         ("jobs_stopped", "Jobs that ended with a stop token", stats.ends.stop),

@@ -35,7 +35,7 @@ fn known() -> Vec<Known> {
                 margins
                     .iter()
                     .take(usize::try_from(end).unwrap() + 1)
-                    .all(|m| m.as_f64().unwrap() > 0.01)
+                    .all(|m| m.as_f64().unwrap() > 0.05)
             };
             end.is_some_and(sure) && prompt["kind"] == "task"
         };

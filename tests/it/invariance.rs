@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chorus::{
-    engine::{Engine, Event, Finish, Job, Lane, Sampling, Settings, TokenStream},
+    engine::{Engine, Event, Finish, Job, Lane, Sampling, Scope, Settings, TokenStream},
     kernels::{linear::Precision, simd::Tier},
     lora::{Adapter, Lease},
     model::{Llama, PAGE},
@@ -43,6 +43,7 @@ impl Request {
             logprobs: Some(3),
             prompt_logprobs: self.prompt_logprobs,
             lane: Lane::default(),
+            scope: Scope::default(),
             deadline: None,
         }
     }
@@ -111,7 +112,7 @@ fn bits(events: &[Event]) -> Vec<(u32, u32)> {
     let of = |event: &Event| match event {
         Event::Prompt(scores) => scores.iter().flat_map(score).collect(),
         Event::Token { logprob, .. } => score(logprob.as_ref().unwrap()),
-        Event::Finished(_) | Event::Failed(_) => Vec::new(),
+        Event::Begun { .. } | Event::Finished(_) | Event::Failed(_) => Vec::new(),
     };
     events.iter().flat_map(of).collect()
 }
@@ -168,6 +169,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
         max_running: 64,
         max_waiting: 64,
         slots: 16,
+        keep_prefixes: false,
     };
     let alone = Arc::new(load(2));
     let requests = requests(&alone);
@@ -183,7 +185,8 @@ async fn every_request_gets_the_bits_it_gets_alone() {
         let what =
             format!("{threads} threads, {step_tokens} rows, {max_running} at once, {pages} pages");
         let llama = Arc::new(load(threads));
-        let settings = Settings { pages, step_tokens, max_running, ..settings };
+        let settings =
+            Settings { pages, step_tokens, max_running, keep_prefixes: true, ..settings };
         assert!(pages * PAGE >= 300, "the longest request fits");
         let engine = Engine::start(llama, settings).unwrap();
         // How requests meet is the threads' business: again, until they have met as is meant here.
@@ -195,11 +198,17 @@ async fn every_request_gets_the_bits_it_gets_alone() {
             }
             let stats = engine.stats();
             // A mixed step has 8 or more rows of 4 or more adapters, prompts and decodes together.
-            met = stats.mixed_steps > 0 && (pages >= 1024 || stats.preemptions > 0);
+            met = stats.mixed_steps > 0
+                && stats.cached_tokens > 0
+                && (pages >= 1024 || stats.preemptions > 0);
             if met {
                 break;
             }
         }
-        assert!(met, "never mixed, or never out of pages: {:?} with {what}", engine.stats());
+        assert!(
+            met,
+            "never mixed, no prefix used or never out of pages: {:?} with {what}",
+            engine.stats()
+        );
     }
 }

@@ -47,6 +47,38 @@ async fn a_client_that_leaves_in_mid_stream_frees_its_row() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conversation_is_computed_from_where_it_goes_on_and_says_the_same() {
+    let (server, without) = (Server::start(&[]), Server::start(&["--prefix-cache", "false"]));
+    let long = "The order came late, the box was open, and nobody answered the phone. ".repeat(4);
+    let mut messages = vec![json!({"role": "user", "content": long})];
+    let mut cached = Vec::new();
+    for model in ["base", "support-json", "support-json", "base"] {
+        let body = json!({
+            "model": model, "messages": messages, "max_tokens": 24, "temperature": 0,
+            "logprobs": true, "top_logprobs": 3,
+        });
+        let answer = server.answer(CHAT, &body).await;
+        let plain = without.answer(CHAT, &body).await;
+        assert_eq!(answer["choices"], plain["choices"], "{model}");
+        let of = |answer: &serde_json::Value| {
+            let details = &answer["usage"]["prompt_tokens_details"]["cached_tokens"];
+            (details.as_u64().unwrap(), answer["usage"]["prompt_tokens"].as_u64().unwrap())
+        };
+        assert_eq!(of(&plain).0, 0);
+        cached.push(of(&answer));
+        messages.push(answer["choices"][0]["message"].clone());
+        messages.push(json!({"role": "user", "content": "And then?"}));
+    }
+    // Who speaks first through a model computes all of it; who goes on computes what is new, whoever spoke meanwhile.
+    let [(0, _), (0, second), (third, _), (fourth, _)] = cached[..] else {
+        panic!("{cached:?}");
+    };
+    assert!(third >= second - second % 16 - 16 && fourth > 64, "{cached:?}");
+    let total = server.metric("chorus_cached_prompt_tokens_total").await;
+    assert_eq!(total.to_bits(), ((third + fourth) as f64).to_bits());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_finishes_streams_and_exits_with_zero() {
     let server = Server::start(&[]);
     let mut stream = server.post(CHAT, &question("pirate", 60)).await.bytes_stream();

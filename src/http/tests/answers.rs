@@ -30,7 +30,8 @@ async fn a_chat_is_answered_whole() {
     let prompt = ids("user:hi\nassistant:");
     assert_eq!(
         answer["usage"],
-        json!({"prompt_tokens": prompt.len(), "completion_tokens": 7, "total_tokens": prompt.len() + 7})
+        json!({"prompt_tokens": prompt.len(), "completion_tokens": 7, "total_tokens": prompt.len() + 7,
+            "prompt_tokens_details": {"cached_tokens": 0}})
     );
     let [job] = &engine.jobs()[..] else { panic!("one job") };
     assert_eq!((&job.prompt, job.sampling.seed), (&prompt, 3));
@@ -60,7 +61,11 @@ async fn a_chat_is_streamed() {
             (&json!({"content": "\u{20ac}"}), &null),
             (&json!({"content": "!"}), &null),
             (&json!({}), &null),
-            (&null, &json!({"prompt_tokens": 18, "completion_tokens": 5, "total_tokens": 23})),
+            (
+                &null,
+                &json!({"prompt_tokens": 18, "completion_tokens": 5, "total_tokens": 23,
+                    "prompt_tokens_details": {"cached_tokens": 0}})
+            ),
         ]
     );
     let reasons: Vec<_> = events.iter().map(|e| &e["choices"][0]["finish_reason"]).collect();

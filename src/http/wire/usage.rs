@@ -3,19 +3,32 @@
 use serde::{Serialize, Serializer};
 
 /// Tokens of one request. Prompts count once however many choices they have.
-#[expect(clippy::struct_field_names, reason = "the names on the wire")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(in crate::http) struct Usage {
-    pub(in crate::http) prompt_tokens: usize,
-    pub(in crate::http) completion_tokens: usize,
-    pub(in crate::http) total_tokens: usize,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+    prompt_tokens_details: PromptTokens,
+}
+
+/// Of the prompts' tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct PromptTokens {
+    /// Those that were not computed, because an earlier request had.
+    cached_tokens: usize,
 }
 
 impl Usage {
-    /// The sum is made here so that it always is one.
-    pub(in crate::http) fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
-        let total_tokens = prompt_tokens + completion_tokens;
-        Self { prompt_tokens, completion_tokens, total_tokens }
+    /// Before anything is answered.
+    pub(in crate::http) fn of_prompts(tokens: usize) -> Self {
+        Self { prompt_tokens: tokens, total_tokens: tokens, ..Self::default() }
+    }
+
+    /// A choice has ended: so many tokens of it, and so many of its prompt that were at hand.
+    pub(in crate::http) fn add(&mut self, completion: usize, cached: usize) {
+        self.completion_tokens += completion;
+        self.total_tokens += completion;
+        self.prompt_tokens_details.cached_tokens += cached;
     }
 }
 
