@@ -61,7 +61,7 @@ fn linear(c: &mut Criterion) {
             .into_iter()
             .flat_map(|precision| [(precision, 1), (precision, cores())])
         {
-            let pool = Pool::new(threads);
+            let pool = Pool::new(threads).expect("threads start");
             let mut group = c.benchmark_group(format!(
                 "linear/cpu-{tier}-x{threads}/{name}-{encoding:?}/{precision:?}"
             ));
@@ -89,7 +89,7 @@ fn cores() -> usize {
 
 /// What a parallel region costs that has next to nothing to do.
 fn region(c: &mut Criterion) {
-    let pool = Pool::new(cores());
+    let pool = Pool::new(cores()).expect("threads start");
     for tasks in [2, 8, 96] {
         c.bench_function(&format!("region/cpu-x{}/{tasks}", cores()), |b| {
             b.iter(|| {

@@ -112,7 +112,7 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
         tier: model.tier().to_string(),
         precision: match model.precision() {
             Precision::Int16 => "16-bit inputs",
-            Precision::Exact => "exact",
+            Precision::Exact => "32-bit floats",
         },
         base: plan::Base {
             id: located.id.clone(),

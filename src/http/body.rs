@@ -116,7 +116,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 }
 
 /// Refuses a body that is no JSON object, or has a field that would change the answer and is not supported.
-pub(super) fn refuse_unsupported(bytes: &[u8], lists: [&[Unsupported]; 2]) -> Result<(), ApiError> {
+pub(super) fn refuse_unsupported(bytes: &[u8], lists: &[&[Unsupported]]) -> Result<(), ApiError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     match Scan::new(lists).deserialize(&mut json).map_err(|error| malformed(&error))? {
         Some(field) => Err(ApiError::unsupported(field)),
@@ -213,7 +213,7 @@ mod tests {
         }
         let deep = format!("{{\"prompt\":{}", "[".repeat(100_000));
         assert!(refusal::<CompletionFields>(&deep).0.len() < 600);
-        let lists = [unsupported::GENERATION, unsupported::CHAT];
+        let lists = &[unsupported::GENERATION, unsupported::CHAT, unsupported::RENDERED];
         assert_eq!(status(refuse_unsupported(b"[]", lists).unwrap_err()), 400);
         assert_eq!(status(refuse_unsupported(b"{\"tools\":[1]}", lists).unwrap_err()), 400);
         assert!(refuse_unsupported(b"{\"tools\":[]}", lists).is_ok());

@@ -22,7 +22,7 @@ use super::{
             MessageOut,
         },
         common::Common,
-        unsupported::{CHAT, GENERATION},
+        unsupported::{CHAT, GENERATION, RENDERED},
         usage::{Usage, UsageKey},
     },
 };
@@ -44,7 +44,7 @@ struct Chat {
 
 impl Chat {
     fn read(bytes: &[u8]) -> Result<Self, ApiError> {
-        refuse_unsupported(bytes, [GENERATION, CHAT])?;
+        refuse_unsupported(bytes, &[GENERATION, CHAT, RENDERED])?;
         let common: Common = parse(bytes)?;
         let fields: ChatFields = parse(bytes)?;
         let mut terms = Terms::read(&common)?;

@@ -45,7 +45,7 @@ struct Wanted {
 
 impl Wanted {
     fn read(bytes: &[u8]) -> Result<Self, ApiError> {
-        refuse_unsupported(bytes, [GENERATION, COMPLETION])?;
+        refuse_unsupported(bytes, &[GENERATION, COMPLETION])?;
         let common: Common = parse(bytes)?;
         let fields: CompletionFields = parse(bytes)?;
         let terms = Terms::read(&common)?;

@@ -11,7 +11,7 @@ use super::{
     prompt,
     wire::{
         tokens::{Detokenize, Detokenized, Tokenize, Tokenized},
-        unsupported::CHAT,
+        unsupported::RENDERED,
     },
 };
 use crate::text::{Framing, Specials, Text};
@@ -26,9 +26,11 @@ pub(super) async fn tokenize(
     let tokens = async {
         let (text, size) = (app.text().clone(), bytes.len());
         let fields = app.work(size, move |_| -> Result<Tokenize, ApiError> {
-            // They would change what a chat is rendered to.
-            refuse_unsupported(&bytes, [CHAT, &[]])?;
-            parse(&bytes)
+            let fields: Tokenize = parse(&bytes)?;
+            if fields.messages.is_some() {
+                refuse_unsupported(&bytes, &[RENDERED])?;
+            }
+            Ok(fields)
         });
         let mut fields = fields.await?;
         app.check_names(&headers, fields.model.take())?;

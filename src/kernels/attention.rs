@@ -558,7 +558,7 @@ mod tests {
             let full = |shape| Tensor::full(f32::NAN, shape, &Device::Cpu).unwrap();
             let keys = full(heads.key_shape(pages));
             let values = full(heads.value_shape(pages));
-            Self { heads, pool: Pool::new(threads), keys, values }
+            Self { heads, pool: Pool::new(threads).unwrap(), keys, values }
         }
 
         fn step(

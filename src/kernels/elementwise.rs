@@ -251,7 +251,7 @@ mod tests {
     proptest! {
         #[test]
         fn rms_norm_is_its_formula((width, x) in (1_usize..70).prop_flat_map(|w| (Just(w), floats(w * 11)))) {
-            let pool = Pool::new(2);
+            let pool = Pool::new(2).unwrap();
             let gain: Vec<f32> = (0..width).map(|i| 0.5 + i as f32 / 7.0).collect();
             let own = vec![2.0; width];
             let gains = [GainRows { rows: 3..5, gain: &own }];
@@ -271,7 +271,7 @@ mod tests {
 
         #[test]
         fn silu_mul_is_its_formula((width, x) in (1_usize..40).prop_flat_map(|w| (Just(w), floats(w * 2 * 9)))) {
-            let pool = Pool::new(2);
+            let pool = Pool::new(2).unwrap();
             let want: Vec<f64> = x.chunks(2 * width).flat_map(|row| {
                 let (gate, up) = row.split_at(width);
                 gate.iter().zip(up).map(|(g, u)| {
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn rotation_keeps_lengths_and_leaves_values_alone() {
-        let pool = Pool::new(1);
+        let pool = Pool::new(1).unwrap();
         let (cos, sin) = ([0.6_f32, 1.0], [0.8_f32, 0.0]);
         let op = Rotate { pool: &pool, cos: &cos, sin: &sin, head_dim: 4, heads: 1 };
         let op = Rotate { cos: &op.cos[..2], ..op };

@@ -1,7 +1,7 @@
 //! `y = x W^T + b`, with each row's adapter: the product that nearly all time goes into.
 //!
-//! One task is one panel of 32 outputs for a block of rows. An output is summed in input order in one lane of its own
-//! and then gets its row's delta in rank order, so its bits depend on its row, the weights and the adapter alone: not on
+//! One task is one panel of 32 outputs for a block of rows. An output is summed in one lane of its own, its
+//! inputs (or, in integers, its groups of 32 inputs) in their order, and then gets its row's delta in rank order, so its bits depend on its row, the weights and the adapter alone: not on
 //! how many rows there are, which of them share an adapter, or how many threads.
 
 use std::{ops::Range, sync::Arc};
@@ -611,7 +611,7 @@ mod tests {
             let x = draw.floats(count * inputs);
             let mut first: Option<Vec<f32>> = None;
             for (tier, threads) in Tier::available().into_iter().zip([1, 2, 3]) {
-                let pool = Pool::new(threads);
+                let pool = Pool::new(threads).unwrap();
                 let op = Linear { tier, pool: &pool, precision, projections: &projections, stacks: &ranges };
                 let mut y = vec![0.0; count * total];
                 op.apply(&x, count, &mut y);
@@ -652,7 +652,7 @@ mod tests {
             let x: Vec<f32> = (0..count).flat_map(|_| strange(&mut draw, inputs)).collect();
             let mut first: Option<Vec<u32>> = None;
             for tier in Tier::available() {
-                let pool = Pool::new(2);
+                let pool = Pool::new(2).unwrap();
                 let op = Linear { tier, pool: &pool, precision, projections: &projections, stacks: &[] };
                 let mut y = vec![0.0; count * outputs];
                 op.apply(&x, count, &mut y);
@@ -674,7 +674,7 @@ mod tests {
 
     #[test]
     fn an_input_that_is_no_number_gives_outputs_that_are_none() {
-        let pool = Pool::new(1);
+        let pool = Pool::new(1).unwrap();
         for encoding in ENCODINGS {
             let inputs = encoding.block().0.max(64);
             let projections = [projection(&mut Draw(7), encoding, 40, inputs)];
@@ -707,7 +707,7 @@ mod tests {
 
     #[test]
     fn greatest_codes_and_inputs_do_not_overflow() {
-        let pool = Pool::new(1);
+        let pool = Pool::new(1).unwrap();
         for (encoding, greatest) in [(Encoding::Q8_0, -128.0), (Encoding::Q6_K, 31.0)] {
             let (inputs, bytes) = encoding.block();
             let mut block = vec![if encoding == Encoding::Q8_0 { 0x80 } else { 0xff }; bytes];

@@ -11,7 +11,7 @@
 
 use std::{
     cell::Cell,
-    fmt,
+    fmt, io,
     marker::PhantomData,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -58,7 +58,7 @@ struct Crew {
 struct Line<T>(T);
 
 struct Shared {
-    /// High half: the region's number. Low half: parts not yet taken.
+    /// High half: the region's number, which comes again only after 2^32 others. Low half: parts not yet taken.
     ticket: Line<AtomicU64>,
     /// Parts not yet done.
     open: Line<AtomicUsize>,
@@ -79,11 +79,8 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// `threads` in all, the caller's own included.
-    ///
-    /// # Panics
-    /// Where the system refuses to start a thread.
-    pub fn new(threads: usize) -> Self {
+    /// `threads` in all, the caller's own included; an error where the system refuses to start one.
+    pub fn new(threads: usize) -> io::Result<Self> {
         let helpers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
             ticket: Line(AtomicU64::new(0)),
@@ -94,16 +91,14 @@ impl Pool {
             parked: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
             ending: AtomicBool::new(false),
         });
-        let worker = |index: usize| {
-            let shared = Arc::clone(&shared);
-            let name = format!("chorus-kernel-{index}");
-            thread::Builder::new()
-                .name(name)
-                .spawn(move || shared.work(index))
-                .expect("the system starts a few threads")
-        };
-        let workers = (0..helpers).map(worker).collect();
-        Self { crew: Arc::new(Crew { shared, workers, region: Mutex::new(()) }) }
+        let mut crew = Crew { shared, workers: Vec::new(), region: Mutex::new(()) };
+        for index in 0..helpers {
+            let shared = Arc::clone(&crew.shared);
+            let thread = thread::Builder::new().name(format!("chorus-kernel-{index}"));
+            // Where one is refused, those before it end with the crew.
+            crew.workers.push(thread.spawn(move || shared.work(index))?);
+        }
+        Ok(Self { crew: Arc::new(crew) })
     }
 
     /// Threads that a region runs on.
@@ -309,7 +304,7 @@ mod tests {
     #[test]
     fn every_task_runs_once_whatever_the_threads() {
         for threads in [1, 2, 3, 8] {
-            let pool = Pool::new(threads);
+            let pool = Pool::new(threads).unwrap();
             for tasks in [0, 1, 2, 7, 100, 1000] {
                 let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
                 pool.run(tasks, |task| {
@@ -322,7 +317,7 @@ mod tests {
 
     #[test]
     fn regions_follow_each_other_while_workers_park_and_wake() {
-        let pool = Pool::new(3);
+        let pool = Pool::new(3).unwrap();
         for round in 0..3000_usize {
             let sum = AtomicUsize::new(0);
             pool.run(5, |task| {
@@ -337,7 +332,7 @@ mod tests {
 
     #[test]
     fn two_callers_take_turns() {
-        let pool = Pool::new(2);
+        let pool = Pool::new(2).unwrap();
         let sum = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..4 {
@@ -355,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_task_that_panics_ends_its_region_and_not_the_pool() {
-        let pool = Pool::new(2);
+        let pool = Pool::new(2).unwrap();
         let caught = catch_unwind(AssertUnwindSafe(|| {
             pool.run(16, |task| assert!(task != 3, "task three"));
         }));
@@ -371,7 +366,7 @@ mod tests {
     fn a_caller_that_runs_alone_stops_at_a_panic() {
         let done = AtomicUsize::new(0);
         let caught = catch_unwind(AssertUnwindSafe(|| {
-            Pool::new(1).run(4, |task| {
+            Pool::new(1).unwrap().run(4, |task| {
                 assert!(task != 2, "task two");
                 done.fetch_add(1, Ordering::Relaxed);
             });
@@ -382,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_task_may_run_a_region_of_its_own() {
-        let (pool, other) = (Pool::new(2), Pool::new(2));
+        let (pool, other) = (Pool::new(2).unwrap(), Pool::new(2).unwrap());
         for round in 0..100 {
             let done = AtomicUsize::new(0);
             let count = |_| {

@@ -108,6 +108,7 @@ fn tiles(rows: Range<usize>, largest: usize) -> impl Iterator<Item = Range<usize
         first += size;
         Some(first - size..first)
     })
+    .fuse()
 }
 
 /// Rounds one row into its place in a tile of `rows`, and yields its scale.

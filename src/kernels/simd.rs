@@ -130,7 +130,7 @@ pub trait Kernel {
 /// The instructions a kernel is run with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
-    /// 512-bit vectors with dot products of bytes (AVX-512 F, BW, DQ, VL, VNNI).
+    /// 512-bit vectors with integer dot products (AVX-512 F, BW, DQ, VL, VNNI).
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     /// 256-bit vectors with fused multiply-add and half conversion (AVX2, FMA, F16C).

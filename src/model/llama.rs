@@ -108,6 +108,8 @@ impl Llama {
     pub(super) fn new(spec: Spec, compute: Compute, weights: Weights) -> Self {
         let Compute { tier, pool, precision } = compute;
         let sites = spec.sites();
+        let rounds = weights.panels().any(Panels::are_codes);
+        let precision = if rounds { precision } else { Precision::Exact };
         Self { spec, sites, tier, pool, precision, weights }
     }
 
@@ -121,7 +123,7 @@ impl Llama {
         self.tier
     }
 
-    /// How its products are computed.
+    /// How its products are computed: exactly in any case where nothing is quantized.
     pub fn precision(&self) -> Precision {
         self.precision
     }

@@ -20,6 +20,14 @@ use crate::{
 /// Why a base cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// The system starts fewer.
+    #[error("the system does not start {threads} threads ({source}): choose fewer with --threads")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The file or directory cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Io {
@@ -110,7 +118,8 @@ impl Llama {
         threads: usize,
         precision: Precision,
     ) -> Result<Self, LoadError> {
-        let compute = Compute { tier, pool: Pool::new(threads), precision };
+        let pool = Pool::new(threads).map_err(|source| LoadError::Threads { threads, source })?;
+        let compute = Compute { tier, pool, precision };
         if path.is_dir() {
             let (spec, source) = hugging_face::open(path)?;
             Self::assemble(spec, &source, compute)

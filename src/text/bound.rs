@@ -1,8 +1,8 @@
-//! How few tokens a text can become, told from its length alone.
+//! How few tokens a text can become, told from its bytes alone.
 
 use super::pieces::{Pieces, Spelling};
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{ModelWrapper, Tokenizer};
 
 /// The most bytes of text that composing characters (NFC) makes one byte; 3.5 is reached.
 const COMPOSED: usize = 4;
@@ -21,8 +21,9 @@ impl Bound {
     /// `None` where nothing is known: something on the way may drop text, or take in any amount of it.
     pub(super) fn of(tokenizer: &Tokenizer, spelling: Spelling, pieces: &Pieces) -> Option<Self> {
         let added = tokenizer.get_added_tokens_decoder();
-        // Such a token takes in the whitespace beside it.
-        if added.values().any(|token| token.lstrip || token.rstrip) {
+        // Such a token takes in the whitespace beside it, or is one only where it stands alone.
+        let odd = added.values().any(|token| token.lstrip || token.rstrip || token.single_word);
+        if odd || !spells(tokenizer.get_model(), spelling) {
             return None;
         }
         let space = match spelling {
@@ -46,6 +47,15 @@ impl Bound {
         let spelled = text.bytes().filter(|byte| self.spelled[usize::from(*byte)]).count();
         spelled.div_ceil(self.bytes_per_token)
     }
+}
+
+/// Whether a byte that has a token becomes that token wherever it stands, if no other takes it in.
+fn spells(model: &ModelWrapper, spelling: Spelling) -> bool {
+    let ModelWrapper::BPE(model) = model else { return false };
+    let none = |affix: &Option<String>| affix.as_ref().is_none_or(String::is_empty);
+    let alike = none(&model.continuing_subword_prefix) && none(&model.end_of_word_suffix);
+    // Without fallback a run of characters that have no token is one unknown token.
+    alike && (model.byte_fallback || spelling == Spelling::ByteLevel)
 }
 
 /// The steps of a description, which is one step, a sequence of them, or nothing.
@@ -80,8 +90,27 @@ fn keeps_all(step: &Value) -> bool {
 mod tests {
     use super::*;
     use std::collections::HashMap;
+    use tokenizers::models::bpe::BPE;
     use tokenizers::normalizers::{NFC, NFD};
     use tokenizers::{NormalizedString, Normalizer};
+
+    /// "x" repeated 2,000 times was one unknown token, and refused as 134 at least.
+    #[test]
+    fn without_byte_fallback_nothing_is_known_of_unknown_characters() {
+        let model = |fallback, prefix: Option<&str>| {
+            let bpe = BPE::builder().byte_fallback(fallback);
+            let bpe = match prefix {
+                Some(prefix) => bpe.continuing_subword_prefix(prefix.to_owned()),
+                None => bpe,
+            };
+            ModelWrapper::BPE(bpe.build().unwrap())
+        };
+        let sentence_piece = Spelling::SentencePiece { leading: 1 };
+        assert!(!spells(&model(false, None), sentence_piece));
+        assert!(spells(&model(true, None), sentence_piece));
+        assert!(spells(&model(false, None), Spelling::ByteLevel));
+        assert!(!spells(&model(false, Some("##")), Spelling::ByteLevel));
+    }
 
     fn normalized(by: &impl Normalizer, character: char) -> String {
         let mut text = NormalizedString::from(character.to_string());

@@ -48,6 +48,9 @@ async fn texts_are_tokenized_and_back() {
     // What chats refuse would change the tokens here.
     let tools = json!({"messages": [{"role": "user", "content": "a"}], "tools": [{}]});
     assert_eq!(ask(&app, "/tokenize", tools).await.0, 400);
+    // What a completion's body has besides changes no token.
+    let body = json!({"prompt": "a", "echo": true, "best_of": 1, "tools": [{}]});
+    assert_eq!(ask(&app, "/tokenize", body).await.0, 200);
     let (status, long) = ask(&app, "/tokenize", json!({"prompt": "x".repeat(20_000)})).await;
     assert_eq!((status, &long["count"]), (200, &json!(20_000)));
 }

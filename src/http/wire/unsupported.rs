@@ -173,14 +173,18 @@ pub(in crate::http) const GENERATION: &[Unsupported] = &[
 pub(in crate::http) const CHAT: &[Unsupported] = &[
     refused("audio"),
     refused("best_of"),
+    refused("echo"),
+    unless("function_call", &["none", "auto"]),
+    unless_all("modalities", &["text"]),
+    unless("tool_choice", &["none", "auto"]),
+];
+
+/// Refused wherever messages are rendered: they would be in the text.
+pub(in crate::http) const RENDERED: &[Unsupported] = &[
     refused("chat_template"),
     refused("chat_template_kwargs"),
     refused("documents"),
-    refused("echo"),
-    unless("function_call", &["none", "auto"]),
     refused("functions"),
-    unless_all("modalities", &["text"]),
-    unless("tool_choice", &["none", "auto"]),
     refused("tools"),
 ];
 
@@ -190,17 +194,17 @@ pub(in crate::http) const COMPLETION: &[Unsupported] = &[refused("suffix")];
 /// Finds the first unsupported field in a JSON object.
 #[derive(Debug)]
 pub(in crate::http) struct Scan<'a> {
-    lists: [&'a [Unsupported]; 2],
+    lists: &'a [&'a [Unsupported]],
 }
 
 impl<'a> Scan<'a> {
-    /// Looks for the fields of both lists.
-    pub(in crate::http) fn new(lists: [&'a [Unsupported]; 2]) -> Self {
+    /// Looks for the fields of all lists.
+    pub(in crate::http) fn new(lists: &'a [&'a [Unsupported]]) -> Self {
         Self { lists }
     }
 
     fn entry(&self, key: &str) -> Option<&'a Unsupported> {
-        self.lists.into_iter().flatten().find(|entry| entry.field == key)
+        self.lists.iter().copied().flatten().find(|entry| entry.field == key)
     }
 }
 
@@ -265,12 +269,12 @@ mod tests {
 
     fn scan(json: &str) -> Option<&'static str> {
         let mut deserializer = serde_json::Deserializer::from_str(json);
-        Scan::new([GENERATION, CHAT]).deserialize(&mut deserializer).unwrap()
+        Scan::new(&[GENERATION, CHAT, RENDERED]).deserialize(&mut deserializer).unwrap()
     }
 
     #[test]
     fn each_field_is_refused_by_name() {
-        for entry in GENERATION.iter().chain(CHAT) {
+        for entry in GENERATION.iter().chain(CHAT).chain(RENDERED) {
             for value in ["1", "-1", "0.5", "true", "\"required\"", "[0]", "{\"a\":0}"] {
                 let json = format!(r#"{{"model":"x","{}":{value},"user":"y"}}"#, entry.field);
                 assert_eq!(scan(&json), Some(entry.field), "{json}");
@@ -303,6 +307,6 @@ mod tests {
     #[test]
     fn only_an_object_is_a_request() {
         let mut deserializer = serde_json::Deserializer::from_str("[1]");
-        assert!(Scan::new([GENERATION, CHAT]).deserialize(&mut deserializer).is_err());
+        assert!(Scan::new(&[GENERATION, CHAT, RENDERED]).deserialize(&mut deserializer).is_err());
     }
 }

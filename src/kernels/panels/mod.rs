@@ -1,9 +1,9 @@
 //! Frozen weights, repacked once at load into panels of 32 output columns.
 //!
 //! A panel interleaves 32 rows of `W [outputs, inputs]` so that one vector holds the same input position of sixteen
-//! outputs: a product then adds up in input order in every lane, whatever the number of rows it is computed for, and no
-//! lane is ever summed with another. Quantized weights keep their bits: every GGUF block type is re-encoded exactly, code
-//! for code and scale for scale, and widened to `f32` in registers.
+//! outputs: no lane is ever summed with another, and the order in which one adds up is the same whatever the number of rows.
+//! Quantized weights keep their bits: every GGUF block type is re-encoded exactly, code for code and scale for scale. They are
+//! multiplied as integers or, where that is asked for, widened to `f32` in registers.
 //!
 //! Four consecutive inputs of one output are the bytes of a word, or the low or high halves of its bytes. Their order there is
 //! 0, 2, 1, 3: a shift and a mask then give two neighbours as the halves of a lane, which is what integer products take.

@@ -153,7 +153,7 @@ impl Stored {
                 (vec![], vec![half(0), half(2)], vec![], nibbles(&block[8..], Some(&block[4..8])))
             }
             Encoding::Q8_0 => {
-                // Biased by 128, as unsigned operand of a dot product.
+                // Biased by 128, so that no code has a sign: it is widened by masks.
                 let codes = block[2..].iter().map(|code| code ^ 0x80).collect();
                 (vec![], vec![half(0)], vec![], codes)
             }
