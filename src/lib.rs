@@ -55,7 +55,7 @@
 //!
 //! Because of that, a page of keys and values that is full serves every request that would compute the same: it is named by a
 //! SHA-256 over scope (a tenant's own), adapter and all tokens up to its end, and kept until its memory is needed, which is taken
-//! first from the scope that keeps most.
+//! first from the scope that has most idle pages. All memory for keys and values comes into use with time.
 //!
 //! # One adapter
 //!

@@ -1,6 +1,7 @@
 //! A job while it is being answered: its tokens, its sampler and its reader.
 
 use std::{
+    mem,
     ops::Range,
     sync::Arc,
     time::{Duration, Instant},
@@ -37,6 +38,8 @@ pub(crate) struct Answer {
     scope: Scope,
     /// Names its full pages; `None` where prefixes are not kept.
     chain: Option<Chain>,
+    /// Names that the scheduler has not been told.
+    keys: Vec<Key>,
     /// Prompt tokens that were at hand when it began.
     cached: usize,
     deadline: Option<Instant>,
@@ -90,6 +93,7 @@ impl Answer {
             adapter: job.adapter,
             scope: job.scope,
             chain: None,
+            keys: Vec::new(),
             cached: 0,
             deadline: job.deadline,
             events,
@@ -98,16 +102,18 @@ impl Answer {
         (answer, TokenStream::new(receiver))
     }
 
-    /// The scheduler's view of it.
-    pub(crate) fn sequence(&self, id: SequenceId, lane: Lane) -> Sequence {
-        Sequence::new(id, lane, self.digest(), self.prompt, self.wanted())
+    /// Names the pages of its prompt, by which it and others find them. It takes time, and is done before the job is in line.
+    pub(crate) fn name_pages(&mut self) {
+        let mut chain = Chain::new(self.scope, self.digest());
+        self.keys = chain.extend(&self.tokens);
+        self.chain = Some(chain);
     }
 
-    /// The same, with names for its pages, by which it and others find them.
-    pub(crate) fn keyed_sequence(&mut self, id: SequenceId, lane: Lane) -> Sequence {
-        self.chain = Some(Chain::new(self.scope, self.digest()));
-        let keys = self.new_keys();
-        self.sequence(id, lane).keyed(self.scope, keys)
+    /// The scheduler's view of it.
+    pub(crate) fn sequence(&mut self, id: SequenceId, lane: Lane) -> Sequence {
+        let keys = mem::take(&mut self.keys);
+        let sequence = Sequence::new(id, lane, self.digest(), self.prompt, self.wanted());
+        sequence.keyed(self.scope, keys)
     }
 
     /// Names of the pages that its tokens fill and that have none yet.

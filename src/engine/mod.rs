@@ -100,6 +100,7 @@ struct Shared {
     inbox: Arc<Inbox>,
     vocab: usize,
     context: usize,
+    keep_prefixes: bool,
     /// Closed when the thread has ended.
     alive: watch::Receiver<()>,
     /// Taken in `drop`.
@@ -128,12 +129,14 @@ impl Engine {
             thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run())?;
         let context = context.min(settings.context).min(settings.pages.saturating_mul(PAGE));
         let thread = Some(thread);
-        Ok(Self { shared: Arc::new(Shared { inbox, vocab, context, alive, thread }) })
+        let keep_prefixes = settings.keep_prefixes;
+        let shared = Shared { inbox, vocab, context, keep_prefixes, alive, thread };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Puts a job in line. Never waits.
     pub fn submit(&self, job: Job) -> Result<TokenStream, Refused> {
-        let Shared { vocab, context, ref inbox, .. } = *self.shared;
+        let Shared { vocab, context, keep_prefixes, ref inbox, .. } = *self.shared;
         let known = |id: &u32| usize::try_from(*id).is_ok_and(|id| id < vocab);
         if job.prompt.is_empty() || !job.prompt.iter().all(known) {
             return Err(Refused::BadPrompt { vocab });
@@ -143,7 +146,10 @@ impl Engine {
             return Err(Refused::TooLong { tokens, context });
         }
         let lane = job.lane;
-        let (answer, stream) = Answer::new(job, Instant::now());
+        let (mut answer, stream) = Answer::new(job, Instant::now());
+        if keep_prefixes {
+            answer.name_pages();
+        }
         inbox.put(answer, lane)?;
         Ok(stream)
     }

@@ -25,6 +25,8 @@ pub(crate) struct Pages {
     all: Vec<Page>,
     /// Pages by what they hold.
     kept: HashMap<Key, u32>,
+    /// How many pages are in `idle`.
+    idle_count: usize,
     /// Pages that nobody owns and that hold a prefix, those of each scope by when they were last of use; none is empty.
     idle: BTreeMap<Scope, LruCache<u32, ()>>,
 }
@@ -44,6 +46,7 @@ impl Pages {
             blank: (0..u32::try_from(total).unwrap_or(u32::MAX)).rev().collect(),
             all: vec![Page::default(); total],
             kept: HashMap::new(),
+            idle_count: 0,
             idle: BTreeMap::new(),
         }
     }
@@ -55,7 +58,7 @@ impl Pages {
 
     /// How many of them hold a prefix.
     pub(crate) fn idle(&self) -> usize {
-        self.idle.values().map(LruCache::len).sum()
+        self.idle_count
     }
 
     /// How many there are.
@@ -75,21 +78,33 @@ impl Pages {
     /// Puts the pages that hold `keys` into the empty `table`, up to the first key that leads to none.
     pub(crate) fn adopt(&mut self, keys: &[Key], table: &mut Vec<u32>) {
         for id in keys.iter().map_while(|key| self.kept.get(key).copied()).collect::<Vec<_>>() {
-            self.page(id).owners += 1;
-            if let Some((scope, _)) = self.page(id).name {
-                self.wake(scope, id);
-            }
+            self.own(id);
             table.push(id);
         }
     }
 
-    /// Page `id` is full of what `key` names, for as long as it is neither evicted nor anybody's to write to.
-    ///
-    /// Where another page holds the same, this one stays its owner's alone.
-    pub(crate) fn keep(&mut self, id: u32, scope: Scope, key: Key) {
-        if !self.kept.contains_key(&key) && self.page(id).name.is_none() {
-            self.kept.insert(key, id);
-            self.page(id).name = Some((scope, key));
+    /// How many of the first `keys` lead to pages that somebody owns: to adopt those takes nothing from anybody.
+    pub(crate) fn shared(&self, keys: &[Key]) -> usize {
+        let owned =
+            |key: &&Key| self.kept.get(key).is_some_and(|id| self.all[*id as usize].owners > 0);
+        keys.iter().take_while(owned).count()
+    }
+
+    /// Page `id`, which one table has, is full of what `key` names. Yields the page that holds it from now on: where another
+    /// does already, that one, and this is blank again.
+    pub(crate) fn keep(&mut self, id: u32, scope: Scope, key: Key) -> u32 {
+        match self.kept.get(&key).copied() {
+            None => {
+                self.kept.insert(key, id);
+                self.page(id).name = Some((scope, key));
+                id
+            }
+            Some(kept) => {
+                self.own(kept);
+                self.page(id).owners -= 1;
+                self.blank.push(id);
+                kept
+            }
         }
     }
 
@@ -104,30 +119,38 @@ impl Pages {
             match page.name {
                 Some((scope, _)) => {
                     self.idle.entry(scope).or_insert_with(LruCache::unbounded).put(id, ());
+                    self.idle_count += 1;
                 }
                 None => self.blank.push(id),
             }
         }
     }
 
-    /// Makes a page blank that was of no use for the longest time, of the scope that has most of them: nobody's prefixes drive
-    /// out those of somebody who keeps fewer.
+    /// Makes an idle page blank: the one that was of no use for the longest time, of the scope that has most of them. Idle
+    /// prefixes of one scope do not drive out those of another that has fewer.
     fn evict(&mut self) -> Option<u32> {
         let (scope, idle) = self.idle.iter_mut().max_by_key(|(_, idle)| idle.len())?;
         let (scope, (id, ())) = (*scope, idle.pop_lru()?);
         if idle.is_empty() {
             self.idle.remove(&scope);
         }
+        self.idle_count -= 1;
         if let Some((_, key)) = self.page(id).name.take() {
             self.kept.remove(&key);
         }
         Some(id)
     }
 
-    /// Somebody owns it again.
-    fn wake(&mut self, scope: Scope, id: u32) {
+    /// One more owns page `id`, which has a name.
+    fn own(&mut self, id: u32) {
+        let page = self.page(id);
+        page.owners += 1;
+        let Some((scope, _)) = page.name else { return };
+        if page.owners > 1 {
+            return;
+        }
         if let Some(idle) = self.idle.get_mut(&scope) {
-            idle.pop(&id);
+            self.idle_count -= usize::from(idle.pop(&id).is_some());
             if idle.is_empty() {
                 self.idle.remove(&scope);
             }
@@ -146,6 +169,7 @@ impl Pages {
         let idle: Vec<u32> =
             self.idle.values().flat_map(|idle| idle.iter().map(|(id, ())| *id)).collect();
         assert!(self.idle.values().all(|idle| !idle.is_empty()));
+        assert_eq!(idle.len(), self.idle_count);
         for (id, (page, owners)) in (0..).zip(self.all.iter().zip(owners)) {
             assert_eq!(page.owners, owners, "owners of page {id}");
             let places = usize::from(owners > 0)
@@ -178,8 +202,8 @@ mod tests {
     fn full(pages: &mut Pages, scope: u32, count: usize) -> Vec<u32> {
         let mut table = Vec::new();
         pages.lend(count * PAGE, &mut table);
-        for (id, key) in table.iter().zip(keys(scope, count)) {
-            pages.keep(*id, Scope(scope), key);
+        for (id, key) in table.iter_mut().zip(keys(scope, count)) {
+            *id = pages.keep(*id, Scope(scope), key);
         }
         table
     }
@@ -259,8 +283,11 @@ mod tests {
         let mut pages = Pages::new(4);
         let (mut first, mut second) = (full(&mut pages, 0, 1), full(&mut pages, 0, 1));
         pages.check([first.as_slice(), second.as_slice()].into_iter());
+        assert_eq!((&first, pages.free()), (&second, 3));
+        assert_eq!((pages.shared(&keys(0, 3)), pages.shared(&keys(1, 3))), (1, 0));
         pages.take_back(&mut second);
         pages.take_back(&mut first);
+        assert_eq!(pages.shared(&keys(0, 3)), 0, "it takes an idle page");
         assert_eq!((pages.free(), pages.idle()), (4, 1));
     }
 }

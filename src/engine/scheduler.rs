@@ -167,7 +167,7 @@ impl Scheduler {
         self.running.is_empty() && self.waiting() == 0
     }
 
-    /// The pages nobody owns.
+    /// All pages.
     pub(crate) fn pages(&self) -> &Pages {
         &self.pages
     }
@@ -282,7 +282,7 @@ impl Scheduler {
             .iter()
             .map(|sequence| 1 + pages_for(sequence.tokens()).saturating_sub(sequence.pages().len()))
             .sum();
-        self.running.is_empty() || self.pages.free() > promised + pages_for(next.tokens())
+        self.running.is_empty() || self.pages.free() > promised + next.new_pages(&self.pages)
     }
 
     /// Rows that the prompts of a lane still need.
@@ -683,7 +683,8 @@ mod tests {
     fn the_newest_gives_way_and_the_oldest_never() {
         let mut world =
             World::new(Settings { pages: 4, step_tokens: 64, max_running: 2, ..roomy() });
-        let (oldest, newest) = (world.add(wish(0, 15, 40)), world.add(wish(0, 15, 40)));
+        let oldest = world.add(wish(0, 15, 40));
+        let newest = world.add(Wish { kind: 1, ..wish(0, 15, 40) });
         while world.expected.contains_key(&oldest) {
             world.step();
         }

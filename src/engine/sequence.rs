@@ -1,10 +1,10 @@
 //! How far a request has come: positions and pages, no tokens.
 
-use std::ops::Range;
+use std::{mem, ops::Range};
 
 use super::{
     job::{Lane, Scope},
-    pages::Pages,
+    pages::{Pages, pages_for},
     prefix::Key,
 };
 use crate::{lora::Digest, model::PAGE};
@@ -111,11 +111,23 @@ impl Sequence {
 
     /// Takes over pages that hold its prefix, and yields how many positions that are. Positions whose logits are wanted are computed.
     pub(crate) fn adopt(&mut self, pages: &mut Pages) -> usize {
-        let most = self.wanted.start.min(self.tokens - 1) / PAGE;
-        pages.adopt(&self.keys[..most.min(self.keys.len())], &mut self.pages);
+        let mut table = mem::take(&mut self.pages);
+        pages.adopt(self.prefix(), &mut table);
+        self.pages = table;
         self.kept = self.pages.len();
         self.computed = self.kept * PAGE;
         self.computed
+    }
+
+    /// Names of the pages that it may take over.
+    fn prefix(&self) -> &[Key] {
+        let most = self.wanted.start.min(self.tokens - 1) / PAGE;
+        &self.keys[..most.min(self.keys.len())]
+    }
+
+    /// Free pages that its known tokens take where nothing of it is computed.
+    pub(crate) fn new_pages(&self, pages: &Pages) -> usize {
+        pages_for(self.tokens) - pages.shared(self.prefix())
     }
 
     /// Pending rows it may take in one step that has `scores` logit rows left for prompts.
@@ -154,8 +166,8 @@ impl Sequence {
         self.computed = part.rows.end;
         self.wanted.start = self.wanted.start.max(part.rows.end);
         let full = self.computed / PAGE;
-        for (page, key) in self.pages.iter().zip(&self.keys).take(full).skip(self.kept) {
-            pages.keep(*page, self.scope, *key);
+        for (page, key) in self.pages.iter_mut().zip(&self.keys).take(full).skip(self.kept) {
+            *page = pages.keep(*page, self.scope, *key);
         }
         self.kept = self.kept.max(full);
     }

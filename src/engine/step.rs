@@ -22,7 +22,8 @@ pub(crate) trait Forward: Send + 'static {
     /// Most positions of one sequence.
     fn context(&self) -> usize;
 
-    /// Logits `[batch.sample, vocab]`, row-major. An error may spoil the pages of this batch and no others.
+    /// Logits `[batch.sample, vocab]`, row-major. An error may spoil the places of this batch's rows and no others:
+    /// pages hold what other sequences use too.
     fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>>;
 }
 

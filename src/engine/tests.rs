@@ -271,6 +271,20 @@ async fn who_begins_alike_is_computed_from_where_it_differs() {
 }
 
 #[tokio::test]
+async fn what_a_failed_step_leaves_is_nobodys_prefix() {
+    let (engine, _) = engine(settings());
+    for bad in [fake::FAILS, fake::PANICS] {
+        let mut prompt = vec![bad - 20; 60];
+        prompt.push(bad);
+        let failed = all(engine.submit(Wish::of(&prompt, 9).job()).unwrap()).await;
+        assert_eq!(failed, [Event::Failed(Failure::Step)]);
+        let good = Wish::of(&prompt[..60], 30);
+        let (events, cached) = all_and_cached(engine.submit(good.job()).unwrap()).await;
+        assert_eq!((events, cached), (good.alone(), 32), "the first step of the prompt was right");
+    }
+}
+
+#[tokio::test]
 async fn prefixes_that_nobody_uses_make_room() {
     let (engine, _) = engine(Settings { pages: 8, ..settings() });
     for token in 0..20 {

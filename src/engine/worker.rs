@@ -31,7 +31,6 @@ const MIXED_ADAPTERS: usize = 4;
 pub(crate) struct Worker<F> {
     network: F,
     scheduler: Scheduler,
-    keeps_prefixes: bool,
     /// Exactly the sequences that `scheduler` knows.
     answers: BTreeMap<SequenceId, Answer>,
     /// Jobs taken so far: the next one's name.
@@ -56,7 +55,6 @@ impl<F: Forward> Worker<F> {
         Self {
             network,
             scheduler: Scheduler::new(settings),
-            keeps_prefixes: settings.keep_prefixes,
             answers: BTreeMap::new(),
             taken: 0,
             stats: Stats::default(),
@@ -92,12 +90,7 @@ impl<F: Forward> Worker<F> {
     fn take(&mut self, mut answer: Answer, lane: Lane) {
         let id = SequenceId(self.taken);
         self.taken += 1;
-        let sequence = if self.keeps_prefixes {
-            answer.keyed_sequence(id, lane)
-        } else {
-            answer.sequence(id, lane)
-        };
-        self.scheduler.add(sequence);
+        self.scheduler.add(answer.sequence(id, lane));
         self.answers.insert(id, answer);
     }
 
@@ -151,7 +144,8 @@ impl<F: Forward> Worker<F> {
         let batch = Batch::new(&plan.parts, &self.scheduler, |id| &answers[&id]);
         let expected = batch.sample.len() * self.network.vocab();
         let network = &mut self.network;
-        // Whatever it leaves half done lies in pages that are given back with their sequences.
+        // Whatever it leaves half done lies where this step's rows are, in pages without a name: they are given back with
+        // their sequences, and nobody else has them.
         match catch_unwind(AssertUnwindSafe(|| network.forward(batch))) {
             Ok(Ok(logits)) if logits.len() == expected => return Some(logits),
             Ok(Ok(logits)) => {

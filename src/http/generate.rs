@@ -128,7 +128,7 @@ impl Answers {
     pub(super) async fn next(&mut self) -> Option<Numbered> {
         let numbered = self.pieces.next().await?;
         if let (choice, Ok(Piece { end: Some(end), .. })) = &numbered {
-            // Prompts count once: what their later choices find is what the first one has computed.
+            // Prompts count once, as their first choice found them: later ones mostly find what that one computed.
             let cached = if choice % self.per_prompt == 0 { end.cached } else { 0 };
             self.usage.add(end.tokens, cached);
         }

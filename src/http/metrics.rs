@@ -210,7 +210,7 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
         ("prompt_tokens", "Tokens of prompts taken in to their end", stats.prompt_tokens),
         (
             "cached_prompt_tokens",
-            "Tokens of prompts that an earlier request had computed",
+            "Tokens of prompts, of each choice, that were computed before it began",
             stats.cached_tokens,
         ),
         ("generation_tokens", "Tokens generated", stats.generated_tokens),

@@ -460,8 +460,11 @@ impl Tile<'_> {
         (weights, answers): (&[[f32; BLOCK]; Q], &mut [f32]),
     ) {
         let padded = self.heads.padded_dim();
-        // Positions beyond the last query's own may hold another sequence's old values: they are not read.
-        let end = self.visible(first + Q - 1).end.min((block + 1) * BLOCK);
+        // Positions beyond the last query's own may hold another sequence's old values: they are not read. Those that a
+        // query does not see are left out of its sum: times zero, a value that is no number would still be none.
+        let visible: [Range<usize>; Q] = std::array::from_fn(|q| self.visible(first + q));
+        let end = visible[Q - 1].end.min((block + 1) * BLOCK);
+        let all = visible[Q - 1].start..visible[0].end;
         for at in (0..padded).step_by(LANES) {
             let part = |q: usize| q * padded + at..q * padded + at + LANES;
             let mut acc = [simd.splat(0.0); Q];
@@ -479,9 +482,12 @@ impl Tile<'_> {
                 for place in 0..PAGE.min(end - start) {
                     let value = &values[place * padded + at..place * padded + at + LANES];
                     let value = simd.load(value.try_into().expect("a vector was cut"));
+                    let seen_by_all = all.contains(&(start + place));
                     for q in 0..Q {
-                        let weight = simd.splat(weights[q][page * PAGE + place]);
-                        acc[q] = simd.fma(weight, value, acc[q]);
+                        if seen_by_all || visible[q].contains(&(start + place)) {
+                            let weight = simd.splat(weights[q][page * PAGE + place]);
+                            acc[q] = simd.fma(weight, value, acc[q]);
+                        }
                     }
                 }
             }
@@ -649,6 +655,30 @@ mod tests {
                         prop_assert!((f64::from(*got) - want).abs() < 1e-4, "{} is not {}", got, want);
                     }
                 }
+            }
+        }
+    }
+
+    /// Times a weight of zero, it made the rows before it no numbers either, and with them what others take for a prefix.
+    #[test]
+    fn a_row_that_is_no_number_spoils_none_before_it() {
+        for (window, tier) in [None, Some(3)]
+            .into_iter()
+            .flat_map(|w| Tier::available().into_iter().map(move |t| (w, t)))
+        {
+            let heads = Heads { queries: 1, keys: 1, dim: 16, window };
+            let world = World::new(heads, 3, 1);
+            let mut rows: Vec<Vec<f32>> =
+                (0_u8..40).map(|row| vec![f32::from(row) / 40.0; heads.width()]).collect();
+            let sequences = [SequenceRows { rows: 0..40, position: 0, pages: &[2, 0, 1] }];
+            let want = world.step(tier, &rows, &sequences);
+            rows[20][2 * heads.dim..].fill(f32::INFINITY);
+            rows[21].fill(f32::NAN);
+            let got = world.step(tier, &rows, &sequences);
+            assert_eq!(got[..20], want[..20], "{tier}");
+            assert!(got[20].iter().chain(&got[21]).all(|x| !x.is_finite()), "{tier}");
+            if window.is_some() {
+                assert_eq!(got[24..], want[24..], "out of their window, {tier}");
             }
         }
     }

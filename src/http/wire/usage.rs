@@ -14,7 +14,7 @@ pub(in crate::http) struct Usage {
 /// Of the prompts' tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 struct PromptTokens {
-    /// Those that were not computed, because an earlier request had.
+    /// Those that had been computed when the prompt's first choice began.
     cached_tokens: usize,
 }
 
