@@ -40,8 +40,6 @@ pub(crate) struct Answer {
     chain: Option<Chain>,
     /// Names that the scheduler has not been told.
     keys: Vec<Key>,
-    /// Prompt tokens that were at hand when it began.
-    cached: usize,
     deadline: Option<Instant>,
     /// Holds all events the job can have, so that a slow reader never stops a step.
     events: mpsc::Sender<Event>,
@@ -94,7 +92,6 @@ impl Answer {
             scope: job.scope,
             chain: None,
             keys: Vec::new(),
-            cached: 0,
             deadline: job.deadline,
             events,
             clock: Clock { submitted: now, begun: None, prompted: None },
@@ -151,30 +148,19 @@ impl Answer {
         self.deadline.filter(|deadline| *deadline < now).map(|_| End::Failed(Failure::Deadline))
     }
 
-    /// How many tokens of the prompt were at hand when it began.
-    pub(crate) fn cached(&self) -> usize {
-        self.cached
-    }
-
     /// How many tokens of the answer are known.
     pub(crate) fn generated(&self) -> usize {
         self.tokens.len() - self.prompt
     }
 
-    /// It was let in, and so many positions need not be computed.
-    pub(crate) fn adopt(&mut self, cached: usize) {
-        if self.clock.begun.is_none() {
-            self.cached = cached;
-        }
-    }
-
-    /// Its rows are in a step planned at `now`; how long it waited, if these are its first.
-    pub(crate) fn begin(&mut self, now: Instant) -> Option<Duration> {
+    /// Its rows from `first` on are in a step planned at `now`; how long it waited, if these are its first rows, and those
+    /// before them were at hand.
+    pub(crate) fn begin(&mut self, first: usize, now: Instant) -> Option<Duration> {
         if self.clock.begun.is_some() {
             return None;
         }
         self.clock.begun = Some(now);
-        self.send(Event::Begun { cached: self.cached });
+        self.send(Event::Begun { cached: first });
         Some(now.saturating_duration_since(self.clock.submitted))
     }
 

@@ -109,14 +109,13 @@ impl Sequence {
         self.passed_over += 1;
     }
 
-    /// Takes over pages that hold its prefix, and yields how many positions that are. Positions whose logits are wanted are computed.
-    pub(crate) fn adopt(&mut self, pages: &mut Pages) -> usize {
+    /// Takes over pages that hold its prefix: their positions need not be computed. Those whose logits are wanted are not among them.
+    pub(crate) fn adopt(&mut self, pages: &mut Pages) {
         let mut table = mem::take(&mut self.pages);
         pages.adopt(self.prefix(), &mut table);
         self.pages = table;
         self.kept = self.pages.len();
         self.computed = self.kept * PAGE;
-        self.computed
     }
 
     /// Names of the pages that it may take over.

@@ -110,17 +110,12 @@ impl<F: Forward> Worker<F> {
     fn step(&mut self, now: Instant) {
         let plan = self.scheduler.plan();
         self.stats.preemptions += plan.preempted as u64;
-        for (id, cached) in &plan.adopted {
-            self.answer(*id).adopt(*cached);
-        }
         if plan.parts.is_empty() {
             return;
         }
         for part in &plan.parts {
-            let answer = self.answer(part.id);
-            if let Some(waited) = answer.begin(now) {
-                let cached = answer.cached();
-                self.stats.cached_tokens += cached as u64;
+            if let Some(waited) = self.answer(part.id).begin(part.rows.start, now) {
+                self.stats.cached_tokens += part.rows.start as u64;
                 self.stats.queue_seconds.record(waited);
             }
         }

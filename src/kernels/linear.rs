@@ -1,8 +1,8 @@
 //! `y = x W^T + b`, with each row's adapter: the product that nearly all time goes into.
 //!
-//! One task is one panel of 32 outputs for a block of rows. An output is summed in one lane of its own, its
-//! inputs (or, in integers, its groups of 32 inputs) in their order, and then gets its row's delta in rank order, so its bits depend on its row, the weights and the adapter alone: not on
-//! how many rows there are, which of them share an adapter, or how many threads.
+//! One task is one panel of 32 outputs for a block of rows. An output is summed in one lane of its own, its inputs (or, in
+//! integers, its groups of 32 inputs) in their order, and then gets its row's delta in rank order, so its bits depend on its
+//! row, the weights and the adapter alone: not on how many rows there are, which of them share an adapter, or how many threads.
 
 use std::{ops::Range, sync::Arc};
 

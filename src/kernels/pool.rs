@@ -126,17 +126,17 @@ impl Pool {
         shared.data.store(std::ptr::from_ref(&region) as usize, Ordering::Relaxed);
         shared.code.store(call::<F> as Work as usize, Ordering::Relaxed);
         shared.open.0.store(parts, Ordering::Relaxed);
-        let region = (shared.ticket.0.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
+        let number = (shared.ticket.0.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
         let parts = u64::try_from(parts).expect("there are few");
         // SeqCst: ordered before the reads of `parked`, as a worker's parking is before its read of the ticket.
-        shared.ticket.0.store(region << 32 | parts, Ordering::SeqCst);
+        shared.ticket.0.store(number << 32 | parts, Ordering::SeqCst);
         for (parked, worker) in shared.parked.iter().zip(&self.crew.workers) {
             wake(parked, worker.thread());
         }
-        while shared.take_one(region) {}
+        while shared.take_one(number) {}
         let mut spins = 0_u32;
         while shared.open.0.load(Ordering::Acquire) > 0 {
-            // The last tasks run elsewhere; let their thread have this core if it needs it.
+            // The last parts run elsewhere; let their thread have this core if it needs it.
             spins += 1;
             if spins.is_multiple_of(256) { thread::yield_now() } else { std::hint::spin_loop() }
         }
@@ -235,7 +235,7 @@ impl Shared {
                 continue;
             }
             self.parked[index].store(true, Ordering::SeqCst);
-            // Tasks that came between the look and the flag would not wake us.
+            // Parts that came between the look and the flag would not wake us.
             if left(self.ticket.0.load(Ordering::SeqCst)) == 0
                 && !self.ending.load(Ordering::SeqCst)
             {

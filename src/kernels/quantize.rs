@@ -3,7 +3,7 @@
 //! A row has one scale, that of its greatest magnitude. No number of a row is more than `sqrt(inputs)` times as large as their
 //! root mean square, so that what rounding adds is at most `sqrt(inputs) / 2^16` of that: for the 576 and 1,536 inputs of
 //! the default base some hundred times less than eight bits leave of it, whatever outliers there are. (Eight bits in groups
-//! of 32, even with outliers kept, move perplexities of single tasks by one to three hundredths.) A row's codes depend on
+//! of 32, even with outliers kept, move perplexities of single tasks by two to four hundredths.) A row's codes depend on
 //! that row alone.
 
 use std::ops::Range;

@@ -106,6 +106,15 @@ async fn hostile_folders_are_listed_as_refused_and_the_good_ones_serve() {
             std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
         }
     }
+    for case in cases.as_array().unwrap() {
+        if let Some(length) = case["config_padded_to"].as_u64() {
+            let config =
+                dir.path().join(case["name"].as_str().unwrap()).join("adapter_config.json");
+            let mut bytes = std::fs::read(&config).unwrap();
+            bytes.resize(usize::try_from(length).unwrap(), b' ');
+            std::fs::write(config, bytes).unwrap();
+        }
+    }
     let server = Server::start(&["--adapters", dir.path().to_str().unwrap()]);
     let refused = |name: &str| {
         let line = |line: &&str| line.starts_with(&format!("  refused   {name}: "));

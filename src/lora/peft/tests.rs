@@ -646,7 +646,10 @@ fn bad_adapters_are_judged_as_they_must_be() {
     for case in cases {
         let name = case["name"].as_str().unwrap();
         let file = |file: &str| fs::read(folder.join(name).join(file)).ok();
-        let files = (file(super::CONFIG_FILE), file(super::WEIGHTS_FILE));
+        let mut files = (file(super::CONFIG_FILE), file(super::WEIGHTS_FILE));
+        if let (Some(config), Some(length)) = (&mut files.0, case["config_padded_to"].as_u64()) {
+            config.resize(usize::try_from(length).unwrap(), b' ');
+        }
         let begun = Instant::now();
         let outcome = match &files {
             (Some(config), Some(weights)) => {
