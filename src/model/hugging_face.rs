@@ -75,6 +75,12 @@ pub(super) struct Directory {
 /// Opens a directory: its spec, and its weights by name.
 pub(super) fn open(path: &Path) -> Result<(Spec, Directory), LoadError> {
     let at = path.join(CONFIG);
+    if !at.exists() {
+        let why = "it has no config.json; give the directory that holds it beside *.safetensors and \
+                   tokenizer.json, or a .gguf file";
+        let kind = "Hugging Face directory";
+        return Err(LoadError::Format { path: path.to_owned(), kind, why: why.to_owned() });
+    }
     let config: Config = json(&at)?;
     let spec = spec(&config).map_err(|why| match why {
         Refused::Architecture(architecture) => {

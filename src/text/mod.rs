@@ -81,7 +81,7 @@ struct Shared {
     frame: Frame,
     stop_tokens: Arc<[u32]>,
     template: Option<Template>,
-    /// Most bytes of text that one token stands for, where that is known.
+    /// What a text's bytes tell of its tokens, where they do.
     bound: Option<Bound>,
 }
 

@@ -70,7 +70,7 @@ fn a_start_that_fails_says_why_in_one_line() {
     for (words, word) in [
         (vec!["--model", "/absent/model.gguf"], "/absent/model.gguf"),
         (vec!["--model", garbage.to_str().unwrap()], "garbage.gguf"),
-        (vec!["--model", dir.path().to_str().unwrap()], "base model"),
+        (vec!["--model", dir.path().to_str().unwrap()], "it has no config.json; give"),
         (vec!["--model", "/dev/zero"], "neither a regular file nor a directory"),
         (vec!["--config", "/dev/zero"], "longer than 1 MiB"),
         (vec!["--config", "/absent/chorus.toml"], "/absent/chorus.toml"),
