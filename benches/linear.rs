@@ -4,7 +4,7 @@
 use std::{hint::black_box, sync::Arc, time::Duration};
 
 use chorus::kernels::{
-    linear::{Linear, Precision, Projection},
+    linear::{Input, Linear, Precision, Projection},
     panels::{Encoding, Panels},
     pool::Pool,
     simd::Tier,
@@ -57,7 +57,7 @@ fn linear(c: &mut Criterion) {
         let projection =
             || Projection { weights: Arc::new(weights(encoding, (outputs, inputs))), bias: None };
         let copies: Vec<_> = (0..WORKING_SET.div_ceil(bytes)).map(|_| [projection()]).collect();
-        for (precision, threads) in [Precision::Int16, Precision::Exact]
+        for (precision, threads) in [Precision::Int8, Precision::Int16, Precision::Exact]
             .into_iter()
             .flat_map(|precision| [(precision, 1), (precision, cores())])
         {
@@ -67,15 +67,22 @@ fn linear(c: &mut Criterion) {
             ));
             for rows in [1, 2, 8, 16, 64] {
                 let x = floats(rows * inputs, 7);
-                let mut y = vec![0.0; rows * outputs];
                 group.throughput(Throughput::Elements((2 * rows * inputs * outputs) as u64));
                 let mut turn = 0;
                 group.bench_function(BenchmarkId::from_parameter(rows), |b| {
                     b.iter(|| {
                         turn += 1;
                         let projections = &copies[turn % copies.len()];
-                        let op = Linear { tier, pool: &pool, precision, projections, stacks: &[] };
-                        op.apply(black_box(&x), rows, &mut y);
+                        let input = Input::Rows;
+                        let op = Linear {
+                            tier,
+                            pool: &pool,
+                            precision,
+                            input,
+                            projections,
+                            stacks: &[],
+                        };
+                        op.apply(black_box(&x), rows, None)
                     });
                 });
             }

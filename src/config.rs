@@ -93,8 +93,8 @@ pub struct Knobs {
     /// What computes: auto or cpu [default: auto]
     #[arg(long, env = "CHORUS_DEVICE", value_name = "DEVICE")]
     device: Option<Device>,
-    /// How a quantized base is computed: int16, in integers with inputs rounded to 16 bits, or
-    /// exact, in 32-bit floats and slower [default: int16]
+    /// How a quantized base is computed: int16, in integers with inputs rounded to 16 bits; int8,
+    /// rounded to 8, faster and less exact; or exact, in 32-bit floats and slower [default: int16]
     #[arg(long, env = "CHORUS_PRECISION", value_name = "PRECISION")]
     precision: Option<Precision>,
     /// Threads that compute [default: all cores]
@@ -670,7 +670,7 @@ mod tests {
             (["--request-timeout", "soon"], "30s"),
             (["--device", "cuda:0"], "no CUDA"),
             (["--device", "tpu"], "auto or cpu"),
-            (["--precision", "bf16"], "int16 or exact"),
+            (["--precision", "bf16"], "int8, int16 or exact"),
             (["--listen", "8080"], "127.0.0.1:8080"),
             (["--adapter-header", "X Adapter"], "X-Adapter"),
             (["--adapter-header", "Host"], "another meaning"),

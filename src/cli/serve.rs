@@ -111,6 +111,7 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
         threads: model.threads(),
         tier: model.tier().to_string(),
         precision: match model.precision() {
+            Precision::Int8 => "8-bit inputs",
             Precision::Int16 => "16-bit inputs",
             Precision::Exact => "32-bit floats",
         },
@@ -146,6 +147,7 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
 /// embeddings are padded to round numbers.
 fn load(path: &Path, config: &config::Engine) -> Result<(Text, Llama), CliError> {
     let precision = match config.precision {
+        config::Precision::Int8 => Precision::Int8,
         config::Precision::Int16 => Precision::Int16,
         config::Precision::Exact => Precision::Exact,
     };

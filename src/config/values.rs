@@ -40,6 +40,8 @@ impl FromStr for Device {
 /// How products with a quantized base are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
+    /// In integers, with inputs rounded to 8 bits.
+    Int8,
     /// In integers, with inputs rounded to 16 bits.
     #[default]
     Int16,
@@ -52,9 +54,10 @@ impl FromStr for Precision {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
+            "int8" => Ok(Self::Int8),
             "int16" => Ok(Self::Int16),
             "exact" => Ok(Self::Exact),
-            _ => Err("choose int16 or exact".to_owned()),
+            _ => Err("choose int8, int16 or exact".to_owned()),
         }
     }
 }

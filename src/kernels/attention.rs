@@ -12,6 +12,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp3, InplaceOp2, Layout, Result, Shape};
 
 use super::{
+    elementwise::Angles,
     pool::{Disjoint, Pool},
     simd::{Kernel, LANES, Simd, Tier},
     slice_of,
@@ -145,7 +146,7 @@ impl Half {
     }
 }
 
-/// Puts the keys or the values of a step's rows `[queries, keys, values]` into the cache.
+/// Puts the keys, turned by their angles, or the values of a step's rows `[queries, keys, values]` into the cache.
 ///
 /// Whatever does not fit is an error before the first number is written. It must not be a panic: that would poison the
 /// tensor's lock, and no later step could use the cache.
@@ -155,6 +156,8 @@ pub struct Write<'a> {
     pub half: Half,
     /// The shape of attention.
     pub heads: Heads,
+    /// Of all rows.
+    pub angles: Angles<'a>,
     /// All rows of the step.
     pub sequences: &'a [SequenceRows<'a>],
 }
@@ -177,12 +180,18 @@ impl InplaceOp2 for Write<'_> {
         let cache = whole_mut(cache, cache_layout)?;
         let lie = self.half.lie(heads);
         check(self.sequences, rows, cache.len() / lie.page)?;
+        self.angles.check(rows, heads.dim)?;
+        let mut turned = vec![0.0; heads.dim];
         for sequence in self.sequences {
             for row in sequence.rows.clone() {
                 let (page, place) = sequence.place(row);
                 let own = &x[row * heads.width() + lie.first..][..heads.keys * heads.dim];
                 let page = &mut cache[page * lie.page..][..lie.page];
-                for (head, numbers) in own.chunks_exact(heads.dim).enumerate() {
+                for (head, mut numbers) in own.chunks_exact(heads.dim).enumerate() {
+                    if self.half == Half::Keys {
+                        self.angles.turn(row, numbers, &mut turned);
+                        numbers = &turned;
+                    }
                     let to = page[head * lie.head + place * lie.place..].iter_mut();
                     to.step_by(lie.dim).zip(numbers).for_each(|(to, number)| *to = *number);
                 }
@@ -208,7 +217,7 @@ fn whole_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut
     }
 }
 
-/// `softmax(q K^T / sqrt(dim)) V`, causal: rows `[queries, keys, values]` to `[rows, query heads * dim]`.
+/// `softmax(q K^T / sqrt(dim)) V`, causal, with queries turned by their angles: rows `[queries, keys, values]` to `[rows, query heads * dim]`.
 #[derive(Debug)]
 pub struct Attention<'a> {
     /// The instructions to use.
@@ -217,6 +226,8 @@ pub struct Attention<'a> {
     pub pool: &'a Pool,
     /// The shape of attention.
     pub heads: Heads,
+    /// Of all rows.
+    pub angles: Angles<'a>,
     /// All rows of the step; their keys and values are in the cache.
     pub sequences: &'a [SequenceRows<'a>],
 }
@@ -241,6 +252,7 @@ impl CustomOp3 for Attention<'_> {
         let (keys, values) = (slice_of(keys, keys_layout)?, slice_of(values, values_layout)?);
         let pages = (keys.len() / heads.key_page()).min(values.len() / heads.value_page());
         check(self.sequences, rows, pages)?;
+        self.angles.check(rows, heads.dim)?;
         let stride = heads.queries * heads.dim;
         let mut y = vec![0.0; rows * stride];
         let mut tasks = Vec::new();
@@ -254,7 +266,17 @@ impl CustomOp3 for Attention<'_> {
         let out = Disjoint::new(&mut y);
         self.pool.run(tasks.len(), |task| {
             let (sequence, rows, head) = &tasks[task];
-            let tile = Tile { heads, x, keys, values, sequence, rows: rows.clone(), head: *head };
+            let mut tile = Tile {
+                heads,
+                x,
+                keys,
+                values,
+                sequence,
+                rows: rows.clone(),
+                head: *head,
+                queries: Vec::new(),
+            };
+            tile.turn(&self.angles);
             let group = heads.queries / heads.keys;
             let answers = self.tier.run(&tile);
             for (index, answer) in answers.chunks_exact(heads.padded_dim()).enumerate() {
@@ -278,6 +300,8 @@ struct Tile<'a> {
     sequence: &'a SequenceRows<'a>,
     rows: Range<usize>,
     head: usize,
+    /// Turned, and divided by the root of their dimension: `[rows * group, dim]`
+    queries: Vec<f32>,
 }
 
 /// Online softmax of one query.
@@ -297,11 +321,21 @@ impl Tile<'_> {
         self.sequence.position + (self.rows.start - self.sequence.rows.start) + query / self.group()
     }
 
+    fn turn(&mut self, angles: &Angles<'_>) {
+        let Heads { dim, .. } = self.heads;
+        let scale = 1.0 / (dim as f32).sqrt();
+        self.queries = vec![0.0; self.rows.len() * self.group() * dim];
+        for (index, turned) in self.queries.chunks_exact_mut(dim).enumerate() {
+            let group = self.heads.queries / self.heads.keys;
+            let (row, head) = (self.rows.start + index / group, self.head * group + index % group);
+            let at = row * self.heads.width() + head * dim;
+            angles.turn(row, &self.x[at..at + dim], turned);
+            turned.iter_mut().for_each(|query| *query *= scale);
+        }
+    }
+
     fn query(&self, query: usize) -> &[f32] {
-        let row = self.rows.start + query / self.group();
-        let head = self.head * self.group() + query % self.group();
-        let at = row * self.heads.width() + head * self.heads.dim;
-        &self.x[at..at + self.heads.dim]
+        &self.queries[query * self.heads.dim..(query + 1) * self.heads.dim]
     }
 
     /// Positions that a query sees.
@@ -410,7 +444,7 @@ impl Tile<'_> {
         self.gather::<S, Q>(simd, block, first, (&weights, answers));
     }
 
-    /// `q · K^T / sqrt(dim)` for the 64 positions of a block, unmasked.
+    /// `q · K^T` for the 64 positions of a block, unmasked.
     #[inline(always)]
     fn scores<S: Simd, const Q: usize>(
         &self,
@@ -441,12 +475,6 @@ impl Tile<'_> {
                 }
             }
         }
-        let scale = simd.splat(1.0 / (dim as f32).sqrt());
-        for pages in &mut acc {
-            for score in pages {
-                *score = simd.mul(*score, scale);
-            }
-        }
         acc
     }
 
@@ -460,40 +488,70 @@ impl Tile<'_> {
         (weights, answers): (&[[f32; BLOCK]; Q], &mut [f32]),
     ) {
         let padded = self.heads.padded_dim();
+        let mut at = 0;
+        while at < padded {
+            if padded - at >= 4 * LANES && S::ACCUMULATORS >= 24 {
+                self.gather_part::<S, Q, 4>(simd, (block, at), first, (weights, answers));
+                at += 4 * LANES;
+            } else {
+                self.gather_part::<S, Q, 1>(simd, (block, at), first, (weights, answers));
+                at += LANES;
+            }
+        }
+    }
+
+    /// The same for `V` vectors of dimensions from `at` on.
+    #[inline(always)]
+    fn gather_part<S: Simd, const Q: usize, const V: usize>(
+        &self,
+        simd: S,
+        (block, at): (usize, usize),
+        first: usize,
+        (weights, answers): (&[[f32; BLOCK]; Q], &mut [f32]),
+    ) {
+        let padded = self.heads.padded_dim();
         // Positions beyond the last query's own may hold another sequence's old values: they are not read. Those that a
         // query does not see are left out of its sum: times zero, a value that is no number would still be none.
         let visible: [Range<usize>; Q] = std::array::from_fn(|q| self.visible(first + q));
         let end = visible[Q - 1].end.min((block + 1) * BLOCK);
         let all = visible[Q - 1].start..visible[0].end;
-        for at in (0..padded).step_by(LANES) {
-            let part = |q: usize| q * padded + at..q * padded + at + LANES;
-            let mut acc = [simd.splat(0.0); Q];
-            for q in 0..Q {
-                acc[q] = simd.load(answers[part(q)].try_into().expect("a vector was cut"));
+        let mut acc = [[simd.splat(0.0); V]; Q];
+        for q in 0..Q {
+            let own = answers[q * padded + at..][..V * LANES].as_chunks::<LANES>().0;
+            for v in 0..V {
+                acc[q][v] = simd.load(&own[v]);
             }
-            for page in 0..BLOCK_PAGES {
-                let start = block * BLOCK + page * PAGE;
-                if start >= end {
-                    break;
+        }
+        for page in 0..BLOCK_PAGES {
+            let start = block * BLOCK + page * PAGE;
+            if start >= end {
+                break;
+            }
+            let count = PAGE.min(end - start);
+            let values =
+                self.page(block, page) * self.heads.value_page() + self.head * PAGE * padded;
+            let values = &self.values[values..values + PAGE * padded];
+            let seen_by_all = all.start <= start && start + count <= all.end;
+            for place in 0..count {
+                let own = values[place * padded + at..][..V * LANES].as_chunks::<LANES>().0;
+                let mut value = [simd.splat(0.0); V];
+                for v in 0..V {
+                    value[v] = simd.load(&own[v]);
                 }
-                let values =
-                    self.page(block, page) * self.heads.value_page() + self.head * PAGE * padded;
-                let values = &self.values[values..values + PAGE * padded];
-                for place in 0..PAGE.min(end - start) {
-                    let value = &values[place * padded + at..place * padded + at + LANES];
-                    let value = simd.load(value.try_into().expect("a vector was cut"));
-                    let seen_by_all = all.contains(&(start + place));
-                    for q in 0..Q {
-                        if seen_by_all || visible[q].contains(&(start + place)) {
-                            let weight = simd.splat(weights[q][page * PAGE + place]);
-                            acc[q] = simd.fma(weight, value, acc[q]);
+                for q in 0..Q {
+                    if seen_by_all || visible[q].contains(&(start + place)) {
+                        let weight = simd.splat(weights[q][page * PAGE + place]);
+                        for v in 0..V {
+                            acc[q][v] = simd.fma(weight, value[v], acc[q][v]);
                         }
                     }
                 }
             }
-            for q in 0..Q {
-                let out = &mut answers[part(q)];
-                simd.store(acc[q], out.try_into().expect("a vector was cut"));
+        }
+        for q in 0..Q {
+            let own = answers[q * padded + at..][..V * LANES].as_chunks_mut::<LANES>().0;
+            for v in 0..V {
+                simd.store(acc[q][v], &mut own[v]);
             }
         }
     }
@@ -551,6 +609,20 @@ mod tests {
         out
     }
 
+    /// Cosines and sines that turn nothing.
+    struct Still(Vec<f32>, Vec<f32>);
+
+    impl Still {
+        fn new(rows: usize, heads: Heads) -> Self {
+            let len = rows * (heads.dim / 2);
+            Self(vec![1.0; len], vec![0.0; len])
+        }
+
+        fn angles(&self) -> Angles<'_> {
+            Angles { cos: &self.0, sin: &self.1 }
+        }
+    }
+
     struct World {
         heads: Heads,
         pool: Pool,
@@ -577,12 +649,15 @@ mod tests {
             let x = Tensor::from_slice(&rows.concat(), (rows.len(), heads.width()), &Device::Cpu)
                 .unwrap();
             self.write(&x, sequences).unwrap();
-            let op = Attention { tier, pool: &self.pool, heads, sequences };
+            let still = Still::new(rows.len(), heads);
+            let angles = still.angles();
+            let op = Attention { tier, pool: &self.pool, heads, angles, sequences };
             x.apply_op3_no_bwd(&self.keys, &self.values, &op).unwrap().to_vec2().unwrap()
         }
 
         fn write(&self, x: &Tensor, sequences: &[SequenceRows<'_>]) -> Result<()> {
-            let write = |half| Write { half, heads: self.heads, sequences };
+            let still = Still::new(x.dim(0).unwrap(), self.heads);
+            let write = |half| Write { half, heads: self.heads, angles: still.angles(), sequences };
             let (keys, values) = (write(Half::Keys), write(Half::Values));
             self.keys.inplace_op2(x, &keys).and(self.values.inplace_op2(x, &values))
         }
@@ -698,13 +773,20 @@ mod tests {
         ];
         for (taken, position, pages, width) in cases {
             let sequences = [SequenceRows { rows: taken, position, pages }];
+            let still = Still::new(1, heads);
+            let angles = still.angles();
             for half in [Half::Keys, Half::Values] {
                 let cache = if half == Half::Keys { &world.keys } else { &world.values };
-                let write = Write { half, heads, sequences: &sequences };
+                let write = Write { half, heads, angles, sequences: &sequences };
                 assert!(cache.inplace_op2(&rows(width), &write).is_err(), "{sequences:?}");
             }
-            let op =
-                Attention { tier: Tier::best(), pool: &world.pool, heads, sequences: &sequences };
+            let op = Attention {
+                tier: Tier::best(),
+                pool: &world.pool,
+                heads,
+                angles,
+                sequences: &sequences,
+            };
             let attended = rows(width).apply_op3_no_bwd(&world.keys, &world.values, &op);
             assert!(attended.is_err(), "{sequences:?}");
         }

@@ -1,36 +1,12 @@
 //! What happens to a row between its products: normalisation, rotation, gating.
 //!
-//! Each row is computed by itself, in an order that depends on its length alone.
+//! Each row is computed by itself, in an order that depends on its length alone, by whoever takes it as an input.
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
+use candle_core::Result;
 
-use super::{
-    pool::{Disjoint, Pool},
-    simd::{Kernel, LANES, Simd, Tier},
-    slice_of,
-};
-
-/// Rows of one task: small ops are not worth a thread each.
-const ROW_BLOCK: usize = 8;
-
-/// Runs `task` for blocks of rows of `y`.
-fn by_rows(
-    pool: &Pool,
-    y: &mut [f32],
-    width: usize,
-    task: impl Fn(Range<usize>, &mut [f32]) + Sync,
-) {
-    let rows = y.len() / width.max(1);
-    let y = Disjoint::new(y);
-    pool.run(rows.div_ceil(ROW_BLOCK), |block| {
-        let block = block * ROW_BLOCK..rows.min((block + 1) * ROW_BLOCK);
-        // SAFETY: blocks of rows are disjoint.
-        let y = unsafe { y.part(block.start * width..block.end * width) };
-        task(block, y);
-    });
-}
+use super::simd::{Kernel, LANES, Simd, Tier};
 
 /// The gain of a normalisation for some rows of a step, in the place of the base's own.
 #[derive(Debug, Clone)]
@@ -42,12 +18,8 @@ pub struct GainRows<'a> {
 }
 
 /// `y = x / sqrt(mean(x^2) + eps) * gain`, row by row (`RMSNorm`, Zhang and Sennrich, arXiv 1910.07467).
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct RmsNorm<'a> {
-    /// The instructions to use.
-    pub tier: Tier,
-    /// The threads to use.
-    pub pool: &'a Pool,
     /// The base's gain `[hidden]`.
     pub gain: &'a [f32],
     /// Rows with a gain of their own: ascending, none twice.
@@ -56,27 +28,12 @@ pub struct RmsNorm<'a> {
     pub eps: f32,
 }
 
-impl CustomOp1 for RmsNorm<'_> {
-    fn name(&self) -> &'static str {
-        "rms-norm"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, hidden) = layout.shape().dims2()?;
-        if self.gain.len() != hidden {
-            candle_core::bail!("rms-norm: {} gains for rows of {hidden}", self.gain.len());
-        }
-        let x = slice_of(x, layout)?;
-        let mut y = vec![0.0; rows * hidden];
-        by_rows(self.pool, &mut y, hidden, |block, y| {
-            for (row, y) in block.zip(y.chunks_exact_mut(hidden)) {
-                let own = self.gains.iter().find(|own| own.rows.contains(&row));
-                let gain = own.map_or(self.gain, |own| own.gain);
-                let x = &x[row * hidden..(row + 1) * hidden];
-                self.tier.run(NormRow { x, gain, eps: self.eps, y });
-            }
-        });
-        Ok((CpuStorage::F32(y), (rows, hidden).into()))
+impl RmsNorm<'_> {
+    /// Normalises `x`, row `row` of the step, into `y`.
+    pub(super) fn row(&self, tier: Tier, row: usize, x: &[f32], y: &mut [f32]) {
+        let own = self.gains.iter().find(|own| own.rows.contains(&row));
+        let gain = own.map_or(self.gain, |own| own.gain);
+        tier.run(NormRow { x, gain, eps: self.eps, y });
     }
 }
 
@@ -110,33 +67,10 @@ impl Kernel for NormRow<'_> {
     }
 }
 
-/// `y = silu(gate) * up` for rows of `[gate, up]` side by side (`SwiGLU`, Shazeer, arXiv 2002.05202).
-#[derive(Debug)]
-pub struct SiluMul<'a> {
-    /// The instructions to use.
-    pub tier: Tier,
-    /// The threads to use.
-    pub pool: &'a Pool,
-}
-
-impl CustomOp1 for SiluMul<'_> {
-    fn name(&self) -> &'static str {
-        "silu-mul"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, both) = layout.shape().dims2()?;
-        let ffn = both / 2;
-        let x = slice_of(x, layout)?;
-        let mut y = vec![0.0; rows * ffn];
-        by_rows(self.pool, &mut y, ffn, |block, y| {
-            for (row, y) in block.zip(y.chunks_exact_mut(ffn)) {
-                let (gate, up) = x[row * both..(row + 1) * both].split_at(ffn);
-                self.tier.run(SiluRow { gate, up, y });
-            }
-        });
-        Ok((CpuStorage::F32(y), (rows, ffn).into()))
-    }
+/// `y = silu(gate) * up` for a row of `[gate, up]` side by side (`SwiGLU`, Shazeer, arXiv 2002.05202).
+pub(super) fn silu_mul_row(tier: Tier, both: &[f32], y: &mut [f32]) {
+    let (gate, up) = both.split_at(both.len() / 2);
+    tier.run(SiluRow { gate, up, y });
 }
 
 struct SiluRow<'a> {
@@ -175,69 +109,47 @@ fn silu_mul<S: Simd>(simd: S, gate: &[f32; LANES], up: &[f32; LANES], y: &mut [f
     simd.store(simd.mul(silu, up), y);
 }
 
-/// Turns queries and keys by their positions (`RoPE`, Su et al., arXiv 2104.09864), dimension i with i + d/2.
-///
-/// Takes rows of `[queries, keys, values]` and leaves the values as they are.
-#[derive(Debug)]
-pub struct Rotate<'a> {
-    /// The threads to use.
-    pub pool: &'a Pool,
-    /// Cosine and sine `[rows, head_dim / 2]` of each row's angles.
+/// Cosine and sine of the angles by which rows are turned, for their positions (`RoPE`, Su et al., arXiv 2104.09864).
+#[derive(Clone, Copy, Debug)]
+pub struct Angles<'a> {
+    /// `[rows, dim / 2]`
     pub cos: &'a [f32],
-    /// See `cos`.
+    /// `[rows, dim / 2]`
     pub sin: &'a [f32],
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Query and key heads together.
-    pub heads: usize,
 }
 
-impl CustomOp1 for Rotate<'_> {
-    fn name(&self) -> &'static str {
-        "rotate"
+impl Angles<'_> {
+    /// Fails unless there are angles for `rows` rows of heads of `dim`.
+    pub(super) fn check(&self, rows: usize, dim: usize) -> Result<()> {
+        if self.cos.len() != rows * (dim / 2) || self.sin.len() != rows * (dim / 2) {
+            candle_core::bail!("angles: {} for {rows} rows of heads of {dim}", self.cos.len());
+        }
+        Ok(())
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, width) = layout.shape().dims2()?;
-        let x = slice_of(x, layout)?;
-        let half = self.head_dim / 2;
-        if self.cos.len() != rows * half || self.sin.len() != rows * half {
-            candle_core::bail!("rotate: angles for {} rows of {rows}", self.cos.len() / half);
+    /// Turns `head [dim]` of row `row`, dimension i with i + dim/2, into `out`.
+    #[inline]
+    pub(super) fn turn(&self, row: usize, head: &[f32], out: &mut [f32]) {
+        let half = head.len() / 2;
+        let angles = row * half..(row + 1) * half;
+        let (left, right) = head.split_at(half);
+        let (out_left, out_right) = out.split_at_mut(half);
+        let turned = out_left.iter_mut().zip(out_right);
+        let angles = self.cos[angles.clone()].iter().zip(&self.sin[angles]);
+        for (((a, b), (cos, sin)), (x, y)) in left.iter().zip(right).zip(angles).zip(turned) {
+            (*x, *y) = (a * cos - b * sin, b * cos + a * sin);
         }
-        let mut y = x.to_vec();
-        by_rows(self.pool, &mut y, width, |block, y| {
-            for (row, y) in block.zip(y.chunks_exact_mut(width)) {
-                let angles = row * half..(row + 1) * half;
-                let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
-                for head in y.chunks_exact_mut(self.head_dim).take(self.heads) {
-                    let (left, right) = head.split_at_mut(half);
-                    for (((a, b), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
-                        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                    }
-                }
-            }
-        });
-        Ok((CpuStorage::F32(y), (rows, width).into()))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
     use proptest::prelude::*;
 
     use super::*;
 
     fn floats(len: usize) -> impl Strategy<Value = Vec<f32>> {
         prop::collection::vec(-20.0_f32..20.0, len)
-    }
-
-    fn rows_of(values: &[f32], width: usize) -> Tensor {
-        Tensor::from_slice(values, (values.len() / width, width), &Device::Cpu).unwrap()
-    }
-
-    fn flat(tensor: &Tensor) -> Vec<f32> {
-        tensor.flatten_all().unwrap().to_vec1().unwrap()
     }
 
     fn assert_close(got: &[f32], want: &[f64]) {
@@ -251,7 +163,6 @@ mod tests {
     proptest! {
         #[test]
         fn rms_norm_is_its_formula((width, x) in (1_usize..70).prop_flat_map(|w| (Just(w), floats(w * 11)))) {
-            let pool = Pool::new(2).unwrap();
             let gain: Vec<f32> = (0..width).map(|i| 0.5 + i as f32 / 7.0).collect();
             let own = vec![2.0; width];
             let gains = [GainRows { rows: 3..5, gain: &own }];
@@ -262,8 +173,11 @@ mod tests {
             }).collect();
             let mut first: Option<Vec<f32>> = None;
             for tier in Tier::available() {
-                let op = RmsNorm { tier, pool: &pool, gain: &gain, gains: &gains, eps: 1e-5 };
-                let y = flat(&rows_of(&x, width).apply_op1_no_bwd(&op).unwrap());
+                let norm = RmsNorm { gain: &gain, gains: &gains, eps: 1e-5 };
+                let mut y = vec![0.0; x.len()];
+                for (row, (x, y)) in x.chunks(width).zip(y.chunks_mut(width)).enumerate() {
+                    norm.row(tier, row, x, y);
+                }
                 assert_close(&y, &want);
                 prop_assert_eq!(&y, first.get_or_insert_with(|| y.clone()), "{}", tier);
             }
@@ -271,7 +185,6 @@ mod tests {
 
         #[test]
         fn silu_mul_is_its_formula((width, x) in (1_usize..40).prop_flat_map(|w| (Just(w), floats(w * 2 * 9)))) {
-            let pool = Pool::new(2).unwrap();
             let want: Vec<f64> = x.chunks(2 * width).flat_map(|row| {
                 let (gate, up) = row.split_at(width);
                 gate.iter().zip(up).map(|(g, u)| {
@@ -281,8 +194,10 @@ mod tests {
             }).collect();
             let mut first: Option<Vec<f32>> = None;
             for tier in Tier::available() {
-                let op = SiluMul { tier, pool: &pool };
-                let y = flat(&rows_of(&x, 2 * width).apply_op1_no_bwd(&op).unwrap());
+                let mut y = vec![0.0; x.len() / 2];
+                for (x, y) in x.chunks(2 * width).zip(y.chunks_mut(width)) {
+                    silu_mul_row(tier, x, y);
+                }
                 assert_close(&y, &want);
                 prop_assert_eq!(&y, first.get_or_insert_with(|| y.clone()), "{}", tier);
             }
@@ -290,18 +205,13 @@ mod tests {
     }
 
     #[test]
-    fn rotation_keeps_lengths_and_leaves_values_alone() {
-        let pool = Pool::new(1).unwrap();
-        let (cos, sin) = ([0.6_f32, 1.0], [0.8_f32, 0.0]);
-        let op = Rotate { pool: &pool, cos: &cos, sin: &sin, head_dim: 4, heads: 1 };
-        let op = Rotate { cos: &op.cos[..2], ..op };
-        let x = rows_of(&[1.0, 2.0, 3.0, 4.0, 9.0, 9.0, 9.0, 9.0], 8);
-        let y = flat(&x.apply_op1_no_bwd(&op).unwrap());
-        assert_close(
-            &y,
-            &[1.0 * 0.6 - 3.0 * 0.8, 2.0, 3.0 * 0.6 + 1.0 * 0.8, 4.0, 9.0, 9.0, 9.0, 9.0]
-                .map(|x: f64| (x * 1e6).round() / 1e6),
-        );
+    fn a_turn_keeps_lengths_and_takes_the_angles_of_its_row() {
+        let angles = Angles { cos: &[0.0, 0.0, 0.6, 1.0], sin: &[9.0, 9.0, 0.8, 0.0] };
+        let mut y = [0.0; 4];
+        angles.turn(1, &[1.0, 2.0, 3.0, 4.0], &mut y);
+        assert_close(&y, &[0.6 - 3.0 * 0.8, 2.0, 3.0 * 0.6 + 0.8, 4.0]);
+        let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>();
+        assert!((length(&y) - 30.0).abs() < 1e-4, "{y:?}");
     }
 
     #[test]

@@ -1,18 +1,21 @@
 //! `y = x W^T + b`, with each row's adapter: the product that nearly all time goes into.
 //!
-//! One task is one panel of 32 outputs for a block of rows. An output is summed in one lane of its own, its inputs (or, in
-//! integers, its groups of 32 inputs) in their order, and then gets its row's delta in rank order, so its bits depend on its
-//! row, the weights and the adapter alone: not on how many rows there are, which of them share an adapter, or how many threads.
+//! A first region prepares rows: what was asked for is done to them, they are rounded, and multiplied by their adapters' A. In
+//! the second, one task is one panel of 32 outputs for a block of rows. An output is summed in one lane of its own, its inputs
+//! (or, in integers, its groups of 32 inputs) in their order, and then gets its row's delta in rank order, so its bits depend
+//! on its row, the weights and the adapter alone: not on how many rows there are, which of them share an adapter, or how many
+//! threads.
 
-use std::{ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape};
 
 use super::{
+    elementwise::{RmsNorm, silu_mul_row},
     lora::{Delta, Shrunk, StackRows},
     panels::{BLOCK, COLUMNS, Panels},
     pool::{Disjoint, Pool},
-    quantize::Quantized,
+    quantize::{Bits, Quantized, tiles},
     simd::{Kernel, LANES, Simd, Tier},
     slice_of,
 };
@@ -20,14 +23,26 @@ use super::{
 /// Rows of one task: enough to pay for widening a panel, few enough to share the work out; whole tiles of every tier.
 const ROW_BLOCK: usize = 96;
 
-/// How a product with quantized weights is computed. Weights that are not quantized are multiplied in `f32` in either.
+/// How a product with quantized weights is computed. Weights that are not quantized are multiplied in `f32` in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
+    /// Inputs are rounded to 8 bits, in groups of 32, and multiplied with the codes in integers.
+    Int8,
     /// Inputs are rounded to 16 bits, row by row, and multiplied with the codes in integers.
     #[default]
     Int16,
     /// Inputs stay `f32`, and codes are widened to the `f32` that they stand for.
     Exact,
+}
+
+impl Precision {
+    fn bits(self) -> Option<Bits> {
+        match self {
+            Self::Int8 => Some(Bits::Eight),
+            Self::Int16 => Some(Bits::Sixteen),
+            Self::Exact => None,
+        }
+    }
 }
 
 /// One frozen map, with the base's own bias.
@@ -39,8 +54,29 @@ pub struct Projection {
     pub bias: Option<Vec<f32>>,
 }
 
+/// What is multiplied.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Rows `[inputs]` as they are.
+    Rows,
+    /// Rows `[inputs]`, normalised.
+    Norm(RmsNorm<'a>),
+    /// `silu(gate) * up` of rows `[gate, up]`, each `[inputs]`.
+    Gated,
+}
+
+impl Input<'_> {
+    /// Length of a row that is given, for `inputs` that are multiplied.
+    fn width(self, inputs: usize) -> usize {
+        match self {
+            Self::Rows | Self::Norm(_) => inputs,
+            Self::Gated => 2 * inputs,
+        }
+    }
+}
+
 /// `x [rows, inputs] -> y [rows, sum of outputs]`: maps that share an input, their outputs side by side.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Linear<'a> {
     /// The instructions to use.
     pub tier: Tier,
@@ -48,6 +84,8 @@ pub struct Linear<'a> {
     pub pool: &'a Pool,
     /// The arithmetic to use.
     pub precision: Precision,
+    /// What is done to rows first.
+    pub input: Input<'a>,
     /// The base's maps.
     pub projections: &'a [Projection],
     /// Rows that have a delta: ascending, none twice. Rows in none of them are the base's own.
@@ -61,8 +99,7 @@ impl CustomOp1 for Linear<'_> {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, outputs) = self.shape(layout)?;
-        let mut y = vec![0.0; rows * outputs];
-        self.apply(slice_of(x, layout)?, rows, &mut y);
+        let y = self.apply(slice_of(x, layout)?, rows, None);
         Ok((CpuStorage::F32(y), (rows, outputs).into()))
     }
 }
@@ -85,9 +122,7 @@ impl CustomOp2 for Linear<'_> {
         if residual.len() != rows * outputs {
             candle_core::bail!("linear: a residual of {} for [{rows}, {outputs}]", residual.len());
         }
-        let mut y = vec![0.0; rows * outputs];
-        self.apply(slice_of(x, layout)?, rows, &mut y);
-        y.iter_mut().zip(residual).for_each(|(y, residual)| *y += residual);
+        let y = self.apply(slice_of(x, layout)?, rows, Some(residual));
         Ok((CpuStorage::F32(y), (rows, outputs).into()))
     }
 }
@@ -95,64 +130,162 @@ impl CustomOp2 for Linear<'_> {
 impl Linear<'_> {
     /// `(rows, outputs)` of the product with an input of this layout.
     fn shape(&self, x: &Layout) -> Result<(usize, usize)> {
-        let (rows, inputs) = x.shape().dims2()?;
-        if let Some(other) = self.projections.iter().find(|p| p.weights.inputs() != inputs) {
-            candle_core::bail!("linear: {inputs} inputs for {:?}", other.weights);
+        let (rows, width) = x.shape().dims2()?;
+        let fits = |p: &Projection| self.input.width(p.weights.inputs()) == width;
+        if let Some(other) = self.projections.iter().find(|p| !fits(p)) {
+            candle_core::bail!("linear: rows of {width} for {:?}", other.weights);
         }
-        Ok((rows, self.projections.iter().map(|p| p.weights.outputs()).sum()))
+        Ok((rows, self.outputs()))
     }
 
-    /// `x [rows, inputs] -> y [rows, outputs]`, both contiguous.
+    fn inputs(&self) -> usize {
+        self.projections.first().map_or(0, |p| p.weights.inputs())
+    }
+
+    fn outputs(&self) -> usize {
+        self.projections.iter().map(|p| p.weights.outputs()).sum()
+    }
+
+    /// `x [rows, inputs] -> y [rows, outputs]`, both contiguous, with `onto [rows, outputs]` added.
     ///
     /// # Panics
     /// Where a slice is not of its shape.
-    pub fn apply(&self, x: &[f32], rows: usize, y: &mut [f32]) {
-        let inputs = self.projections.first().map_or(0, |p| p.weights.inputs());
-        assert_eq!(x.len(), rows * inputs, "x is [rows, inputs]");
-        let stride: usize = self.projections.iter().map(|p| p.weights.outputs()).sum();
-        assert_eq!(y.len(), rows * stride, "y is [rows, outputs]");
-        let shrunk = Shrunk::new(self.tier, self.pool, x, self.stacks);
-        let rounds = self.precision == Precision::Int16
-            && self.projections.iter().any(|projection| projection.weights.are_codes());
-        let quantized = rounds.then(|| Quantized::new(self.tier, self.pool, x, inputs));
+    pub fn apply(&self, x: &[f32], rows: usize, onto: Option<&[f32]>) -> Vec<f32> {
+        let stride = self.outputs();
+        assert_eq!(x.len(), rows * self.input.width(self.inputs()), "x is [rows, inputs]");
+        assert!(onto.is_none_or(|onto| onto.len() == rows * stride), "onto is [rows, outputs]");
+        let prepared = Prepared::new(self, x, rows);
         let mut panels = Vec::new();
         let mut first = 0;
         for (site, projection) in self.projections.iter().enumerate() {
             panels.extend((0..projection.weights.count()).map(|panel| (site, panel, first)));
             first += projection.weights.outputs();
         }
-        let y = Disjoint::new(y);
+        let mut y = vec![0.0; rows * stride];
+        let out = Disjoint::new(&mut y);
         let blocks = rows.div_ceil(ROW_BLOCK);
         self.pool.run(panels.len() * blocks, |task| {
             // Neighbouring tasks share a panel, which the first of them has brought into the cache.
             let (site, panel, first) = panels[task / blocks];
             let block = task % blocks * ROW_BLOCK;
             let rows = block..rows.min(block + ROW_BLOCK);
-            let column = panel * COLUMNS;
-            let at = first + column;
-            let part =
-                PanelRows { op: self, shrunk: &shrunk, x, y: &y, rows, site, panel, at, stride };
+            let at = first + panel * COLUMNS;
+            let part = PanelRows {
+                op: self,
+                prepared: &prepared,
+                onto,
+                y: &out,
+                rows,
+                site,
+                panel,
+                at,
+                stride,
+            };
             let weights = &self.projections[site].weights;
-            match quantized.as_ref().filter(|_| weights.are_codes()) {
+            match prepared.quantized.as_ref().filter(|_| weights.are_codes()) {
                 Some(quantized) => part.integers(quantized),
                 None => self.tier.run(part),
             }
         });
+        y
     }
 
-    /// The stack of `row`, and its place in the list.
-    fn stack_of(&self, row: usize) -> Option<usize> {
+    /// The stack of `row` as its place in the list, and the row that it or its absence ends before.
+    fn stack_at(&self, row: usize) -> (Option<usize>, usize) {
         let after = self.stacks.partition_point(|stack| stack.rows.start <= row);
-        let index = after.checked_sub(1)?;
-        self.stacks[index].rows.contains(&row).then_some(index)
+        let next = self.stacks.get(after).map_or(usize::MAX, |stack| stack.rows.start);
+        match after.checked_sub(1).map(|index| (index, &self.stacks[index].rows)) {
+            Some((index, rows)) if rows.contains(&row) => (Some(index), rows.end),
+            _ => (None, next),
+        }
+    }
+
+    /// Cuts rows where the stack changes.
+    fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Option<usize>)> {
+        let mut row = rows.start;
+        std::iter::from_fn(move || {
+            let start = row;
+            let (stack, end) = (start < rows.end).then(|| self.stack_at(start))?;
+            row = end.min(rows.end);
+            Some((start..row, stack))
+        })
+    }
+}
+
+/// Rows as the panels take them.
+struct Prepared<'a> {
+    /// `[rows, inputs]`
+    x: Cow<'a, [f32]>,
+    quantized: Option<Quantized>,
+    shrunk: Shrunk,
+}
+
+impl<'a> Prepared<'a> {
+    fn new(op: &Linear<'_>, x: &'a [f32], rows: usize) -> Self {
+        let (inputs, width) = (op.inputs(), op.input.width(op.inputs()));
+        let codes = op.projections.iter().any(|projection| projection.weights.are_codes());
+        let bits = op.precision.bits().filter(|_| codes);
+        let mut quantized = bits.map(|bits| Quantized::new(bits, rows, inputs));
+        let mut shrunk = Shrunk::new(op.stacks);
+        let mut changed = match op.input {
+            Input::Rows => Vec::new(),
+            Input::Norm(_) | Input::Gated => vec![0.0; rows * inputs],
+        };
+        let tiles: Vec<_> = tiles(0..rows, op.tier.tile_rows()).collect();
+        let places: Vec<_> = tiles
+            .iter()
+            .map(|tile| {
+                let stacked = |(rows, stack): (Range<usize>, Option<usize>)| {
+                    let index = stack?;
+                    Some((shrunk.place(index, &op.stacks[index], &rows), rows, index))
+                };
+                op.runs(tile.clone()).filter_map(stacked).collect::<Vec<_>>()
+            })
+            .collect();
+        let (to, room) = (Disjoint::new(&mut changed), quantized.as_mut().map(Quantized::room));
+        let values = shrunk.room();
+        op.pool.run(tiles.len(), |index| {
+            let rows = &tiles[index];
+            let given = &x[rows.start * width..rows.end * width];
+            let x = if let Input::Rows = op.input {
+                given
+            } else {
+                // SAFETY: tiles are disjoint, and each is one task.
+                let changed = unsafe { to.part(rows.start * inputs..rows.end * inputs) };
+                for (place, row) in rows.clone().enumerate() {
+                    let x = &given[place * width..(place + 1) * width];
+                    let y = &mut changed[place * inputs..(place + 1) * inputs];
+                    match op.input {
+                        Input::Norm(norm) => norm.row(op.tier, row, x, y),
+                        Input::Rows | Input::Gated => silu_mul_row(op.tier, x, y),
+                    }
+                }
+                changed
+            };
+            if let Some(room) = &room {
+                // SAFETY: as above.
+                unsafe { room.round(op.tier, rows, x) };
+            }
+            for (place, own, stack) in &places[index] {
+                let x = &x[(own.start - rows.start) * inputs..(own.end - rows.start) * inputs];
+                // SAFETY: as above; each row of a stack has a place of its own.
+                let values = unsafe { values.part(place.clone()) };
+                op.stacks[*stack].stack.shrink(op.tier, x, values);
+            }
+        });
+        let x = match op.input {
+            Input::Rows => Cow::Borrowed(x),
+            Input::Norm(_) | Input::Gated => Cow::Owned(changed),
+        };
+        Self { x, quantized, shrunk }
     }
 }
 
 /// One panel for a block of rows. As a kernel: in `f32`.
 struct PanelRows<'a> {
     op: &'a Linear<'a>,
-    shrunk: &'a Shrunk,
-    x: &'a [f32],
+    prepared: &'a Prepared<'a>,
+    onto: Option<&'a [f32]>,
     y: &'a Disjoint<'a, f32>,
     rows: Range<usize>,
     site: usize,
@@ -164,9 +297,13 @@ struct PanelRows<'a> {
 }
 
 impl PanelRows<'_> {
+    fn weights(&self) -> &Panels {
+        &self.op.projections[self.site].weights
+    }
+
     /// The same in integers, tile after tile.
     fn integers(&self, quantized: &Quantized) {
-        for rows in quantized.tiles(self.rows.clone()) {
+        for rows in tiles(self.rows.clone(), self.op.tier.tile_rows()) {
             match rows.len() {
                 1 => self.tile::<1>(quantized, rows),
                 2 => self.tile::<2>(quantized, rows),
@@ -178,28 +315,69 @@ impl PanelRows<'_> {
     }
 
     fn tile<const R: usize>(&self, quantized: &Quantized, rows: Range<usize>) {
-        let weights = &self.op.projections[self.site].weights;
-        let sums = weights.dots::<R>(self.op.tier, self.panel, quantized.tile(rows.start));
-        self.op.tier.run(Finish { part: self, rows, sums: &sums });
+        let stacks = self.op.runs(rows.clone()).filter_map(|(_, stack)| stack);
+        for stack in stacks {
+            if let Some(low_rank) = &self.op.stacks[stack].stack.sites[self.site].low_rank {
+                low_rank.prefetch(self.panel * COLUMNS);
+            }
+        }
+        let tile = quantized.tile(rows.start);
+        let mut sums = self.weights().dots::<R>(self.op.tier, self.panel, tile);
+        self.finish(rows, &mut sums);
+    }
+
+    /// What comes after the product with the base's weights: deltas, biases, and the residual.
+    fn finish(&self, rows: Range<usize>, sums: &mut [[f32; COLUMNS]]) {
+        let projection = &self.op.projections[self.site];
+        let from = self.panel * COLUMNS;
+        for (run, stack) in self.op.runs(rows.clone()) {
+            let sums = &mut sums[run.start - rows.start..run.end - rows.start];
+            let mut bias = &projection.bias;
+            let delta = stack.map(|index| (index, &self.op.stacks[index]));
+            if let Some((index, stack)) = delta {
+                let Delta { low_rank, gain, bias: own } = &stack.stack.sites[self.site];
+                if let Some(low_rank) = low_rank {
+                    let shrunk = &self.prepared.shrunk;
+                    let shrunk = shrunk.values(shrunk.place(index, stack, &run));
+                    low_rank.expand(self.op.tier, (shrunk, stack.stack.rank), from, sums);
+                    each(sums, from, &low_rank.bias, |y, bias| *y += bias);
+                }
+                each(sums, from, gain, |y, gain| *y *= gain);
+                bias = if own.is_some() { own } else { bias };
+            }
+            each(sums, from, bias, |y, bias| *y += bias);
+            for (row, sums) in run.zip(sums) {
+                self.write(row, sums);
+            }
+        }
+    }
+
+    /// Puts outputs in their place.
+    fn write(&self, row: usize, sums: &[f32; COLUMNS]) {
+        let columns = COLUMNS.min(self.weights().outputs() - self.panel * COLUMNS);
+        let at = row * self.stride + self.at..row * self.stride + self.at + columns;
+        // SAFETY: this task alone writes these rows of this panel.
+        let out = unsafe { self.y.part(at.clone()) };
+        match self.onto {
+            Some(onto) => {
+                let sums = sums.iter().zip(&onto[at]);
+                out.iter_mut().zip(sums).for_each(|(out, (sum, onto))| *out = sum + onto);
+            }
+            None => out.copy_from_slice(&sums[..columns]),
+        }
     }
 }
 
-/// What comes after the product with the base's weights.
-struct Finish<'a> {
-    part: &'a PanelRows<'a>,
-    rows: Range<usize>,
-    sums: &'a [[f32; COLUMNS]],
-}
-
-#[expect(clippy::inline_always, reason = "compiled once per tier")]
-impl Kernel for Finish<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        for (row, sums) in self.rows.zip(self.sums) {
-            let [left, right] = sums.as_chunks::<LANES>().0 else { unreachable!("two halves") };
-            self.part.write(simd, row, [simd.load(left), simd.load(right)]);
+/// Applies a term of each output, from output `from` on, to all rows.
+fn each(
+    sums: &mut [[f32; COLUMNS]],
+    from: usize,
+    terms: &Option<Vec<f32>>,
+    apply: fn(&mut f32, f32),
+) {
+    if let Some(terms) = terms {
+        for sums in sums {
+            sums.iter_mut().zip(&terms[from..]).for_each(|(sum, term)| apply(sum, *term));
         }
     }
 }
@@ -223,12 +401,15 @@ impl PanelRows<'_> {
     /// Few rows: weights are widened into registers and used at once.
     #[inline(always)]
     fn straight<S: Simd, const R: usize>(&self, simd: S) {
-        let weights = &self.op.projections[self.site].weights;
         let x = std::array::from_fn(|r| self.input(self.rows.start + r));
-        let acc = weights.accumulate::<S, R>(simd, self.panel, x);
-        for (row, acc) in self.rows.clone().zip(acc) {
-            self.write(simd, row, acc);
+        let acc = self.weights().accumulate::<S, R>(simd, self.panel, x);
+        let mut sums = [[0.0; COLUMNS]; R];
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            let [left, right] = sums.as_chunks_mut::<LANES>().0 else { unreachable!("two halves") };
+            simd.store(acc[0], left);
+            simd.store(acc[1], right);
         }
+        self.finish(self.rows.clone(), &mut sums);
     }
 
     /// Many rows: weights are widened once into the first cache, block after block, and every row goes over them.
@@ -240,7 +421,7 @@ impl PanelRows<'_> {
     )]
     #[inline(always)]
     fn blocked<S: Simd>(&self, simd: S) {
-        let weights = &self.op.projections[self.site].weights;
+        let weights = self.weights();
         let mut widened = [[0.0; COLUMNS]; BLOCK];
         let mut sums = [[0.0; COLUMNS]; ROW_BLOCK];
         for from in (0..weights.inputs()).step_by(BLOCK) {
@@ -263,10 +444,7 @@ impl PanelRows<'_> {
                 }
             }
         }
-        for (row, sums) in self.rows.clone().zip(&sums) {
-            let [left, right] = sums.as_chunks::<LANES>().0 else { unreachable!("two halves") };
-            self.write(simd, row, [simd.load(left), simd.load(right)]);
-        }
+        self.finish(self.rows.clone(), &mut sums[..self.rows.len()]);
     }
 
     /// `sums[r] += x[row + r][inputs] · widened`
@@ -315,60 +493,8 @@ impl PanelRows<'_> {
     }
 
     fn input(&self, row: usize) -> &[f32] {
-        let inputs = self.op.projections[self.site].weights.inputs();
-        &self.x[row * inputs..(row + 1) * inputs]
-    }
-
-    /// Adds what the row's adapter adds, and puts the outputs in place.
-    #[inline(always)]
-    fn write<S: Simd>(&self, simd: S, row: usize, acc: [S::F; 2]) {
-        let mut values = [0.0; COLUMNS];
-        let [left, right] = values.as_chunks_mut::<LANES>().0 else { unreachable!("two halves") };
-        let y = self.finish(simd, row, acc);
-        simd.store(y[0], left);
-        simd.store(y[1], right);
-        let outputs = self.op.projections[self.site].weights.outputs();
-        let columns = COLUMNS.min(outputs - self.panel * COLUMNS);
-        let at = row * self.stride + self.at;
-        // SAFETY: this task alone writes these rows of this panel.
-        let out = unsafe { self.y.part(at..at + columns) };
-        out.copy_from_slice(&values[..columns]);
-        self.finish_vectors(row, out);
-    }
-
-    /// Adds the low-rank part of the row's delta.
-    #[inline(always)]
-    fn finish<S: Simd>(&self, simd: S, row: usize, y: [S::F; 2]) -> [S::F; 2] {
-        let Some(index) = self.op.stack_of(row) else { return y };
-        let stack = &self.op.stacks[index];
-        match &stack.stack.sites[self.site].low_rank {
-            Some(low_rank) => {
-                let shrunk = self.shrunk.row(index, stack, row);
-                low_rank.expand(simd, shrunk, self.panel * COLUMNS, y)
-            }
-            None => y,
-        }
-    }
-
-    /// The terms of one number per output: delta's bias, gain, and the base's or the adapter's bias.
-    #[inline(always)]
-    fn finish_vectors(&self, row: usize, y: &mut [f32]) {
-        let from = self.panel * COLUMNS;
-        let terms = |all: &Option<Vec<f32>>, y: &mut [f32], apply: fn(&mut f32, f32)| {
-            if let Some(all) = all {
-                y.iter_mut().zip(&all[from..]).for_each(|(y, term)| apply(y, *term));
-            }
-        };
-        let bias = &self.op.projections[self.site].bias;
-        let stack = self.op.stack_of(row).map(|index| self.op.stacks[index].stack);
-        let Some(Delta { low_rank, gain, bias: own }) = stack.map(|s| &s.sites[self.site]) else {
-            return terms(bias, y, |y, b| *y += b);
-        };
-        if let Some(low_rank) = low_rank {
-            terms(&low_rank.bias, y, |y, b| *y += b);
-        }
-        terms(gain, y, |y, gain| *y *= gain);
-        terms(if own.is_some() { own } else { bias }, y, |y, b| *y += b);
+        let inputs = self.weights().inputs();
+        &self.prepared.x[row * inputs..(row + 1) * inputs]
     }
 }
 
@@ -379,9 +505,13 @@ mod tests {
 
     use super::*;
     use crate::kernels::{
-        lora::{LowRank, NumberType, Numbers, Slab, Stack, padded_inputs, padded_outputs},
+        lora::{
+            LowRank, NumberType, Numbers, Slab, Stack, padded_inputs, padded_outputs, place_in_b,
+        },
         panels::{BadWeights, Encoding},
     };
+
+    const PRECISIONS: [Precision; 3] = [Precision::Int8, Precision::Int16, Precision::Exact];
 
     const ENCODINGS: [Encoding; 11] = [
         Encoding::F32,
@@ -487,7 +617,9 @@ mod tests {
                 || {
                     let first = rank;
                     rank += own;
-                    let b = numbers(draw, own, (*outputs, padded_outputs(*outputs)));
+                    // What lies beyond the outputs is computed, and not kept.
+                    let padded = padded_outputs(*outputs);
+                    let b = numbers(draw, own, (padded, padded));
                     let bias = draw.next().is_multiple_of(3).then(|| draw.floats(*outputs));
                     Some(LowRank { first, rank: own, scale: draw.unit(), b, bias })
                 },
@@ -501,19 +633,23 @@ mod tests {
         Stack { a, rank, inputs, sites }
     }
 
-    /// A row's inputs as the kernels round them, by the definition.
-    fn rounded(x: &[f32]) -> Vec<f32> {
+    /// Inputs as the kernels round them, by the definition: with one scale for all, and codes up to `most`.
+    fn rounded(x: &[f32], most: f32) -> Vec<f32> {
         let top = x.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
-        let (scale, inverse) = (top / 32_767.0, 32_767.0 / top);
+        let (scale, inverse) = (top / most, most / top);
         let value = |x: &f32| (x * inverse).round_ties_even() * scale;
         x.iter().map(|x| if inverse.is_finite() { value(x) } else { 0.0 }).collect()
     }
 
     /// What the base's weights are multiplied by.
     fn inputs_of(x: &[f32], precision: Precision, projections: &[Projection]) -> Vec<f32> {
+        if !projections[0].weights.are_codes() {
+            return x.to_vec();
+        }
         match precision {
-            Precision::Int16 if projections[0].weights.are_codes() => rounded(x),
-            Precision::Int16 | Precision::Exact => x.to_vec(),
+            Precision::Int8 => x.chunks(32).flat_map(|x| rounded(x, 127.0)).collect(),
+            Precision::Int16 => rounded(x, 32_767.0),
+            Precision::Exact => x.to_vec(),
         }
     }
 
@@ -538,11 +674,10 @@ mod tests {
                 if let (Some(delta), Some(stack)) = (delta, stack) {
                     if let Some(low) = &delta.low_rank {
                         let stride = padded_inputs(stack.inputs);
-                        let columns = low.b.len() / low.rank;
                         let added: f64 = (0..low.rank)
                             .map(|r| {
                                 let h = dot(x, &|k| stack.a.get((low.first + r) * stride + k));
-                                h * f64::from(low.b.get(r * columns + output))
+                                h * f64::from(low.b.get(place_in_b(low.rank, r, output)))
                             })
                             .sum();
                         sum += added * f64::from(low.scale);
@@ -589,7 +724,7 @@ mod tests {
             seed: u64,
             encoding in 0_usize..11,
             count in 1_usize..40,
-            precision in prop::sample::select(vec![Precision::Int16, Precision::Exact]),
+            precision in prop::sample::select(PRECISIONS.to_vec()),
         ) {
             let mut draw = Draw(seed);
             let encoding = ENCODINGS[encoding];
@@ -612,9 +747,9 @@ mod tests {
             let mut first: Option<Vec<f32>> = None;
             for (tier, threads) in Tier::available().into_iter().zip([1, 2, 3]) {
                 let pool = Pool::new(threads).unwrap();
-                let op = Linear { tier, pool: &pool, precision, projections: &projections, stacks: &ranges };
-                let mut y = vec![0.0; count * total];
-                op.apply(&x, count, &mut y);
+                let input = Input::Rows;
+                let op = Linear { tier, pool: &pool, precision, input, projections: &projections, stacks: &ranges };
+                let y = op.apply(&x, count, None);
                 for row in 0..count {
                     let x = &x[row * inputs..(row + 1) * inputs];
                     let range = ranges.iter().find(|range| range.rows.contains(&row));
@@ -625,8 +760,7 @@ mod tests {
                         prop_assert!((f64::from(*got) - want).abs() < 2e-4 * (1.0 + want.abs()), "{got} is not {want}");
                     }
                     let own: Vec<_> = range.map(|r| StackRows { rows: 0..1, stack: r.stack }).into_iter().collect();
-                    let mut alone = vec![0.0; total];
-                    Linear { stacks: &own, ..op }.apply(x, 1, &mut alone);
+                    let alone = Linear { stacks: &own, ..op }.apply(x, 1, None);
                     prop_assert_eq!(y, &alone);
                 }
                 prop_assert_eq!(&y, first.get_or_insert_with(|| y.clone()), "{}", tier);
@@ -640,7 +774,7 @@ mod tests {
             seed: u64,
             encoding in 0_usize..11,
             count in 1_usize..20,
-            precision in prop::sample::select(vec![Precision::Int16, Precision::Exact]),
+            precision in prop::sample::select(PRECISIONS.to_vec()),
         ) {
             let mut draw = Draw(seed);
             let encoding = ENCODINGS[encoding];
@@ -653,9 +787,9 @@ mod tests {
             let mut first: Option<Vec<u32>> = None;
             for tier in Tier::available() {
                 let pool = Pool::new(2).unwrap();
-                let op = Linear { tier, pool: &pool, precision, projections: &projections, stacks: &[] };
-                let mut y = vec![0.0; count * outputs];
-                op.apply(&x, count, &mut y);
+                let input = Input::Rows;
+                let op = Linear { tier, pool: &pool, precision, input, projections: &projections, stacks: &[] };
+                let y = op.apply(&x, count, None);
                 for (x, y) in x.chunks(inputs).zip(y.chunks(outputs)) {
                     let seen = inputs_of(x, precision, &projections);
                     let want = reference(x, &seen, &projections, None);
@@ -682,16 +816,16 @@ mod tests {
                 let mut x = vec![0.5; 3 * inputs];
                 x[inputs + 5] = bad;
                 for tier in Tier::available() {
-                    for precision in [Precision::Int16, Precision::Exact] {
+                    for precision in PRECISIONS {
                         let op = Linear {
                             tier,
                             pool: &pool,
                             precision,
+                            input: Input::Rows,
                             projections: &projections,
                             stacks: &[],
                         };
-                        let mut y = vec![0.0; 3 * 40];
-                        op.apply(&x, 3, &mut y);
+                        let y = op.apply(&x, 3, None);
                         let finite =
                             |row: usize| y[row * 40..][..40].iter().filter(|y| y.is_finite());
                         assert_eq!(
@@ -727,11 +861,11 @@ mod tests {
                         tier,
                         pool: &pool,
                         precision,
+                        input: Input::Rows,
                         projections: &projections,
                         stacks: &[],
                     };
-                    let mut y = [0.0];
-                    op.apply(&x, 1, &mut y);
+                    let y = op.apply(&x, 1, None);
                     let want = sign * greatest * inputs as f32;
                     assert!(
                         (y[0] - want).abs() < 1e-2,

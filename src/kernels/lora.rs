@@ -3,15 +3,16 @@
 //! The sites that share an input (q, k, v; gate, up) share one stacked A, so that their inputs are read once. Ranks are
 //! what the adapter has, never padded to another's.
 
-use std::{io, sync::Arc};
+use std::{io, marker::PhantomData, ops::Range, sync::Arc};
 
 use half::{bf16, f16};
 use memmap2::{MmapMut, MmapRaw};
 
 use super::{
+    dense::{Bf16, Dense, F16, F32},
     panels::COLUMNS,
-    pool::{Disjoint, Pool},
-    simd::{Kernel, LANES, Simd, Tier},
+    pool::Disjoint,
+    simd::{Kernel, LANES, Simd, Tier, prefetch},
 };
 
 /// The type of [`Numbers`].
@@ -155,16 +156,10 @@ impl Numbers {
         }
     }
 
-    #[inline(always)]
-    fn vector<S: Simd>(&self, simd: S, at: usize) -> S::F {
-        const CUT: &str = "rows are padded to whole vectors";
-        match self.kind {
-            NumberType::F32 => simd.load(self.floats()[at..at + LANES].try_into().expect(CUT)),
-            NumberType::F16 => simd.load_f16(self.halves()[at..at + LANES].try_into().expect(CUT)),
-            NumberType::BF16 => {
-                simd.load_bf16(self.halves()[at..at + LANES].try_into().expect(CUT))
-            }
-        }
+    /// All bytes, in the machine's order.
+    fn raw(&self) -> &[u8] {
+        // SAFETY: the numbers lie from `start` on, initialised to zero, and are borrowed as `self` is.
+        unsafe { std::slice::from_raw_parts(self.start, self.len * self.kind.width()) }
     }
 }
 
@@ -194,7 +189,7 @@ pub struct LowRank {
     pub rank: usize,
     /// alpha / r, or alpha / sqrt(r) with rank stabilisation.
     pub scale: f32,
-    /// `B^T [rank, outputs padded to 32]`
+    /// `B^T [panels of 32 outputs, rank, 32]`: what one task reads lies side by side.
     pub b: Numbers,
     /// `scale * lora_B.bias [outputs]`
     pub bias: Option<Vec<f32>>,
@@ -218,7 +213,12 @@ pub fn padded_inputs(inputs: usize) -> usize {
     inputs.next_multiple_of(LANES)
 }
 
-/// Length of a row of `B^T`.
+/// Where the number of row `r` and output `output` of `B^T [rank, outputs]` lies among [`LowRank::b`].
+pub fn place_in_b(rank: usize, r: usize, output: usize) -> usize {
+    (output / COLUMNS * rank + r) * COLUMNS + output % COLUMNS
+}
+
+/// Outputs that [`LowRank::b`] has room for.
 pub fn padded_outputs(outputs: usize) -> usize {
     outputs.next_multiple_of(COLUMNS)
 }
@@ -227,109 +227,234 @@ pub fn padded_outputs(outputs: usize) -> usize {
 #[derive(Debug, Clone)]
 pub struct StackRows<'a> {
     /// Rows of the step.
-    pub rows: std::ops::Range<usize>,
+    pub rows: Range<usize>,
     /// What to add there.
     pub stack: &'a Stack,
 }
 
 /// `x A^T` for all rows that have a stack, row after row.
 #[derive(Debug)]
-pub struct Shrunk {
+pub(super) struct Shrunk {
     values: Vec<f32>,
     /// Where the values of each [`StackRows`] begin.
     starts: Vec<usize>,
 }
 
 impl Shrunk {
-    /// `x [rows, inputs]` times each stack's A.
-    ///
-    /// Each element is a sum over 16 lanes in input order, then over the lanes by [`Simd::sum`]: it depends on its row and the stack alone.
-    pub fn new(tier: Tier, pool: &Pool, x: &[f32], stacks: &[StackRows<'_>]) -> Self {
-        let mut starts = Vec::with_capacity(stacks.len());
-        let mut tasks = Vec::new();
-        let mut len = 0;
-        for (index, StackRows { rows, stack }) in stacks.iter().enumerate() {
+    /// Room for the rows of all stacks.
+    pub(super) fn new(stacks: &[StackRows<'_>]) -> Self {
+        let (mut starts, mut len) = (Vec::with_capacity(stacks.len()), 0);
+        for stack in stacks {
             starts.push(len);
-            tasks.extend(rows.clone().map(|row| (index, row)));
-            len += rows.len() * stack.rank;
+            len += stack.rows.len() * stack.stack.rank;
         }
-        let mut values = vec![0.0; len];
-        let out = Disjoint::new(&mut values);
-        pool.run(tasks.len(), |task| {
-            let (index, row) = tasks[task];
-            let StackRows { rows, stack } = &stacks[index];
-            let at = starts[index] + (row - rows.start) * stack.rank;
-            // SAFETY: each row of each stack is one task with a part of its own.
-            let out = unsafe { out.part(at..at + stack.rank) };
-            let x = &x[row * stack.inputs..(row + 1) * stack.inputs];
-            tier.run(Shrink { x, stack, out });
-        });
-        Self { values, starts }
+        Self { values: vec![0.0; len], starts }
     }
 
-    /// The values of row `row` of the step, which `stacks[index]` covers.
-    pub fn row(&self, index: usize, stack: &StackRows<'_>, row: usize) -> &[f32] {
-        let at = self.starts[index] + (row - stack.rows.start) * stack.stack.rank;
-        &self.values[at..at + stack.stack.rank]
+    /// Its memory, to be filled by [`StackRows::shrink`].
+    pub(super) fn room(&mut self) -> Disjoint<'_, f32> {
+        Disjoint::new(&mut self.values)
+    }
+
+    /// Where the values of some rows of the step, which `stacks[index]` covers, are.
+    pub(super) fn place(
+        &self,
+        index: usize,
+        stack: &StackRows<'_>,
+        rows: &Range<usize>,
+    ) -> Range<usize> {
+        let at = |row: usize| self.starts[index] + (row - stack.rows.start) * stack.stack.rank;
+        at(rows.start)..at(rows.end)
+    }
+
+    /// What lies at a [place](Self::place).
+    pub(super) fn values(&self, place: Range<usize>) -> &[f32] {
+        &self.values[place]
     }
 }
 
-struct Shrink<'a> {
+impl Stack {
+    /// `x [rows, inputs] A^T` into `out [rows, rank]`.
+    ///
+    /// Each element is a sum over 16 lanes in input order, then over the lanes by [`Simd::sum`]: it depends on its row and
+    /// the stack alone.
+    pub(super) fn shrink(&self, tier: Tier, x: &[f32], out: &mut [f32]) {
+        let shrink = Shrink::<F32> { x, stack: self, out, kind: PhantomData };
+        match self.a.kind {
+            NumberType::F32 => tier.run(shrink),
+            NumberType::F16 => tier.run(shrink.of::<F16>()),
+            NumberType::BF16 => tier.run(shrink.of::<Bf16>()),
+        }
+    }
+}
+
+/// See [`Stack::shrink`].
+struct Shrink<'a, D> {
     x: &'a [f32],
     stack: &'a Stack,
     out: &'a mut [f32],
+    kind: PhantomData<D>,
 }
 
-impl Kernel for Shrink<'_> {
+impl<'a> Shrink<'a, F32> {
+    fn of<D>(self) -> Shrink<'a, D> {
+        Shrink { x: self.x, stack: self.stack, out: self.out, kind: PhantomData }
+    }
+}
+
+#[expect(clippy::inline_always, reason = "compiled once per tier")]
+impl<D: Dense> Kernel for Shrink<'_, D> {
     type Output = ();
 
-    #[expect(clippy::inline_always, reason = "compiled once per tier")]
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { x, stack, out } = self;
-        let stride = padded_inputs(stack.inputs);
-        let (whole, rest) = x.as_chunks::<LANES>();
-        let mut last = [0.0; LANES];
-        last[..rest.len()].copy_from_slice(rest);
-        for (four, out) in out.chunks_mut(4).enumerate() {
-            let mut acc = [simd.splat(0.0); 4];
-            // The last four rows of an odd rank repeat one; their sums are not kept.
-            let rows = [0, 1, 2, 3].map(|r| (four * 4 + r.min(out.len() - 1)) * stride);
-            for block in 0..stride / LANES {
-                let x = simd.load(whole.get(block).unwrap_or(&last));
-                for r in 0..4 {
-                    let a = stack.a.vector(simd, rows[r] + block * LANES);
-                    acc[r] = simd.fma(x, a, acc[r]);
+    fn run<S: Simd>(mut self, simd: S) {
+        let rows = self.x.len() / self.stack.inputs.max(1);
+        let mut row = 0;
+        // Numbers that are read once serve as many rows as there are registers for sums.
+        while row < rows {
+            if rows - row >= 4 && S::ACCUMULATORS >= 16 {
+                self.tile::<S, 4>(simd, row);
+                row += 4;
+            } else {
+                self.tile::<S, 1>(simd, row);
+                row += 1;
+            }
+        }
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl<D: Dense> Shrink<'_, D> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
+        const AT_ONCE: usize = 4;
+        let Stack { a, rank, inputs, .. } = self.stack;
+        let stride = padded_inputs(*inputs) * D::WIDTH;
+        let xs: [(&[[f32; LANES]], [f32; LANES]); R] = std::array::from_fn(|r| {
+            let (whole, rest) = self.x[(row + r) * inputs..][..*inputs].as_chunks::<LANES>();
+            let mut last = [0.0; LANES];
+            last[..rest.len()].copy_from_slice(rest);
+            (whole, last)
+        });
+        for first in (0..*rank).step_by(AT_ONCE) {
+            let mut acc = [[simd.splat(0.0); AT_ONCE]; R];
+            // The last rows of an odd rank are repeated; their sums are not kept.
+            let rows: [&[u8]; AT_ONCE] =
+                std::array::from_fn(|at| &a.raw()[(rank - 1).min(first + at) * stride..][..stride]);
+            for block in 0..stride / (LANES * D::WIDTH) {
+                let part = block * LANES * D::WIDTH..(block + 1) * LANES * D::WIDTH;
+                let a = [0, 1, 2, 3].map(|at| D::widen(simd, &rows[at][part.clone()]));
+                for r in 0..R {
+                    let (whole, last) = &xs[r];
+                    let x = simd.load(whole.get(block).unwrap_or(last));
+                    for at in 0..AT_ONCE {
+                        acc[r][at] = simd.fma(x, a[at], acc[r][at]);
+                    }
                 }
             }
-            for (out, acc) in out.iter_mut().zip(acc) {
-                *out = simd.sum(acc);
+            for (r, acc) in acc.into_iter().enumerate() {
+                let out = &mut self.out[(row + r) * rank..(row + r + 1) * rank];
+                for (out, acc) in out[first..].iter_mut().zip(acc) {
+                    *out = simd.sum(acc);
+                }
             }
         }
     }
 }
 
 impl LowRank {
-    /// `(shrunk B^T)` for 32 outputs from `column` on, in rank order, times the scale, added to `y`.
-    #[expect(clippy::inline_always, reason = "part of a kernel")]
-    #[inline(always)]
-    pub(super) fn expand<S: Simd>(
+    /// The part of B for the 32 outputs from `column` on.
+    fn panel(&self, column: usize) -> &[u8] {
+        let bytes = self.rank * COLUMNS * self.b.kind.width();
+        &self.b.raw()[column / COLUMNS * bytes..][..bytes]
+    }
+
+    /// Asks for what [`Self::expand`] will read: an adapter that few rows use is in no cache.
+    pub(super) fn prefetch(&self, column: usize) {
+        prefetch(self.panel(column));
+    }
+
+    /// Adds `scale * (shrunk B^T)`, summed in rank order, to `y`: outputs `column` to `column + 32` of some rows, whose
+    /// `shrunk` are `[rows, width]`.
+    pub(super) fn expand(
         &self,
-        simd: S,
-        shrunk: &[f32],
+        tier: Tier,
+        (shrunk, width): (&[f32], usize),
         column: usize,
-        y: [S::F; 2],
-    ) -> [S::F; 2] {
-        let stride = self.b.len() / self.rank;
-        let mut acc = [simd.splat(0.0); 2];
-        for (r, h) in shrunk[self.first..self.first + self.rank].iter().enumerate() {
-            let h = simd.splat(*h);
-            let at = r * stride + column;
-            acc[0] = simd.fma(h, self.b.vector(simd, at), acc[0]);
-            acc[1] = simd.fma(h, self.b.vector(simd, at + LANES), acc[1]);
+        y: &mut [[f32; COLUMNS]],
+    ) {
+        let expand = Expand::<F32> { low_rank: self, shrunk, width, column, y, kind: PhantomData };
+        match self.b.kind {
+            NumberType::F32 => tier.run(expand),
+            NumberType::F16 => tier.run(expand.of::<F16>()),
+            NumberType::BF16 => tier.run(expand.of::<Bf16>()),
         }
-        let scale = simd.splat(self.scale);
-        [simd.fma(acc[0], scale, y[0]), simd.fma(acc[1], scale, y[1])]
+    }
+}
+
+/// See [`LowRank::expand`].
+struct Expand<'a, D> {
+    low_rank: &'a LowRank,
+    shrunk: &'a [f32],
+    width: usize,
+    column: usize,
+    y: &'a mut [[f32; COLUMNS]],
+    kind: PhantomData<D>,
+}
+
+impl<'a> Expand<'a, F32> {
+    fn of<D>(self) -> Expand<'a, D> {
+        let Self { low_rank, shrunk, width, column, y, .. } = self;
+        Expand { low_rank, shrunk, width, column, y, kind: PhantomData }
+    }
+}
+
+#[expect(clippy::inline_always, reason = "compiled once per tier")]
+impl<D: Dense> Kernel for Expand<'_, D> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let rows = self.y.len();
+        let mut row = 0;
+        while row < rows {
+            if rows - row >= 8 && S::ACCUMULATORS >= 16 {
+                self.tile::<S, 8>(simd, row);
+                row += 8;
+            } else if rows - row >= 2 {
+                self.tile::<S, 2>(simd, row);
+                row += 2;
+            } else {
+                self.tile::<S, 1>(simd, row);
+                row += 1;
+            }
+        }
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl<D: Dense> Expand<'_, D> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
+        let LowRank { first, rank, scale, .. } = self.low_rank;
+        let panel = COLUMNS * D::WIDTH;
+        let shrunk: [&[f32]; R] =
+            std::array::from_fn(|r| &self.shrunk[(row + r) * self.width + first..][..*rank]);
+        let mut acc = [[simd.splat(0.0); 2]; R];
+        for (at, columns) in self.low_rank.panel(self.column).chunks_exact(panel).enumerate() {
+            let (left, right) = columns.split_at(LANES * D::WIDTH);
+            let b = [D::widen(simd, left), D::widen(simd, right)];
+            for r in 0..R {
+                let h = simd.splat(shrunk[r][at]);
+                acc[r] = [simd.fma(h, b[0], acc[r][0]), simd.fma(h, b[1], acc[r][1])];
+            }
+        }
+        let scale = simd.splat(*scale);
+        for (y, acc) in self.y[row..row + R].iter_mut().zip(acc) {
+            for (y, acc) in y.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
+                simd.store(simd.fma(acc, scale, simd.load(y)), y);
+            }
+        }
     }
 }
 

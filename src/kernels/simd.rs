@@ -64,12 +64,16 @@ pub trait Simd: Copy {
     fn splat_int(self, x: i32) -> Self::I;
     /// Adds to each lane of `sums` the two products of its signed 16-bit halves in `a` and `b`.
     fn dot(self, sums: Self::I, a: Self::I, b: Self::I) -> Self::I;
+    /// Adds to each lane of `sums` the four products of its unsigned bytes in `codes` with its signed bytes in `x`.
+    fn dot_bytes(self, sums: Self::I, codes: Self::I, x: Self::I) -> Self::I;
     /// `a + b`
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
     /// `-(v << shift)`
     fn negated_shift(self, v: Self::I, shift: u32) -> Self::I;
     /// Writes each lane's low half, the first of two as the low half of a word.
     fn store_shorts(self, v: Self::I, x: &mut [u32; LANES / 2]);
+    /// Writes each lane's low byte.
+    fn store_bytes(self, v: Self::I, x: &mut [u8; LANES]);
     /// Sixteen little-endian 32-bit words.
     fn load_words(self, x: &[u8; 4 * LANES]) -> Self::I;
     /// Sixteen bytes, each widened without a sign.
@@ -103,6 +107,19 @@ pub trait Simd: Copy {
         let p = self.fma(p, self.mul(r, r), self.add(r, self.splat(1.0)));
         self.scale_by_power(p, n)
     }
+}
+
+/// Asks for bytes that will soon be read.
+#[inline]
+pub(super) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction, and it reads nothing that a program can see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// A computation written against [`Simd`].

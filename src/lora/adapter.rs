@@ -6,7 +6,9 @@ use super::{Delta as FileDelta, Digest, Dtype, Manifest, Norm, Proj, Refusal, Si
 use crate::kernels::{
     dora::Change,
     linear::Projection,
-    lora::{Delta, LowRank, NumberType, Numbers, Slab, Stack, padded_inputs, padded_outputs},
+    lora::{
+        Delta, LowRank, NumberType, Numbers, Slab, Stack, padded_inputs, padded_outputs, place_in_b,
+    },
     panels::{Encoding, Panels},
 };
 
@@ -329,7 +331,7 @@ impl Builder<'_> {
         let mut b = self.slab.zeros(number_type(&delta.b), rank * padded_outputs(outputs));
         let mut values = delta.b.values();
         for output in 0..outputs {
-            let column = (output..).step_by(padded_outputs(outputs)).take(rank);
+            let column = (0..rank).map(|r| place_in_b(rank, r, output));
             column.zip(&mut values).for_each(|(at, value)| b.set(at, value));
         }
         let own = delta.bias.as_ref().map(|b| floats(b).into_iter().map(|b| b * scale).collect());

@@ -12,8 +12,8 @@ use crate::{
     kernels::{
         attention::{Attention, Half, Write},
         dora::Change,
-        elementwise::{RmsNorm, Rotate, SiluMul},
-        linear::{Linear, Precision, Projection},
+        elementwise::{Angles, GainRows, RmsNorm},
+        linear::{Input, Linear, Precision, Projection},
         lora::StackRows,
         panels::{Encoding, Panels},
         pool::Pool,
@@ -155,43 +155,39 @@ impl Llama {
         if step.sequences.iter().map(|s| s.rows.len()).sum::<usize>() != rows {
             candle_core::bail!("a step's sequences are not its {rows} rows");
         }
-        let angles = self.angles(step);
+        let (cos, sin) = self.angles(step);
+        let angles = Angles { cos: &cos, sin: &sin };
         let mut x = Tensor::from_vec(self.embed(step)?, (rows, hidden), &device)?;
         for layer in 0..self.spec.layers {
-            let a = self.norm(&x, step.lora, Norm::Attention(layer))?;
-            let a = self.attend(&a, step, &angles, (layer, kv))?;
-            x = self.linear_onto(&x, &a, step.lora, self.maps(layer, Inputs::O))?;
-            let f = self.norm(&x, step.lora, Norm::FeedForward(layer))?;
-            let f = self.linear(&f, step.lora, self.maps(layer, Inputs::GateUp))?;
-            let f = f.apply_op1_no_bwd(&SiluMul { tier: self.tier, pool: &self.pool })?;
-            x = self.linear_onto(&x, &f, step.lora, self.maps(layer, Inputs::Down))?;
+            let a = self.attend(&x, step, angles, (layer, kv))?;
+            let o = self.maps(layer, Inputs::O);
+            x = self.linear_onto(&x, &a, step.lora, Input::Rows, o)?;
+            let f = self.linear(&x, step.lora, Norm::FeedForward(layer), Inputs::GateUp)?;
+            let down = self.maps(layer, Inputs::Down);
+            x = self.linear_onto(&x, &f, step.lora, Input::Gated, down)?;
         }
         if step.sample.is_empty() {
             return Tensor::zeros((0, self.spec.vocab), x.dtype(), &device);
         }
         let sample = Tensor::from_slice(step.sample, step.sample.len(), &device)?;
         let x = if step.sample.len() == rows { x } else { x.index_select(&sample, 0)? };
-        let lora = step.lora.of_rows(step.sample);
-        let x = self.norm(&x, &lora, Norm::Final)?;
-        self.logits(&x, &lora)
+        self.logits(&x, &step.lora.of_rows(step.sample))
     }
 
     fn attend(
         &self,
         x: &Tensor,
         step: &Step<'_>,
-        (cos, sin): &(Vec<f32>, Vec<f32>),
+        angles: Angles<'_>,
         (layer, kv): (usize, &mut Kv),
     ) -> Result<Tensor> {
         let (heads, sequences) = (self.spec.heads, step.sequences);
-        let qkv = self.linear(x, step.lora, self.maps(layer, Inputs::Qkv))?;
-        let turned = heads.queries + heads.keys;
-        let rotate = Rotate { pool: &self.pool, cos, sin, head_dim: heads.dim, heads: turned };
-        let qkv = qkv.apply_op1_no_bwd(&rotate)?;
+        let qkv = self.linear(x, step.lora, Norm::Attention(layer), Inputs::Qkv)?;
         let (keys, values) = &kv.layers[layer];
-        keys.inplace_op2(&qkv, &Write { half: Half::Keys, heads, sequences })?;
-        values.inplace_op2(&qkv, &Write { half: Half::Values, heads, sequences })?;
-        let attention = Attention { tier: self.tier, pool: &self.pool, heads, sequences };
+        let write = |half| Write { half, heads, angles, sequences };
+        keys.inplace_op2(&qkv, &write(Half::Keys))?;
+        values.inplace_op2(&qkv, &write(Half::Values))?;
+        let attention = Attention { tier: self.tier, pool: &self.pool, heads, angles, sequences };
         qkv.apply_op3_no_bwd(keys, values, &attention)
     }
 
@@ -199,37 +195,47 @@ impl Llama {
         Maps { projections: self.weights.layers[layer].projections(inputs), layer, inputs }
     }
 
-    fn linear(&self, x: &Tensor, lora: &LoraBatch, maps: Maps<'_>) -> Result<Tensor> {
-        let stacks = lora.stacks(|adapter| adapter.stack(maps.layer, maps.inputs));
-        x.apply_op1_no_bwd(&self.op(maps.projections, &stacks))
+    /// The maps of a layer that take a normalisation of `x`.
+    fn linear(&self, x: &Tensor, lora: &LoraBatch, norm: Norm, inputs: Inputs) -> Result<Tensor> {
+        let (Norm::Attention(layer) | Norm::FeedForward(layer)) = norm else {
+            candle_core::bail!("{norm:?} is of no layer");
+        };
+        let stacks = lora.stacks(|adapter| adapter.stack(layer, inputs));
+        let gains = lora.gains(norm);
+        let projections = self.maps(layer, inputs).projections;
+        x.apply_op1_no_bwd(&self.op(Input::Norm(self.norm(norm, &gains)), projections, &stacks))
     }
 
-    /// The same, added to the residual stream.
+    /// Maps of `x`, added to the residual stream.
     fn linear_onto(
         &self,
         residual: &Tensor,
         x: &Tensor,
         lora: &LoraBatch,
+        input: Input<'_>,
         maps: Maps<'_>,
     ) -> Result<Tensor> {
         let stacks = lora.stacks(|adapter| adapter.stack(maps.layer, maps.inputs));
-        x.apply_op2_no_bwd(residual, &self.op(maps.projections, &stacks))
+        x.apply_op2_no_bwd(residual, &self.op(input, maps.projections, &stacks))
     }
 
-    fn op<'a>(&'a self, projections: &'a [Projection], stacks: &'a [StackRows<'a>]) -> Linear<'a> {
+    fn op<'a>(
+        &'a self,
+        input: Input<'a>,
+        projections: &'a [Projection],
+        stacks: &'a [StackRows<'a>],
+    ) -> Linear<'a> {
         let Self { tier, pool, precision, .. } = self;
-        Linear { tier: *tier, pool, precision: *precision, projections, stacks }
+        Linear { tier: *tier, pool, precision: *precision, input, projections, stacks }
     }
 
-    fn norm(&self, x: &Tensor, lora: &LoraBatch, norm: Norm) -> Result<Tensor> {
+    fn norm<'a>(&'a self, norm: Norm, gains: &'a [GainRows<'a>]) -> RmsNorm<'a> {
         let gain = match norm {
             Norm::Attention(layer) => &self.weights.layers[layer].attention_norm,
             Norm::FeedForward(layer) => &self.weights.layers[layer].feed_forward_norm,
             Norm::Final => &self.weights.norm,
         };
-        let gains = lora.gains(norm);
-        let (tier, pool, eps) = (self.tier, &self.pool, self.spec.eps);
-        x.apply_op1_no_bwd(&RmsNorm { tier, pool, gain, gains: &gains, eps })
+        RmsNorm { gain, gains, eps: self.spec.eps }
     }
 
     /// Rows `[rows, hidden]` of the embedding, each with its adapter's.
@@ -267,7 +273,7 @@ impl Llama {
         self.weights.head.as_ref().unwrap_or(&self.weights.embedding)
     }
 
-    /// `[rows, hidden] -> [rows, vocab]`; rows whose adapter brings a head of its own go through that.
+    /// `[rows, hidden] -> [rows, vocab]`, normalised first; rows whose adapter brings a head of its own go through that.
     fn logits(&self, x: &Tensor, lora: &LoraBatch) -> Result<Tensor> {
         let rows = x.dim(0)?;
         let mut parts = Vec::new();
@@ -278,7 +284,9 @@ impl Llama {
             let x = x.narrow(0, rows.start, rows.len())?;
             let lora = lora.part(rows);
             let stacks = lora.stacks(Adapter::head);
-            let op = self.op(std::slice::from_ref(head), &stacks);
+            let gains = lora.gains(Norm::Final);
+            let norm = Input::Norm(self.norm(Norm::Final, &gains));
+            let op = self.op(norm, std::slice::from_ref(head), &stacks);
             parts.push(x.apply_op1_no_bwd(&op)?);
             Ok(())
         };

@@ -1,57 +1,12 @@
 //! What the bytes of a panel mean, sixteen columns at a time.
 
 use super::{
-    super::simd::{LANES, Simd},
+    super::{
+        dense::words16,
+        simd::{LANES, Simd},
+    },
     BIT_PLANE, BYTE_PLANE, COLUMNS, GROUP, HALVES, NIBBLE_PLANE, OCTETS, SUPER,
 };
-
-/// A dense element type.
-pub(super) trait Dense {
-    const WIDTH: usize;
-    fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::F;
-}
-
-pub(super) struct F32;
-pub(super) struct F16;
-pub(super) struct Bf16;
-
-/// Sixteen little-endian 16-bit words.
-#[expect(clippy::inline_always, reason = "part of a kernel")]
-#[inline(always)]
-fn words16(bytes: &[u8]) -> &[u16; LANES] {
-    let bytes: &[u8; 2 * LANES] = bytes.try_into().expect("callers cut vectors");
-    // SAFETY: 32 readable bytes; panels are line-aligned and their halves at even offsets; x86-64 and aarch64 are little-endian.
-    unsafe { &*bytes.as_ptr().cast() }
-}
-
-#[expect(clippy::inline_always, reason = "part of a kernel")]
-impl Dense for F32 {
-    const WIDTH: usize = 4;
-    #[inline(always)]
-    fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::F {
-        let bytes: &[u8; 4 * LANES] = bytes.try_into().expect("callers cut vectors");
-        // SAFETY: 64 readable bytes at a multiple of four; any bits are an `f32`.
-        simd.load(unsafe { &*bytes.as_ptr().cast() })
-    }
-}
-
-#[expect(clippy::inline_always, reason = "part of a kernel")]
-impl Dense for F16 {
-    const WIDTH: usize = 2;
-    #[inline(always)]
-    fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::F {
-        simd.load_f16(words16(bytes))
-    }
-}
-
-#[expect(clippy::inline_always, reason = "part of a kernel")]
-impl Dense for Bf16 {
-    const WIDTH: usize = 2;
-    #[inline(always)]
-    fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::F {
-        simd.load_bf16(words16(bytes))
-    }
-}
 
 /// How a group's codes become values: `scale * code + offset`, exactly the file's arithmetic.
 pub(super) trait Scales {

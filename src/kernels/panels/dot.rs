@@ -1,14 +1,14 @@
-//! Products of codes with inputs rounded to sixteen bits, in integers.
+//! Products of codes with rounded inputs, in integers.
 //!
-//! The products of each group of 32 inputs are summed exactly and then scaled by the weights' scale of the group, and the sum
-//! of all groups, added up in their order, by the row's: `x · w = d_x * sum over groups of (d_w * sum(code * q) + offset *
-//! sum(q))`. No sum of a group reaches 2^28.
+//! The products of each group of 32 inputs are summed exactly and then scaled by the group's scales, and the sum of all
+//! groups, added up in their order, by the row's: `x · w = d_x * sum over groups of (d_w * d_g * sum(code * q) + offset * d_g *
+//! sum(q))`, where either `d_x` or all `d_g` are 1. No sum of a group reaches 2^28.
 
 use std::marker::PhantomData;
 
 use super::{
     super::{
-        quantize::{Sums, Tile},
+        quantize::{Bits, Sums, Tile},
         simd::{Kernel, LANES, Simd, Tier},
     },
     COLUMNS, Encoding, GROUP, Panels,
@@ -26,16 +26,28 @@ impl Panels {
         panel: usize,
         x: Tile<'_, R>,
     ) -> [[f32; COLUMNS]; R] {
+        match x.bits {
+            Bits::Eight => self.dots_of::<Quads, R>(tier, panel, x),
+            Bits::Sixteen => self.dots_of::<Pairs, R>(tier, panel, x),
+        }
+    }
+
+    fn dots_of<X: Inputs, const R: usize>(
+        &self,
+        tier: Tier,
+        panel: usize,
+        x: Tile<'_, R>,
+    ) -> [[f32; COLUMNS]; R] {
         let panel = self.panel(panel);
         match self.encoding {
-            Encoding::Q4_0 => tier.run(Coded::<Symmetric, Nibbles<0>, R>::new(panel, x)),
-            Encoding::Q4_1 => tier.run(Coded::<Affine, Nibbles<0>, R>::new(panel, x)),
-            Encoding::Q5_0 => tier.run(Coded::<Symmetric, Nibbles<1>, R>::new(panel, x)),
-            Encoding::Q5_1 => tier.run(Coded::<Affine, Nibbles<1>, R>::new(panel, x)),
-            Encoding::Q8_0 => tier.run(Coded::<Symmetric, Bytes, R>::new(panel, x)),
-            Encoding::Q4_K => tier.run(Coded::<Super, Nibbles<0>, R>::new(panel, x)),
-            Encoding::Q5_K => tier.run(Coded::<Super, Nibbles<1>, R>::new(panel, x)),
-            Encoding::Q6_K => tier.run(Coded::<Super16, Nibbles<2>, R>::new(panel, x)),
+            Encoding::Q4_0 => tier.run(Coded::<X, Symmetric, Nibbles<0>, R>::new(panel, x)),
+            Encoding::Q4_1 => tier.run(Coded::<X, Affine, Nibbles<0>, R>::new(panel, x)),
+            Encoding::Q5_0 => tier.run(Coded::<X, Symmetric, Nibbles<1>, R>::new(panel, x)),
+            Encoding::Q5_1 => tier.run(Coded::<X, Affine, Nibbles<1>, R>::new(panel, x)),
+            Encoding::Q8_0 => tier.run(Coded::<X, Symmetric, Bytes, R>::new(panel, x)),
+            Encoding::Q4_K => tier.run(Coded::<X, Super, Nibbles<0>, R>::new(panel, x)),
+            Encoding::Q5_K => tier.run(Coded::<X, Super, Nibbles<1>, R>::new(panel, x)),
+            Encoding::Q6_K => tier.run(Coded::<X, Super16, Nibbles<2>, R>::new(panel, x)),
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => {
                 unreachable!("callers ask whether weights are codes")
             }
@@ -43,21 +55,71 @@ impl Panels {
     }
 }
 
-/// A panel of one encoding for one tile. Each encoding is a kernel, and a function, of its own.
-struct Coded<'a, Q, C, const R: usize> {
-    panel: &'a [u8],
-    x: Tile<'a, R>,
-    encoding: PhantomData<(Q, C)>,
+/// How rounded inputs lie in words.
+trait Inputs {
+    /// In one word.
+    const IN_WORD: usize;
+    /// Whether each group has a scale.
+    const SCALED: bool;
+
+    /// Codes of inputs `8 * octet` to `8 * octet + 7`, as many in a lane as inputs in a word; where that is four, in the
+    /// first two vectors.
+    fn codes<S: Simd, C: Codes>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4];
+
+    /// Adds the products of codes with a word of inputs.
+    fn dot<S: Simd>(simd: S, sums: S::I, codes: S::I, x: S::I) -> S::I;
 }
 
-impl<'a, Q, C, const R: usize> Coded<'a, Q, C, R> {
+/// Two of sixteen bits.
+struct Pairs;
+/// Four of eight bits.
+struct Quads;
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Inputs for Pairs {
+    const IN_WORD: usize = 2;
+    const SCALED: bool = false;
+    #[inline(always)]
+    fn codes<S: Simd, C: Codes>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        C::pairs(simd, codes, octet, column)
+    }
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, sums: S::I, codes: S::I, x: S::I) -> S::I {
+        simd.dot(sums, codes, x)
+    }
+}
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Inputs for Quads {
+    const IN_WORD: usize = 4;
+    const SCALED: bool = true;
+    #[inline(always)]
+    fn codes<S: Simd, C: Codes>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        let none = simd.splat_int(0);
+        let quad = |half: usize| C::quad(simd, codes, octet * 2 + half, column);
+        [quad(0), quad(1), none, none]
+    }
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, sums: S::I, codes: S::I, x: S::I) -> S::I {
+        simd.dot_bytes(sums, codes, x)
+    }
+}
+
+/// A panel of one encoding for one tile. Each encoding is a kernel, and a function, of its own.
+struct Coded<'a, X, Q, C, const R: usize> {
+    panel: &'a [u8],
+    x: Tile<'a, R>,
+    encoding: PhantomData<(X, Q, C)>,
+}
+
+impl<'a, X, Q, C, const R: usize> Coded<'a, X, Q, C, R> {
     fn new(panel: &'a [u8], x: Tile<'a, R>) -> Self {
         Self { panel, x, encoding: PhantomData }
     }
 }
 
 #[expect(clippy::inline_always, reason = "compiled once per tier")]
-impl<Q: Scales, C: Codes, const R: usize> Kernel for Coded<'_, Q, C, R> {
+impl<X: Inputs, Q: Scales, C: Codes, const R: usize> Kernel for Coded<'_, X, Q, C, R> {
     type Output = [[f32; COLUMNS]; R];
 
     #[inline(always)]
@@ -66,15 +128,15 @@ impl<Q: Scales, C: Codes, const R: usize> Kernel for Coded<'_, Q, C, R> {
             unreachable!("tiles of a tier are at most so large");
         }
         let mut acc = [[simd.splat(0.0); 2]; R];
-        let rows = self.x.sums.iter().zip(self.x.pairs.as_chunks::<{ GROUP / 2 }>().0);
+        let rows = self.x.sums.iter().zip(self.x.words.chunks_exact(GROUP / X::IN_WORD));
         for (index, rows) in rows.enumerate() {
             let group = group::<Q, C>(self.panel, index);
             for run in 0..GROUP / Q::RUN {
                 if S::SUMS == 2 {
-                    Part::<2> { group, run, half: 0 }.add::<S, Q, C, R>(simd, rows, &mut acc);
+                    Part::<2> { group, run, half: 0 }.add::<X, S, Q, C, R>(simd, rows, &mut acc);
                 } else {
-                    Part::<1> { group, run, half: 0 }.add::<S, Q, C, R>(simd, rows, &mut acc);
-                    Part::<1> { group, run, half: 1 }.add::<S, Q, C, R>(simd, rows, &mut acc);
+                    Part::<1> { group, run, half: 0 }.add::<X, S, Q, C, R>(simd, rows, &mut acc);
+                    Part::<1> { group, run, half: 1 }.add::<X, S, Q, C, R>(simd, rows, &mut acc);
                 }
             }
         }
@@ -100,26 +162,24 @@ struct Part<'a, const H: usize> {
 impl<const H: usize> Part<'_, H> {
     /// `acc[r] += x[r] · w`, but for the scale of the row.
     #[inline(always)]
-    fn add<S: Simd, Q: Scales, C: Codes, const R: usize>(
+    fn add<X: Inputs, S: Simd, Q: Scales, C: Codes, const R: usize>(
         &self,
         simd: S,
-        (sums, pairs): (&[Sums; R], &[[u32; R]; GROUP / 2]),
+        (sums, words): (&[Sums; R], &[[u32; R]]),
         acc: &mut [[S::F; 2]; R],
     ) {
         let Self { group, run, half } = *self;
-        let dots = self.dots::<S, Q, C, R>(simd, sums, pairs);
+        let dots = self.dots::<X, S, Q, C, R>(simd, sums, words);
         for h in 0..H {
             let (column, from) = ((half + h) * LANES, (group.head, group.scales));
             let (scale, offset) = Q::read(simd, from, column, run, C::ZERO);
             for r in 0..R {
                 let acc = &mut acc[r][half + h];
+                let scale =
+                    if X::SCALED { simd.mul(scale, simd.splat(sums[r].scale)) } else { scale };
                 *acc = simd.fma(simd.to_float(dots[r][h]), scale, *acc);
                 if Q::MINIMUM {
-                    *acc = simd.fma(
-                        offset,
-                        simd.to_float(simd.splat_int(sum::<Q>(&sums[r], run))),
-                        *acc,
-                    );
+                    *acc = simd.fma(offset, simd.splat(sums[r].value), *acc);
                 }
             }
         }
@@ -127,12 +187,15 @@ impl<const H: usize> Part<'_, H> {
 
     /// `sum((code - zero) * x[r])`, where the zero is 0 for codes that have a minimum.
     #[inline(always)]
-    fn dots<S: Simd, Q: Scales, C: Codes, const R: usize>(
+    fn dots<X: Inputs, S: Simd, Q: Scales, C: Codes, const R: usize>(
         &self,
         simd: S,
         sums: &[Sums; R],
-        pairs: &[[u32; R]; GROUP / 2],
+        words: &[[u32; R]],
     ) -> [[S::I; H]; R] {
+        // Cut to what it is, so that the loops below need no checks.
+        let words = &words[..GROUP / X::IN_WORD];
+
         // A single chain of a few rows would wait for itself: integers add up to the same in any order.
         let chains = if R * H <= 4 { 2 } else { 1 };
         let mut dots = [[[simd.splat_int(0); H]; R]; 2];
@@ -145,14 +208,15 @@ impl<const H: usize> Part<'_, H> {
         for octet in self.run * Q::RUN / 8..(self.run + 1) * Q::RUN / 8 {
             let mut codes = [[simd.splat_int(0); 4]; H];
             for (h, codes) in codes.iter_mut().enumerate() {
-                *codes = C::pairs(simd, self.group.codes, octet, (self.half + h) * LANES);
+                *codes = X::codes::<S, C>(simd, self.group.codes, octet, (self.half + h) * LANES);
             }
-            for pair in 0..4 {
+            for word in 0..8 / X::IN_WORD {
                 for r in 0..R {
-                    let x = simd.splat_int(pairs[octet * 4 + pair][r].cast_signed());
+                    let x = words[octet * (8 / X::IN_WORD) + word][r].cast_signed();
+                    let x = simd.splat_int(x);
                     for h in 0..H {
-                        let dots = &mut dots[pair % chains][r][h];
-                        *dots = simd.dot(*dots, codes[h][pair], x);
+                        let dots = &mut dots[word % chains][r][h];
+                        *dots = X::dot(simd, *dots, codes[h][word], x);
                     }
                 }
             }

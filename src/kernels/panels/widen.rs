@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use super::{
-    super::simd::{LANES, Simd},
-    COLUMNS, Encoding, GROUP, Layout, Panels,
-    codes::{
-        Affine, Bf16, Bytes, Codes, Dense, F16, F32, Nibbles, Scales, Super, Super16, Symmetric,
-        group,
+    super::{
+        dense::{Bf16, Dense, F16, F32},
+        simd::{LANES, Simd},
     },
+    COLUMNS, Encoding, GROUP, Layout, Panels,
+    codes::{Affine, Bytes, Codes, Nibbles, Scales, Super, Super16, Symmetric, group},
 };
 
 /// What is done with weights that have been widened.

@@ -2,15 +2,16 @@
 
 use std::arch::x86_64::{
     __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
-    _mm_max_ps, _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128,
-    _mm256_castsi256_ps, _mm256_cmpeq_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
-    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32,
-    _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
-    _mm256_setzero_si256, _mm256_slli_epi32, _mm256_sllv_epi32, _mm256_srai_epi32,
-    _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
+    _mm_max_ps, _mm_max_ss, _mm_movehl_ps, _mm_packus_epi16, _mm_shuffle_ps, _mm_storeu_si128,
+    _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpeq_epi32,
+    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_extracti128_si256,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_ps,
+    _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_permute4x64_epi64,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256,
+    _mm256_slli_epi16, _mm256_slli_epi32, _mm256_sllv_epi32, _mm256_srai_epi16, _mm256_srai_epi32,
+    _mm256_srli_epi16, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
 };
 
 use super::{Avx2, LANES, Simd, with_features};
@@ -50,6 +51,20 @@ impl Simd for Avx2 {
         ))
     }
     #[inline(always)]
+    fn dot_bytes(self, sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        with_features!({
+            // `vpmaddubsw` saturates: bytes are widened to sixteen bits first.
+            let dot = |sums, codes, x| {
+                let low = _mm256_and_si256(codes, _mm256_set1_epi16(0xff));
+                let x_low = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
+                let high = _mm256_srli_epi16::<8>(codes);
+                let sums = _mm256_add_epi32(sums, _mm256_madd_epi16(low, x_low));
+                _mm256_add_epi32(sums, _mm256_madd_epi16(high, _mm256_srai_epi16::<8>(x)))
+            };
+            Halves(dot(sums.0, codes.0, x.0), dot(sums.1, codes.1, x.1))
+        })
+    }
+    #[inline(always)]
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
         with_features!(Halves(_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)))
     }
@@ -69,6 +84,17 @@ impl Simd for Avx2 {
             let packed = _mm256_packs_epi32(low(v.0), low(v.1));
             let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
             _mm256_storeu_si256(x.as_mut_ptr().cast(), ordered);
+        });
+    }
+    #[inline(always)]
+    fn store_bytes(self, v: Self::I, x: &mut [u8; LANES]) {
+        with_features!({
+            let low = |v| _mm256_and_si256(v, _mm256_set1_epi32(0xff));
+            let packed = _mm256_packs_epi32(low(v.0), low(v.1));
+            let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            let (left, right) =
+                (_mm256_castsi256_si128(ordered), _mm256_extracti128_si256::<1>(ordered));
+            _mm_storeu_si128(x.as_mut_ptr().cast(), _mm_packus_epi16(left, right));
         });
     }
 

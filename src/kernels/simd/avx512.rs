@@ -1,11 +1,11 @@
 //! [`Simd`] in vectors of 512 bits.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm_loadu_si128, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32,
-    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_div_ps,
-    _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    __m512, __m512i, _mm_loadu_si128, _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps,
+    _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32,
+    _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
     _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512,
     _mm512_reduce_max_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
     _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_epi32,
@@ -31,6 +31,10 @@ impl Simd for Avx512 {
         with_features!(dpwssd(sums, a, b))
     }
     #[inline(always)]
+    fn dot_bytes(self, sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        with_features!(dpbusd(sums, codes, x))
+    }
+    #[inline(always)]
     fn add_int(self, a: __m512i, b: __m512i) -> __m512i {
         with_features!(_mm512_add_epi32(a, b))
     }
@@ -44,6 +48,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn store_shorts(self, v: __m512i, x: &mut [u32; LANES / 2]) {
         with_features!(_mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(v)));
+    }
+    #[inline(always)]
+    fn store_bytes(self, v: __m512i, x: &mut [u8; LANES]) {
+        with_features!(_mm_storeu_si128(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v)));
     }
 
     #[inline(always)]
@@ -147,20 +155,27 @@ impl Simd for Avx512 {
     }
 }
 
-/// The intrinsic of this name in a chain is taken apart by LLVM (22 at least) into a product and a sum, which takes twice the
+/// Instructions whose intrinsics in a chain LLVM (22 at least) takes apart into a product and a sum, which takes twice the
 /// instructions to save a little latency that nothing here waits for.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn dpwssd(mut sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
-    // SAFETY: one instruction on registers, which this function's callers have proved.
-    unsafe {
-        std::arch::asm!(
-            "vpdpwssd {sums}, {a}, {b}",
-            sums = inout(zmm_reg) sums,
-            a = in(zmm_reg) a,
-            b = in(zmm_reg) b,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sums
+macro_rules! in_one {
+    ($name:ident, $instruction:literal) => {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        fn $name(mut sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: one instruction on registers, which this function's callers have proved.
+            unsafe {
+                std::arch::asm!(
+                    concat!($instruction, " {sums}, {a}, {b}"),
+                    sums = inout(zmm_reg) sums,
+                    a = in(zmm_reg) a,
+                    b = in(zmm_reg) b,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            sums
+        }
+    };
 }
+
+in_one!(dpwssd, "vpdpwssd");
+in_one!(dpbusd, "vpdpbusd");

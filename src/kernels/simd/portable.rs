@@ -26,6 +26,15 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
+    fn dot_bytes(self, sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        std::array::from_fn(|i| {
+            let products = codes[i].to_le_bytes().into_iter().zip(x[i].to_le_bytes());
+            products.fold(sums[i], |sum, (code, x)| {
+                sum.wrapping_add_signed(i32::from(code) * i32::from(x.cast_signed()))
+            })
+        })
+    }
+    #[inline(always)]
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
         std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }
@@ -36,6 +45,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn store_shorts(self, v: Self::I, x: &mut [u32; LANES / 2]) {
         *x = std::array::from_fn(|i| v[2 * i] & 0xffff | v[2 * i + 1] << 16);
+    }
+    #[inline(always)]
+    fn store_bytes(self, v: Self::I, x: &mut [u8; LANES]) {
+        *x = v.map(|word| word.to_le_bytes()[0]);
     }
 
     #[inline(always)]
