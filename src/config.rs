@@ -22,8 +22,8 @@ use clap::{Args, Command, builder::NonEmptyStringValueParser};
 use serde::Deserialize;
 
 pub use self::values::{
-    ByteSize, Count, Device, HeaderField, Hosts, Listen, LogFormat, ModelId, Precision, Span,
-    Switch,
+    ByteSize, Count, Device, HeaderField, Hosts, Kernels, Listen, LogFormat, ModelId, Precision,
+    Span, Switch,
 };
 use crate::catalog::{self, HubAccess};
 
@@ -97,6 +97,10 @@ pub struct Knobs {
     /// rounded to 8, faster and less exact; or exact, in 32-bit floats and slower [default: int16]
     #[arg(long, env = "CHORUS_PRECISION", value_name = "PRECISION")]
     precision: Option<Precision>,
+    /// Instructions to compute with: auto, avx512, avx2 or portable; all give the same answers
+    /// [default: auto]
+    #[arg(long, env = "CHORUS_KERNELS", value_name = "KERNELS")]
+    kernels: Option<Kernels>,
     /// Threads that compute [default: all cores]
     #[arg(long, env = "CHORUS_THREADS", value_name = "N")]
     threads: Option<Count>,
@@ -174,6 +178,7 @@ impl Knobs {
             prefix_cache: self.prefix_cache.or(under.prefix_cache),
             device: self.device.or(under.device),
             precision: self.precision.or(under.precision),
+            kernels: self.kernels.or(under.kernels),
             threads: self.threads.or(under.threads),
             adapter_header: self.adapter_header.or(under.adapter_header),
             adapter_cache_bytes: self.adapter_cache_bytes.or(under.adapter_cache_bytes),
@@ -283,6 +288,8 @@ pub struct Engine {
     pub device: Device,
     /// How a quantized base is computed.
     pub precision: Precision,
+    /// The instructions it is computed with.
+    pub kernels: Kernels,
     /// Threads that compute.
     pub threads: NonZeroUsize,
     /// Memory for keys and values.
@@ -443,6 +450,7 @@ impl Serve {
             engine: Engine {
                 device: knobs.device.unwrap_or_default(),
                 precision: knobs.precision.unwrap_or_default(),
+                kernels: knobs.kernels.unwrap_or_default(),
                 threads,
                 kv_bytes: knobs.kv_bytes.unwrap_or(KV),
                 prefix_cache: knobs.prefix_cache.is_none_or(|Switch(kept)| kept),
@@ -670,6 +678,7 @@ mod tests {
             (["--request-timeout", "soon"], "30s"),
             (["--device", "cuda:0"], "no CUDA"),
             (["--device", "tpu"], "auto or cpu"),
+            (["--kernels", "sse"], "auto, avx512, avx2 or portable"),
             (["--precision", "bf16"], "int8, int16 or exact"),
             (["--listen", "8080"], "127.0.0.1:8080"),
             (["--adapter-header", "X Adapter"], "X-Adapter"),

@@ -3,7 +3,11 @@
 use std::{error::Error, io, net::SocketAddr, path::PathBuf};
 
 use crate::{
-    adapter::ScanError, catalog::PullError, config::ConfigError, http, model, telemetry::BadFilter,
+    adapter::ScanError,
+    catalog::PullError,
+    config::{ConfigError, Kernels},
+    http, model,
+    telemetry::BadFilter,
     text,
 };
 
@@ -35,6 +39,8 @@ pub(crate) enum CliError {
         path.display()
     )]
     Vocabulary { path: PathBuf, tokenizer: usize, network: usize },
+    #[error("kernels = {asked} are not what this processor can run: choose auto or one of {known}")]
+    Kernels { asked: Kernels, known: String },
     #[error("max-context = {asked} is more than the {context} tokens of {base}: ask for less")]
     Context { asked: usize, context: usize, base: String },
     #[error(

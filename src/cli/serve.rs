@@ -142,6 +142,18 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
     Ok(Started { app, engine, plan })
 }
 
+/// The instructions asked for, if the processor has them.
+fn tier(asked: config::Kernels) -> Result<Tier, CliError> {
+    let available = Tier::available();
+    let found = available
+        .iter()
+        .find(|tier| asked == config::Kernels::Auto || tier.to_string() == asked.to_string());
+    found.copied().ok_or_else(|| {
+        let names: Vec<_> = available.iter().map(Tier::to_string).collect();
+        CliError::Kernels { asked, known: names.join(", ") }
+    })
+}
+
 /// Reads the base: its weights, then its tokenizer, because a model of another family is better
 /// refused for what it is than for its tokenizer. A network may have more tokens than its tokenizer:
 /// embeddings are padded to round numbers.
@@ -151,7 +163,8 @@ fn load(path: &Path, config: &config::Engine) -> Result<(Text, Llama), CliError>
         config::Precision::Int16 => Precision::Int16,
         config::Precision::Exact => Precision::Exact,
     };
-    let model = Llama::load(path, Tier::best(), config.threads.get(), precision)?;
+    let tier = tier(config.kernels)?;
+    let model = Llama::load(path, tier, config.threads.get(), precision)?;
     let text = if path.is_dir() { Text::from_dir(path) } else { Text::from_gguf(path) }?;
     let (tokenizer, network) = (text.vocab(), model.spec().vocab);
     if tokenizer > network {

@@ -62,6 +62,45 @@ impl FromStr for Precision {
     }
 }
 
+/// The instructions that kernels are computed with. All give the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernels {
+    /// The widest that the processor has.
+    #[default]
+    Auto,
+    /// AVX-512 with VNNI.
+    Avx512,
+    /// AVX2.
+    Avx2,
+    /// Plain code.
+    Portable,
+}
+
+impl FromStr for Kernels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "avx512" => Ok(Self::Avx512),
+            "avx2" => Ok(Self::Avx2),
+            "portable" => Ok(Self::Portable),
+            _ => Err("choose auto, avx512, avx2 or portable".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        })
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -404,9 +443,10 @@ deserialize_as_typed!(
     HeaderField,
     Hosts,
     Listen,
+    Kernels,
     LogFormat,
-    Precision,
     ModelId,
+    Precision,
     Span,
     Switch
 );

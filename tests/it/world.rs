@@ -36,9 +36,16 @@ pub(crate) fn name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
 }
 
+/// The instructions that are tested: `CHORUS_KERNELS`, as servers have it from there too, or the best.
+fn tier() -> Tier {
+    let asked = std::env::var("CHORUS_KERNELS").ok();
+    let is_asked = |tier: &Tier| asked.as_ref().is_none_or(|asked| tier.to_string() == *asked);
+    Tier::available().into_iter().find(is_asked).expect("the processor has what is asked for")
+}
+
 /// Loads a base that computes in `f32`, as references did.
 pub(crate) fn load(path: &Path) -> Llama {
-    Llama::load(path, Tier::best(), 2, Precision::Exact).unwrap_or_else(|why| panic!("{why}"))
+    Llama::load(path, tier(), 2, Precision::Exact).unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// Reads and builds a PEFT folder, and checks that it is as large as it was said to be.
