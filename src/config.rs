@@ -22,8 +22,8 @@ use clap::{Args, Command, builder::NonEmptyStringValueParser};
 use serde::Deserialize;
 
 pub use self::values::{
-    ByteSize, Count, Device, HeaderField, Hosts, Kernels, Listen, LogFormat, ModelId, Precision,
-    Span, Switch,
+    ByteSize, Count, Device, HeaderField, Hosts, Kernels, KvDtype, Listen, LogFormat, ModelId,
+    Precision, Span, Switch,
 };
 use crate::catalog::{self, HubAccess};
 
@@ -125,6 +125,10 @@ pub struct Knobs {
     /// Memory for keys and values, at most what max-running full contexts need [default: 512MiB]
     #[arg(long, env = "CHORUS_KV_BYTES", value_name = "SIZE")]
     kv_bytes: Option<ByteSize>,
+    /// Type of keys and values: f16; f32; or auto, f32 with exact precision and f16 otherwise
+    /// [default: auto]
+    #[arg(long, env = "CHORUS_KV_DTYPE", value_name = "TYPE")]
+    kv_dtype: Option<KvDtype>,
     /// Keep computed prefixes in memory for keys and values that nothing else needs, so that requests
     /// which begin alike are computed from where they differ [default: true]
     #[arg(long, env = "CHORUS_PREFIX_CACHE", value_name = "true|false")]
@@ -187,6 +191,7 @@ impl Knobs {
             adapter_slots: self.adapter_slots.or(under.adapter_slots),
             max_rank: self.max_rank.or(under.max_rank),
             kv_bytes: self.kv_bytes.or(under.kv_bytes),
+            kv_dtype: self.kv_dtype.or(under.kv_dtype),
             max_context: self.max_context.or(under.max_context),
             step_tokens: self.step_tokens.or(under.step_tokens),
             max_running: self.max_running.or(under.max_running),
@@ -294,6 +299,8 @@ pub struct Engine {
     pub threads: NonZeroUsize,
     /// Memory for keys and values.
     pub kv_bytes: ByteSize,
+    /// Their type.
+    pub kv_dtype: KvDtype,
     /// Whether computed prefixes are kept there.
     pub prefix_cache: bool,
     /// Most tokens of one sequence, where it is to be less than the model's.
@@ -453,6 +460,7 @@ impl Serve {
                 kernels: knobs.kernels.unwrap_or_default(),
                 threads,
                 kv_bytes: knobs.kv_bytes.unwrap_or(KV),
+                kv_dtype: knobs.kv_dtype.unwrap_or_default(),
                 prefix_cache: knobs.prefix_cache.is_none_or(|Switch(kept)| kept),
                 max_context: knobs.max_context.map(Count::get),
                 step_tokens: or(knobs.step_tokens, STEP_TOKENS),
@@ -678,6 +686,7 @@ mod tests {
             (["--request-timeout", "soon"], "30s"),
             (["--device", "cuda:0"], "no CUDA"),
             (["--device", "tpu"], "auto or cpu"),
+            (["--kv-dtype", "q8_0"], "auto, f16 or f32"),
             (["--kernels", "sse"], "auto, avx512, avx2 or portable"),
             (["--precision", "bf16"], "int8, int16 or exact"),
             (["--listen", "8080"], "127.0.0.1:8080"),

@@ -4,7 +4,11 @@
 
 use std::{cell::RefCell, fs, path::Path};
 
-use chorus::{kernels::simd::Tier, model::Llama, text::Text};
+use chorus::{
+    kernels::{linear::Precision, simd::Tier},
+    model::Llama,
+    text::Text,
+};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
@@ -35,7 +39,7 @@ fuzz_target!(|bytes: &[u8]| {
                 drop(fs::remove_file(path));
             }
         }
-        drop(Llama::load(folder.path(), Tier::best(), 1));
+        drop(Llama::load(folder.path(), Tier::best(), 1, Precision::default()));
         drop(Text::from_dir(folder.path()));
     });
 });

@@ -16,9 +16,9 @@ use chorus::{
     adapter::{self, Adapters, Folder, Rules},
     engine::{self, Engine},
     http::{self, App},
-    kernels::simd::Tier,
+    kernels::{linear::Precision, simd::Tier},
     lora::Limits,
-    model::Llama,
+    model::{KvType, Llama},
     text::Text,
 };
 use libfuzzer_sys::fuzz_target;
@@ -30,7 +30,7 @@ const ROUTES: [&str; 5] =
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("threads start"));
 static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/models/tied"));
-    let model = Arc::new(Llama::load(folder, Tier::best(), 1).expect("the fixture loads"));
+    let model = Arc::new(Llama::load(folder, Tier::best(), 1, Precision::default()).expect("the fixture loads"));
     let text = Text::from_dir(folder).expect("the fixture loads");
     let (limits, workers) = (Limits::default(), NonZeroUsize::MIN);
     let rules =
@@ -53,7 +53,7 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
         max_waiting: 8,
         slots: 4,
     };
-    let engine = Engine::start(model, settings).expect("threads start");
+    let engine = Engine::start(model, KvType::F16, settings).expect("threads start");
     let base = http::BaseModel { id: "tied".to_owned(), digest: "00".repeat(32), created: 0 };
     let app = App::new(base, text, adapters, engine, http::Settings::default());
     let listener = RUNTIME.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port is free");

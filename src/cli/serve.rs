@@ -22,7 +22,7 @@ use crate::{
     http,
     kernels::{linear::Precision, panels::Encoding, simd::Tier},
     lora::Limits,
-    model::{Kv, Llama, PAGE},
+    model::{Kv, KvType, Llama, PAGE},
     telemetry,
     text::Text,
 };
@@ -136,7 +136,8 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
         loaders: ADAPTER_LOADERS,
     };
     let adapters = Adapters::open(folder, base, settings);
-    let engine = Engine::start(model, engine_settings(&config.engine, kv))?;
+    let kv_type = kv_type(&config.engine, &model);
+    let engine = Engine::start(model, kv_type, engine_settings(&config.engine, kv))?;
     let settings = http_settings(config)?;
     let app = http::App::new(base_model, text, adapters, engine.clone(), settings);
     Ok(Started { app, engine, plan })
@@ -214,6 +215,14 @@ fn adapters_plan(adapters: &config::Adapters, folder: &Folder) -> plan::Adapters
     }
 }
 
+/// The type of keys and values; where 32-bit floats are computed with, they are kept.
+fn kv_type(config: &config::Engine, model: &Llama) -> KvType {
+    match (config.kv_dtype, model.precision()) {
+        (config::KvDtype::F32, _) | (config::KvDtype::Auto, Precision::Exact) => KvType::F32,
+        _ => KvType::F16,
+    }
+}
+
 /// How the memory for keys and values is cut into pages.
 fn kv_plan(config: &config::Engine, model: &Llama, base: &str) -> Result<plan::Kv, CliError> {
     let context = model.spec().context;
@@ -223,7 +232,8 @@ fn kv_plan(config: &config::Engine, model: &Llama, base: &str) -> Result<plan::K
         }
         asked => asked.unwrap_or(context),
     };
-    let page = Page { tokens: PAGE, bytes: Kv::page_bytes(model.spec()) as u64 };
+    let bytes = Kv::page_bytes(model.spec(), kv_type(config, model)) as u64;
+    let page = Page { tokens: PAGE, bytes };
     page.divide(config.kv_bytes.0, context, config.max_running).ok_or(CliError::NoPage {
         given: config.kv_bytes.0,
         tokens: page.tokens,

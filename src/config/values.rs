@@ -101,6 +101,31 @@ impl fmt::Display for Kernels {
     }
 }
 
+/// The type in which keys and values are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvDtype {
+    /// 32-bit floats where the base is computed exactly, half precision otherwise.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// Half precision.
+    F16,
+}
+
+impl FromStr for KvDtype {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            _ => Err("choose auto, f16 or f32".to_owned()),
+        }
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -444,6 +469,7 @@ deserialize_as_typed!(
     Hosts,
     Listen,
     Kernels,
+    KvDtype,
     LogFormat,
     ModelId,
     Precision,

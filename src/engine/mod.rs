@@ -51,7 +51,7 @@ pub use self::{
     stats::{Ends, Histogram, Stats},
     stream::TokenStream,
 };
-use crate::model::{Llama, PAGE};
+use crate::model::{KvType, Llama, PAGE};
 
 /// How large the engine is. Each number is at least 1; 0 is taken as 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,10 +108,14 @@ struct Shared {
 }
 
 impl Engine {
-    /// Starts the engine's thread with its own KV memory.
-    pub fn start(model: Arc<Llama>, settings: Settings) -> Result<Self, candle_core::Error> {
+    /// Starts the engine's thread with its own KV memory, of type `kv`.
+    pub fn start(
+        model: Arc<Llama>,
+        kv: KvType,
+        settings: Settings,
+    ) -> Result<Self, candle_core::Error> {
         let settings = settings.sound();
-        Self::over(Network::new(model, settings.pages)?, settings)
+        Self::over(Network::new(model, kv, settings.pages)?, settings)
     }
 
     /// Starts the engine's thread on any network with memory for `settings.pages`.

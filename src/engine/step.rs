@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     lora::{Adapter, LoraBatch},
-    model::{Kv, Llama, SequenceRows, Step},
+    model::{Kv, KvType, Llama, SequenceRows, Step},
 };
 
 /// What the worker asks of a network and its KV memory. The tests have one that can be computed by hand.
@@ -90,8 +90,8 @@ pub(crate) struct Network {
 
 impl Network {
     /// Takes the memory of `pages` KV pages.
-    pub(crate) fn new(llama: Arc<Llama>, pages: usize) -> candle_core::Result<Self> {
-        let kv = Kv::new(llama.spec(), pages, &Device::Cpu)?;
+    pub(crate) fn new(llama: Arc<Llama>, kv: KvType, pages: usize) -> candle_core::Result<Self> {
+        let kv = Kv::new(llama.spec(), kv, pages, &Device::Cpu)?;
         Ok(Self { llama, kv })
     }
 }

@@ -5,16 +5,21 @@
 //! position by position. A query walks the positions in blocks of 64 that begin at multiples of 64, with the running
 //! maximum and sum of online softmax (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135). What a
 //! query reads and in which order depends on its position alone, so decoding, any chunking of a prompt, and recomputation
-//! give the same bits.
+//! give the same bits. Keys and values are kept as `f32` or `f16`, and widened where they are read.
 
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
-use candle_core::{CpuStorage, CustomOp3, InplaceOp2, Layout, Result, Shape};
+use candle_core::{
+    CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Result, Shape, WithDType,
+    backend::BackendStorage,
+};
+use half::{f16, slice::HalfFloatSliceExt};
 
 use super::{
+    dense::{Dense, F16, F32, Number, bytes_of},
     elementwise::Angles,
     pool::{Disjoint, Pool},
-    simd::{Kernel, LANES, Simd, Tier},
+    simd::{Kernel, LANES, Simd, Tier, prefetch},
     slice_of,
 };
 
@@ -148,6 +153,9 @@ impl Half {
 
 /// Puts the keys, turned by their angles, or the values of a step's rows `[queries, keys, values]` into the cache.
 ///
+/// In a cache of `f16` each number is rounded to the nearest; beyond 65,504 that is infinite, and the row that has it, and
+/// those that see it, come out as no numbers.
+///
 /// Whatever does not fit is an error before the first number is written. It must not be a panic: that would poison the
 /// tensor's lock, and no later step could use the cache.
 #[derive(Debug)]
@@ -177,11 +185,39 @@ impl InplaceOp2 for Write<'_> {
         let heads = self.heads;
         let rows = rows_of(layout, heads)?;
         let x = slice_of(x, layout)?;
-        let cache = whole_mut(cache, cache_layout)?;
+        let Some((start, end)) = cache_layout.contiguous_offsets() else {
+            candle_core::bail!("the cache is one contiguous tensor")
+        };
+        match cache {
+            CpuStorage::F32(cache) => {
+                self.put(&mut cache[start..end], x, rows, 0.0, <[f32]>::copy_from_slice)
+            }
+            CpuStorage::F16(cache) => self.put(
+                &mut cache[start..end],
+                x,
+                rows,
+                f16::ZERO,
+                HalfFloatSliceExt::convert_from_f32_slice,
+            ),
+            other => candle_core::bail!("no cache of {:?}", BackendStorage::dtype(other)),
+        }
+    }
+}
+
+impl Write<'_> {
+    fn put<T: Copy>(
+        &self,
+        cache: &mut [T],
+        x: &[f32],
+        rows: usize,
+        zero: T,
+        convert: fn(&mut [T], &[f32]),
+    ) -> Result<()> {
+        let heads = self.heads;
         let lie = self.half.lie(heads);
         check(self.sequences, rows, cache.len() / lie.page)?;
         self.angles.check(rows, heads.dim)?;
-        let mut turned = vec![0.0; heads.dim];
+        let (mut turned, mut converted) = (vec![0.0; heads.dim], vec![zero; heads.dim]);
         for sequence in self.sequences {
             for row in sequence.rows.clone() {
                 let (page, place) = sequence.place(row);
@@ -192,8 +228,9 @@ impl InplaceOp2 for Write<'_> {
                         self.angles.turn(row, numbers, &mut turned);
                         numbers = &turned;
                     }
+                    convert(&mut converted, numbers);
                     let to = page[head * lie.head + place * lie.place..].iter_mut();
-                    to.step_by(lie.dim).zip(numbers).for_each(|(to, number)| *to = *number);
+                    to.step_by(lie.dim).zip(&converted).for_each(|(to, number)| *to = *number);
                 }
             }
         }
@@ -208,13 +245,6 @@ fn rows_of(layout: &Layout, heads: Heads) -> Result<usize> {
         candle_core::bail!("attention: rows of {width} where {heads:?} takes {}", heads.width());
     }
     Ok(rows)
-}
-
-fn whole_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
-        _ => candle_core::bail!("the cache is one contiguous f32 tensor"),
-    }
 }
 
 /// `softmax(q K^T / sqrt(dim)) V`, causal, with queries turned by their angles: rows `[queries, keys, values]` to `[rows, query heads * dim]`.
@@ -249,7 +279,40 @@ impl CustomOp3 for Attention<'_> {
         let heads = self.heads;
         let rows = rows_of(layout, heads)?;
         let x = slice_of(x, layout)?;
-        let (keys, values) = (slice_of(keys, keys_layout)?, slice_of(values, values_layout)?);
+        let y = match BackendStorage::dtype(keys) {
+            DType::F32 => {
+                let (keys, values) =
+                    (numbers::<f32>(keys, keys_layout)?, numbers(values, values_layout)?);
+                self.attend::<f32, F32>(x, rows, keys, values)?
+            }
+            DType::F16 => {
+                let (keys, values) =
+                    (numbers::<f16>(keys, keys_layout)?, numbers(values, values_layout)?);
+                self.attend::<f16, F16>(x, rows, keys, values)?
+            }
+            other => candle_core::bail!("no cache of {other:?}"),
+        };
+        Ok((CpuStorage::F32(y), (rows, heads.queries * heads.dim).into()))
+    }
+}
+
+/// All numbers of a cache.
+fn numbers<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
+        None => candle_core::bail!("the cache is one contiguous tensor"),
+    }
+}
+
+impl Attention<'_> {
+    fn attend<T: Number, D: Dense>(
+        &self,
+        x: &[f32],
+        rows: usize,
+        keys: &[T],
+        values: &[T],
+    ) -> Result<Vec<f32>> {
+        let heads = self.heads;
         let pages = (keys.len() / heads.key_page()).min(values.len() / heads.value_page());
         check(self.sequences, rows, pages)?;
         self.angles.check(rows, heads.dim)?;
@@ -263,40 +326,48 @@ impl CustomOp3 for Attention<'_> {
                 tasks.extend((0..heads.keys).map(|head| (sequence, rows.clone(), head)));
             }
         }
+        let (keys, values) = (bytes_of(keys), bytes_of(values));
         let out = Disjoint::new(&mut y);
         self.pool.run(tasks.len(), |task| {
             let (sequence, rows, head) = &tasks[task];
-            let mut tile = Tile {
-                heads,
-                x,
-                keys,
-                values,
-                sequence,
-                rows: rows.clone(),
-                head: *head,
-                queries: Vec::new(),
-            };
+            let (rows, head) = (rows.clone(), *head);
+            let cache = Cache::<D> { keys, values, kind: PhantomData };
+            let mut tile = Tile { heads, x, cache, sequence, rows, head, queries: Vec::new() };
             tile.turn(&self.angles);
             let group = heads.queries / heads.keys;
             let answers = self.tier.run(&tile);
             for (index, answer) in answers.chunks_exact(heads.padded_dim()).enumerate() {
-                let (row, query) = (rows.start + index / group, head * group + index % group);
+                let (row, query) = (tile.rows.start + index / group, head * group + index % group);
                 let at = row * stride + query * heads.dim;
                 // SAFETY: a row's query heads of one key head belong to this task alone.
                 let out = unsafe { out.part(at..at + heads.dim) };
                 out.copy_from_slice(&answer[..heads.dim]);
             }
         });
-        Ok((CpuStorage::F32(y), (rows, stride).into()))
+        Ok(y)
+    }
+}
+
+/// Keys and values of type `D`.
+struct Cache<'a, D> {
+    keys: &'a [u8],
+    values: &'a [u8],
+    kind: PhantomData<D>,
+}
+
+impl<D: Dense> Cache<'_, D> {
+    /// The keys of one head in a page that begins at number `at`, or its values: `len` numbers.
+    #[inline]
+    fn part(all: &[u8], at: usize, len: usize) -> &[u8] {
+        &all[at * D::WIDTH..(at + len) * D::WIDTH]
     }
 }
 
 /// A few rows of one sequence and the query heads of one key head.
-struct Tile<'a> {
+struct Tile<'a, D> {
     heads: Heads,
     x: &'a [f32],
-    keys: &'a [f32],
-    values: &'a [f32],
+    cache: Cache<'a, D>,
     sequence: &'a SequenceRows<'a>,
     rows: Range<usize>,
     head: usize,
@@ -311,7 +382,7 @@ struct Running {
     sum: f32,
 }
 
-impl Tile<'_> {
+impl<D> Tile<'_, D> {
     /// Query heads for each row.
     fn group(&self) -> usize {
         self.heads.queries / self.heads.keys
@@ -352,7 +423,7 @@ impl Tile<'_> {
 }
 
 #[expect(clippy::inline_always, reason = "compiled once per tier")]
-impl Kernel for &Tile<'_> {
+impl<D: Dense> Kernel for &Tile<'_, D> {
     /// `[rows * group, padded dim]`
     type Output = Vec<f32>;
 
@@ -398,7 +469,23 @@ impl Kernel for &Tile<'_> {
 }
 
 #[expect(clippy::inline_always, reason = "part of a kernel")]
-impl Tile<'_> {
+impl<D: Dense> Tile<'_, D> {
+    /// The keys `[dim, 16]` of this head in a page of a block.
+    #[inline(always)]
+    fn keys(&self, block: usize, page: usize) -> &[u8] {
+        let len = self.heads.dim * PAGE;
+        let at = self.page(block, page) * self.heads.key_page() + self.head * len;
+        Cache::<D>::part(self.cache.keys, at, len)
+    }
+
+    /// The values `[16, padded dim]` of this head in a page of a block.
+    #[inline(always)]
+    fn values(&self, block: usize, page: usize) -> &[u8] {
+        let len = PAGE * self.heads.padded_dim();
+        let at = self.page(block, page) * self.heads.value_page() + self.head * len;
+        Cache::<D>::part(self.cache.values, at, len)
+    }
+
     /// Takes one block of positions into the answers of queries `first` to `first + Q`.
     #[inline(always)]
     fn block<S: Simd, const Q: usize>(
@@ -408,6 +495,8 @@ impl Tile<'_> {
         first: usize,
         (states, answers): (&mut [Running], &mut [f32]),
     ) {
+        // They come while scores are computed: a sequence's cache is in no processor's.
+        (0..BLOCK_PAGES).for_each(|page| prefetch(self.values(block, page)));
         let scores = self.scores::<S, Q>(simd, block, first);
         let mut weights = [[0.0; BLOCK]; Q];
         let padded = self.heads.padded_dim();
@@ -453,20 +542,19 @@ impl Tile<'_> {
         first: usize,
     ) -> [[S::F; BLOCK_PAGES]; Q] {
         let Heads { dim, .. } = self.heads;
-        let keys: [&[[f32; PAGE]]; BLOCK_PAGES] = std::array::from_fn(|page| {
-            let at = self.page(block, page) * self.heads.key_page() + self.head * dim * PAGE;
-            self.keys[at..at + dim * PAGE].as_chunks::<PAGE>().0
-        });
+        let row = PAGE * D::WIDTH;
         // Cut to one length, so that the loop below needs no checks.
-        let keys = [&keys[0][..dim], &keys[1][..dim], &keys[2][..dim], &keys[3][..dim]];
+        let keys: [&[u8]; BLOCK_PAGES] =
+            std::array::from_fn(|page| &self.keys(block, page)[..dim * row]);
         let queries: [&[f32]; Q] = std::array::from_fn(|q| &self.query(first + q)[..dim]);
         let mut acc = [[simd.splat(0.0); BLOCK_PAGES]; Q];
         for d in 0..dim {
+            let own = d * row..(d + 1) * row;
             let keys = [
-                simd.load(&keys[0][d]),
-                simd.load(&keys[1][d]),
-                simd.load(&keys[2][d]),
-                simd.load(&keys[3][d]),
+                D::widen(simd, &keys[0][own.clone()]),
+                D::widen(simd, &keys[1][own.clone()]),
+                D::widen(simd, &keys[2][own.clone()]),
+                D::widen(simd, &keys[3][own]),
             ];
             for q in 0..Q {
                 let query = simd.splat(queries[q][d]);
@@ -528,15 +616,13 @@ impl Tile<'_> {
                 break;
             }
             let count = PAGE.min(end - start);
-            let values =
-                self.page(block, page) * self.heads.value_page() + self.head * PAGE * padded;
-            let values = &self.values[values..values + PAGE * padded];
+            let values = self.values(block, page);
             let seen_by_all = all.start <= start && start + count <= all.end;
             for place in 0..count {
-                let own = values[place * padded + at..][..V * LANES].as_chunks::<LANES>().0;
+                let own = &values[(place * padded + at) * D::WIDTH..][..V * LANES * D::WIDTH];
                 let mut value = [simd.splat(0.0); V];
-                for v in 0..V {
-                    value[v] = simd.load(&own[v]);
+                for (v, own) in own.chunks_exact(LANES * D::WIDTH).enumerate() {
+                    value[v] = D::widen(simd, own);
                 }
                 for q in 0..Q {
                     if seen_by_all || visible[q].contains(&(start + place)) {
@@ -632,8 +718,10 @@ mod tests {
 
     impl World {
         /// A cache of other people's leftovers, some of them not even numbers.
-        fn new(heads: Heads, pages: usize, threads: usize) -> Self {
-            let full = |shape| Tensor::full(f32::NAN, shape, &Device::Cpu).unwrap();
+        fn new(heads: Heads, dtype: DType, pages: usize, threads: usize) -> Self {
+            let full = |shape| {
+                Tensor::full(f32::NAN, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+            };
             let keys = full(heads.key_shape(pages));
             let values = full(heads.value_shape(pages));
             Self { heads, pool: Pool::new(threads).unwrap(), keys, values }
@@ -682,6 +770,7 @@ mod tests {
         #[test]
         fn any_chunking_in_any_company_gives_the_same_bits(
             heads in shape(),
+            dtype in prop::sample::select(vec![DType::F32, DType::F16]),
             seed: u64,
             lengths in (1_usize..150, 1_usize..70),
             cuts in prop::collection::vec(1_usize..60, 40),
@@ -692,14 +781,16 @@ mod tests {
                 (state >> 40) as f32 / (1 << 23) as f32 - 1.0
             };
             let mut sequence = |len: usize| -> Vec<Vec<f32>> {
-                (0..len).map(|_| (0..heads.width()).map(|_| unit() * 2.0).collect()).collect()
+                // Numbers that a cache of either type keeps as they are.
+                let mut number = || f16::from_f32(unit() * 2.0).to_f32();
+                (0..len).map(|_| (0..heads.width()).map(|_| number()).collect()).collect()
             };
             let rows = [sequence(lengths.0), sequence(lengths.1)];
             // Pages out of order, and of both sequences mixed.
             let pages: [Vec<u32>; 2] = [(0..10).map(|i| 2 * i + 1).rev().collect(), (0..10).map(|i| 2 * i).collect()];
             let tiers = Tier::available();
             let mut cuts = cuts.into_iter().cycle();
-            let together = World::new(heads, 20, 2);
+            let together = World::new(heads, dtype, 20, 2);
             let mut done = [0, 0];
             let mut got = [Vec::new(), Vec::new()];
             while done[0] < rows[0].len() || done[1] < rows[1].len() {
@@ -720,7 +811,7 @@ mod tests {
                 }
             }
             for i in 0..2 {
-                let alone = World::new(heads, 20, 1);
+                let alone = World::new(heads, dtype, 20, 1);
                 for (position, row) in rows[i].iter().enumerate() {
                     let sequences = [SequenceRows { rows: 0..1, position, pages: &pages[i] }];
                     let tier = tiers[position % tiers.len()];
@@ -742,7 +833,7 @@ mod tests {
             .flat_map(|w| Tier::available().into_iter().map(move |t| (w, t)))
         {
             let heads = Heads { queries: 1, keys: 1, dim: 16, window };
-            let world = World::new(heads, 3, 1);
+            let world = World::new(heads, DType::F32, 3, 1);
             let mut rows: Vec<Vec<f32>> =
                 (0_u8..40).map(|row| vec![f32::from(row) / 40.0; heads.width()]).collect();
             let sequences = [SequenceRows { rows: 0..40, position: 0, pages: &[2, 0, 1] }];
@@ -761,9 +852,8 @@ mod tests {
     #[test]
     fn a_step_that_does_not_fit_is_an_error_and_leaves_the_cache_usable() {
         let heads = Heads { queries: 2, keys: 1, dim: 4, window: None };
-        let world = World::new(heads, 2, 1);
-        let rows =
-            |width| Tensor::zeros((1, width), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let world = World::new(heads, DType::F32, 2, 1);
+        let rows = |width| Tensor::zeros((1, width), DType::F32, &Device::Cpu).unwrap();
         let cases = [
             (0..1, 16, &[0_u32][..], heads.width()),
             (0..2, 0, &[0], heads.width()),

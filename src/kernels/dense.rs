@@ -14,6 +14,18 @@ pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
 
+/// What a cache holds: numbers whose bytes are what [`Dense`] reads.
+pub(super) trait Number: Copy + Sync {}
+
+impl Number for f32 {}
+impl Number for half::f16 {}
+
+/// Numbers as their bytes.
+pub(super) fn bytes_of<T: Number>(numbers: &[T]) -> &[u8] {
+    // SAFETY: both types of number are plain bits without padding, and any bytes may be read.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+}
+
 /// Sixteen little-endian 16-bit words.
 #[expect(clippy::inline_always, reason = "part of a kernel")]
 #[inline(always)]

@@ -505,9 +505,8 @@ mod tests {
 
     use super::*;
     use crate::kernels::{
-        lora::{
-            LowRank, NumberType, Numbers, Slab, Stack, padded_inputs, padded_outputs, place_in_b,
-        },
+        lora::{LowRank, NumberType, Numbers, Stack, padded_inputs, padded_outputs, place_in_b},
+        memory::Slab,
         panels::{BadWeights, Encoding},
     };
 
@@ -598,8 +597,8 @@ mod tests {
     fn numbers(draw: &mut Draw, rows: usize, (len, padded): (usize, usize)) -> Numbers {
         let kinds = [NumberType::F32, NumberType::F16, NumberType::BF16];
         let kind = kinds[draw.below(3)];
-        let mut slab = Slab::new(Slab::bytes_of(kind, rows * padded)).unwrap();
-        let mut all = slab.zeros(kind, rows * padded);
+        let slab = Slab::new(Numbers::bytes_of(kind, rows * padded)).unwrap();
+        let mut all = Numbers::zeros(&slab, kind, rows * padded).unwrap();
         for row in 0..rows {
             for i in 0..len {
                 all.set(row * padded + i, draw.unit());

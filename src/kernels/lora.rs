@@ -3,13 +3,13 @@
 //! The sites that share an input (q, k, v; gate, up) share one stacked A, so that their inputs are read once. Ranks are
 //! what the adapter has, never padded to another's.
 
-use std::{io, marker::PhantomData, ops::Range, sync::Arc};
+use std::{io, marker::PhantomData, ops::Range};
 
 use half::{bf16, f16};
-use memmap2::{MmapMut, MmapRaw};
 
 use super::{
     dense::{Bf16, Dense, F16, F32},
+    memory::{Part, Slab},
     panels::COLUMNS,
     pool::Disjoint,
     simd::{Kernel, LANES, Simd, Tier, prefetch},
@@ -34,104 +34,50 @@ impl NumberType {
     }
 }
 
-/// The memory of one adapter: pages of its own, which go back to the system with it.
-///
-/// An adapter is hundreds of small matrices. Out of a common heap, a cache that loads and evicts them would leave holes,
-/// and the process would be larger than the cache's budget says.
-#[derive(Debug)]
-pub struct Slab {
-    pages: Arc<MmapRaw>,
-    bytes: usize,
-    used: usize,
-}
-
-impl Slab {
-    /// Room for [`Slab::bytes_of`] all numbers that will be taken; an error where the system has no memory for them.
-    pub fn new(bytes: usize) -> io::Result<Self> {
-        let pages = MmapMut::map_anon(bytes.max(1))?;
-        Ok(Self { pages: Arc::new(pages.into()), bytes, used: 0 })
-    }
-
-    /// Bytes that so many numbers take: whole cache lines.
-    pub fn bytes_of(kind: NumberType, len: usize) -> usize {
-        (len * kind.width()).next_multiple_of(LINE)
-    }
-
-    /// So many zeros.
-    ///
-    /// # Panics
-    /// Where they do not fit.
-    pub fn zeros(&mut self, kind: NumberType, len: usize) -> Numbers {
-        let bytes = Self::bytes_of(kind, len);
-        assert!(
-            bytes <= self.bytes - self.used,
-            "{bytes} more than {} of {}",
-            self.used,
-            self.bytes
-        );
-        // SAFETY: the map is at least `bytes` long, and the part ends within it by the assertion.
-        let start = unsafe { self.pages.as_mut_ptr().add(self.used) };
-        self.used += bytes;
-        Numbers { kind, start, len, pages: Arc::clone(&self.pages) }
-    }
-}
-
-/// Cache lines, at which numbers begin.
-const LINE: usize = 64;
-
 /// Numbers in the type they were trained in, widened when they are used.
 pub struct Numbers {
     kind: NumberType,
-    /// The first of `len` numbers, at a multiple of 64.
-    start: *mut u8,
-    len: usize,
-    /// Keeps the memory.
-    #[expect(dead_code, reason = "it is there to be dropped")]
-    pages: Arc<MmapRaw>,
+    part: Part,
 }
 
-// SAFETY: a `Numbers` is the only one that has its part of the pages, as a `Box` would be; the pages themselves are only
-// unmapped, by whoever drops the last part.
-unsafe impl Send for Numbers {}
-// SAFETY: as above; writing needs `&mut`.
-unsafe impl Sync for Numbers {}
-
 impl Numbers {
+    /// So many zeros.
+    ///
+    /// # Panics
+    /// Where they do not fit into a slab of known size.
+    pub fn zeros(slab: &Slab, kind: NumberType, len: usize) -> io::Result<Self> {
+        Ok(Self { kind, part: slab.take(len * kind.width())? })
+    }
+
+    /// Bytes of a slab that so many numbers take.
+    pub fn bytes_of(kind: NumberType, len: usize) -> usize {
+        Slab::bytes_of(len * kind.width())
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
-        self.len
+        self.part.len() / self.kind.width()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.part.is_empty()
     }
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        Slab::bytes_of(self.kind, self.len)
-    }
-
-    #[inline]
-    fn floats(&self) -> &[f32] {
-        assert!(self.kind == NumberType::F32, "callers look at the kind");
-        // SAFETY: `len` numbers of this width lie from `start` on, initialised to zero, and are borrowed as `self` is.
-        unsafe { std::slice::from_raw_parts(self.start.cast(), self.len) }
-    }
-
-    #[inline]
-    fn halves(&self) -> &[u16] {
-        assert!(self.kind != NumberType::F32, "callers look at the kind");
-        // SAFETY: as in `floats`.
-        unsafe { std::slice::from_raw_parts(self.start.cast(), self.len) }
+        Slab::bytes_of(self.part.len())
     }
 
     /// The number at `index`, widened.
+    ///
+    /// # Panics
+    /// Where there is no such number.
     pub fn get(&self, index: usize) -> f32 {
         match self.kind {
-            NumberType::F32 => self.floats()[index],
-            NumberType::F16 => f16::from_bits(self.halves()[index]).to_f32(),
-            NumberType::BF16 => bf16::from_bits(self.halves()[index]).to_f32(),
+            NumberType::F32 => f32::from_le_bytes(self.part.as_chunks().0[index]),
+            NumberType::F16 => f16::from_le_bytes(self.part.as_chunks().0[index]).to_f32(),
+            NumberType::BF16 => bf16::from_le_bytes(self.part.as_chunks().0[index]).to_f32(),
         }
     }
 
@@ -139,33 +85,27 @@ impl Numbers {
     ///
     /// # Panics
     /// Where there is no such number.
-    #[expect(clippy::cast_ptr_alignment, reason = "parts begin at multiples of 64")]
     pub fn set(&mut self, index: usize, value: f32) {
-        assert!(index < self.len, "number {index} of {}", self.len);
-        // SAFETY: within the part by the assertion, and borrowed mutably with `self`.
-        unsafe {
-            match self.kind {
-                NumberType::F32 => self.start.cast::<f32>().add(index).write(value),
-                NumberType::F16 => {
-                    self.start.cast::<u16>().add(index).write(f16::from_f32(value).to_bits());
-                }
-                NumberType::BF16 => {
-                    self.start.cast::<u16>().add(index).write(bf16::from_f32(value).to_bits());
-                }
+        match self.kind {
+            NumberType::F32 => self.part.as_chunks_mut().0[index] = value.to_le_bytes(),
+            NumberType::F16 => {
+                self.part.as_chunks_mut().0[index] = f16::from_f32(value).to_le_bytes();
+            }
+            NumberType::BF16 => {
+                self.part.as_chunks_mut().0[index] = bf16::from_f32(value).to_le_bytes();
             }
         }
     }
 
     /// All bytes, in the machine's order.
     fn raw(&self) -> &[u8] {
-        // SAFETY: the numbers lie from `start` on, initialised to zero, and are borrowed as `self` is.
-        unsafe { std::slice::from_raw_parts(self.start, self.len * self.kind.width()) }
+        &self.part
     }
 }
 
 impl std::fmt::Debug for Numbers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}[{}]", self.kind, self.len)
+        write!(f, "{:?}[{}]", self.kind, self.len())
     }
 }
 
@@ -463,17 +403,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slab_larger_than_all_memory_is_an_error() {
-        let refused = Slab::new(1 << 60).unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::OutOfMemory, "{refused}");
-    }
-
-    #[test]
     fn numbers_of_one_slab_do_not_touch() {
         let parts = [(NumberType::F32, 3), (NumberType::BF16, 5), (NumberType::F16, 40)];
-        let mut slab = Slab::new(parts.iter().map(|(kind, len)| Slab::bytes_of(*kind, *len)).sum());
-        let slab = slab.as_mut().unwrap();
-        let mut parts = parts.map(|(kind, len)| slab.zeros(kind, len));
+        let slab = Slab::new(parts.iter().map(|(kind, len)| Numbers::bytes_of(*kind, *len)).sum());
+        let slab = slab.unwrap();
+        let mut parts = parts.map(|(kind, len)| Numbers::zeros(&slab, kind, len).unwrap());
         for (value, part) in [1.0, 2.0, 3.0].into_iter().zip(&mut parts) {
             (0..part.len()).for_each(|at| part.set(at, value));
         }

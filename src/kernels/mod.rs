@@ -14,6 +14,7 @@ pub mod dora;
 pub mod elementwise;
 pub mod linear;
 pub mod lora;
+pub mod memory;
 pub mod panels;
 pub mod pool;
 mod quantize;

@@ -6,9 +6,8 @@ use super::{Delta as FileDelta, Digest, Dtype, Manifest, Norm, Proj, Refusal, Si
 use crate::kernels::{
     dora::Change,
     linear::Projection,
-    lora::{
-        Delta, LowRank, NumberType, Numbers, Slab, Stack, padded_inputs, padded_outputs, place_in_b,
-    },
+    lora::{Delta, LowRank, NumberType, Numbers, Stack, padded_inputs, padded_outputs, place_in_b},
+    memory::Slab,
     panels::{Encoding, Panels},
 };
 
@@ -250,18 +249,18 @@ impl Planned {
             planned.vectors += own * outputs * size_of::<f32>();
             if *site == Site::Embed {
                 let kind = embed_type(delta);
-                planned.numbers += Slab::bytes_of(kind, sites.vocab * delta.rank)
-                    + Slab::bytes_of(kind, sites.hidden * delta.rank);
+                planned.numbers += Numbers::bytes_of(kind, sites.vocab * delta.rank)
+                    + Numbers::bytes_of(kind, sites.hidden * delta.rank);
             } else {
                 let b = padded_outputs(outputs) * delta.rank;
-                planned.numbers += Slab::bytes_of(number_type(&delta.b), b);
+                planned.numbers += Numbers::bytes_of(number_type(&delta.b), b);
             }
         }
         for group in groups(sites) {
             let deltas: Vec<_> = group.iter().filter_map(|s| manifest.deltas.get(s)).collect();
             let rank: usize = deltas.iter().map(|delta| delta.rank).sum();
             let a = rank * padded_inputs(sites.dims(group[0]).0);
-            planned.numbers += Slab::bytes_of(common_type(&deltas), a);
+            planned.numbers += Numbers::bytes_of(common_type(&deltas), a);
         }
         let biases: usize = manifest.biases.keys().map(|site| sites.dims(*site).1).sum();
         planned.vectors += (biases + manifest.norms.len() * sites.hidden) * size_of::<f32>();
@@ -269,7 +268,7 @@ impl Planned {
             if *site == Site::Head {
                 planned.panels = Panels::bytes_of(encoding(view), (sites.vocab, sites.hidden));
             } else {
-                planned.numbers += Slab::bytes_of(number_type(view), view.len());
+                planned.numbers += Numbers::bytes_of(number_type(view), view.len());
             }
         }
         planned
@@ -293,6 +292,10 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    fn zeros(&self, kind: NumberType, len: usize) -> Numbers {
+        Numbers::zeros(&self.slab, kind, len).expect("it does not grow, and was planned for all")
+    }
+
     fn stack(&mut self, group: &[Site]) -> Result<Option<Stack>, Refusal> {
         let touched = |site: &Site| {
             self.manifest.deltas.contains_key(site) || self.manifest.biases.contains_key(site)
@@ -303,7 +306,7 @@ impl Builder<'_> {
         let (inputs, _) = self.sites.dims(group[0]);
         let deltas: Vec<_> = group.iter().filter_map(|s| self.manifest.deltas.get(s)).collect();
         let rank = deltas.iter().map(|delta| delta.rank).sum();
-        let mut a = self.slab.zeros(common_type(&deltas), rank * padded_inputs(inputs));
+        let mut a = self.zeros(common_type(&deltas), rank * padded_inputs(inputs));
         let mut sites = Vec::with_capacity(group.len());
         let mut first = 0;
         for site in group {
@@ -328,7 +331,7 @@ impl Builder<'_> {
         };
         let (_, outputs) = self.sites.dims(site);
         let (rank, scale) = (delta.rank, delta.scale);
-        let mut b = self.slab.zeros(number_type(&delta.b), rank * padded_outputs(outputs));
+        let mut b = self.zeros(number_type(&delta.b), rank * padded_outputs(outputs));
         let mut values = delta.b.values();
         for output in 0..outputs {
             let column = (0..rank).map(|r| place_in_b(rank, r, output));
@@ -357,11 +360,11 @@ impl Builder<'_> {
         let Some(delta) = self.manifest.deltas.get(&Site::Embed) else { return Ok(None) };
         let (rank, vocab, hidden) = (delta.rank, self.sites.vocab, self.sites.hidden);
         let kind = embed_type(delta);
-        let mut a = self.slab.zeros(kind, vocab * rank);
+        let mut a = self.zeros(kind, vocab * rank);
         for (at, value) in delta.a.values().enumerate() {
             a.set(at % vocab * rank + at / vocab, value);
         }
-        let mut b = self.slab.zeros(kind, rank * hidden);
+        let mut b = self.zeros(kind, rank * hidden);
         for (at, value) in delta.b.values().enumerate() {
             b.set(at % rank * hidden + at / rank, value);
         }
@@ -371,7 +374,7 @@ impl Builder<'_> {
 
     fn own_embedding(&mut self) -> Option<Numbers> {
         let view = self.manifest.replaced.get(&Site::Embed)?;
-        let mut all = self.slab.zeros(number_type(view), view.len());
+        let mut all = self.zeros(number_type(view), view.len());
         view.values().enumerate().for_each(|(at, value)| all.set(at, value));
         Some(all)
     }

@@ -1,9 +1,11 @@
 //! The keys and values of every sequence, in pages.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
+use half::{f16, vec::HalfBitsVecExt};
 
 use super::Spec;
 pub use crate::kernels::attention::PAGE;
+use crate::kernels::memory::keep_freed;
 
 /// Paged keys and values of all layers. Who owns which page is the scheduler's business.
 #[derive(Debug)]
@@ -13,27 +15,54 @@ pub struct Kv {
     pages: usize,
 }
 
+/// The type in which keys and values are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    /// 32-bit floats.
+    F32,
+    /// Half precision.
+    F16,
+}
+
+impl KvType {
+    fn width(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
 impl Kv {
     /// Room for `pages` pages of [`PAGE`] positions. Memory is taken as pages are first written.
-    pub fn new(spec: &Spec, pages: usize, device: &Device) -> Result<Self> {
-        let room = |(pages, heads, a, b): (usize, usize, usize, usize)| {
-            let values = [heads, a, b].into_iter().try_fold(pages, usize::checked_mul);
-            // Asked for first, because a tensor that does not fit would end the process.
-            let fits = values.is_some_and(|n| Vec::<f32>::new().try_reserve_exact(n).is_ok());
-            if fits {
-                Ok(())
-            } else {
-                candle_core::bail!("no memory for {pages} pages of keys and values")
+    pub fn new(spec: &Spec, kind: KvType, pages: usize, device: &Device) -> Result<Self> {
+        let heads = spec.heads;
+        let shapes = [heads.key_shape(pages), heads.value_shape(pages)];
+        // All is asked for first, because a tensor that does not fit would end the process.
+        let bytes = |(pages, heads, a, b): (usize, usize, usize, usize)| {
+            [heads, a, b, kind.width(), spec.layers].into_iter().try_fold(pages, usize::checked_mul)
+        };
+        let all =
+            shapes.into_iter().try_fold(0, |sum: usize, shape| sum.checked_add(bytes(shape)?));
+        if !all.is_some_and(|all| Vec::<u8>::new().try_reserve_exact(all).is_ok()) {
+            candle_core::bail!("no memory for {pages} pages of keys and values")
+        }
+        let tensor = |shape: (usize, usize, usize, usize)| {
+            let numbers = shape.0 * shape.1 * shape.2 * shape.3;
+            // Not candle's zeros: those of half precision are written one by one, and take all memory at once.
+            match kind {
+                KvType::F32 => Tensor::from_vec(vec![0.0_f32; numbers], shape, device),
+                KvType::F16 => {
+                    let zeros: Vec<f16> = vec![0_u16; numbers].reinterpret_into();
+                    Tensor::from_vec(zeros, shape, device)
+                }
             }
         };
-        room(spec.heads.key_shape(pages))?;
-        room(spec.heads.value_shape(pages))?;
-        let layer = |_| {
-            let keys = Tensor::zeros(spec.heads.key_shape(pages), DType::F32, device)?;
-            let values = Tensor::zeros(spec.heads.value_shape(pages), DType::F32, device)?;
-            Ok((keys, values))
-        };
-        Ok(Self { layers: (0..spec.layers).map(layer).collect::<Result<_>>()?, pages })
+        let layer = |_| Ok((tensor(shapes[0])?, tensor(shapes[1])?));
+        let layers = (0..spec.layers).map(layer).collect::<Result<_>>()?;
+        // From here on steps are computed. Before, memory that was given back would have been zeroed by hand, and so taken.
+        keep_freed();
+        Ok(Self { layers, pages })
     }
 
     /// How many pages there are.
@@ -42,8 +71,8 @@ impl Kv {
     }
 
     /// Bytes of one page over all layers.
-    pub fn page_bytes(spec: &Spec) -> usize {
+    pub fn page_bytes(spec: &Spec, kind: KvType) -> usize {
         let heads = spec.heads;
-        spec.layers * heads.keys * PAGE * (heads.dim + heads.padded_dim()) * size_of::<f32>()
+        spec.layers * heads.keys * PAGE * (heads.dim + heads.padded_dim()) * kind.width()
     }
 }

@@ -10,6 +10,7 @@ use super::{Layer, Llama, Spec, gguf, hugging_face, llama::Compute};
 use crate::{
     kernels::{
         linear::{Precision, Projection},
+        memory::Slab,
         panels::{BadWeights, Encoding, Panels},
         pool::Pool,
         simd::Tier,
@@ -25,6 +26,14 @@ pub enum LoadError {
     Threads {
         /// How many were asked for.
         threads: usize,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The system has no memory for it.
+    #[error("no memory for {}: {source}", path.display())]
+    Memory {
+        /// Which.
+        path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
@@ -130,10 +139,12 @@ impl Llama {
 
     fn assemble(spec: Spec, source: &dyn Source, compute: Compute) -> Result<Self, LoadError> {
         spec.check().map_err(|why| LoadError::Spec { path: source.path().to_owned(), why })?;
+        let slab = Slab::growing()
+            .map_err(|why| LoadError::Memory { path: source.path().to_owned(), source: why })?;
         let layers = {
             let slots: Vec<_> = (0..spec.layers).map(|_| std::sync::Mutex::new(None)).collect();
             compute.pool.run(spec.layers, |layer| {
-                let loaded = Reader { spec: &spec, source }.layer(layer);
+                let loaded = Reader { spec: &spec, source, slab: &slab }.layer(layer);
                 *slots[layer].lock().expect("each is locked once") = Some(loaded);
             });
             let taken = |slot: std::sync::Mutex<Option<Result<Layer, LoadError>>>| {
@@ -142,7 +153,7 @@ impl Llama {
             };
             slots.into_iter().map(taken).collect::<Result<Vec<_>, _>>()?
         };
-        let reader = Reader { spec: &spec, source };
+        let reader = Reader { spec: &spec, source, slab: &slab };
         reader.leave_nothing_over()?;
         let embedding = reader.projection(Site::Embed)?;
         let tied = source.may_tie() && source.tensor(Tensor::Weight(Site::Head))?.is_none();
@@ -157,6 +168,8 @@ impl Llama {
 struct Reader<'a> {
     spec: &'a Spec,
     source: &'a dyn Source,
+    /// Where its weights go.
+    slab: &'a Slab,
 }
 
 impl Reader<'_> {
@@ -226,7 +239,8 @@ impl Reader<'_> {
         };
         let stored = self.stored(tensor, &[outputs, inputs])?;
         let order = |row| self.source.row(site, row);
-        let weights = Panels::pack(stored.encoding, (outputs, inputs), stored.bytes, order)
+        let shape = (outputs, inputs);
+        let weights = Panels::pack_in(self.slab, stored.encoding, shape, stored.bytes, order)
             .map_err(|why: BadWeights| self.refuse(tensor, why.to_string()))?;
         let bias = sites.has_bias(site).then(|| self.bias(site, outputs)).transpose()?;
         Ok(Projection { weights: Arc::new(weights), bias })

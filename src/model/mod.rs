@@ -8,7 +8,7 @@ mod load;
 mod mapped;
 mod spec;
 
-pub use kv::{Kv, PAGE};
+pub use kv::{Kv, KvType, PAGE};
 use llama::{Layer, Weights};
 pub use llama::{Llama, Step};
 pub use load::LoadError;

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use chorus::{
     engine::{Engine, Event, Finish, Job, Lane, Sampling, Scope, Settings, TokenStream},
-    kernels::{linear::Precision, simd::Tier},
+    kernels::linear::Precision,
     lora::{Adapter, Lease},
-    model::{Llama, PAGE},
+    model::{KvType, Llama, PAGE},
 };
 use serde_json::Value;
 
-use crate::world::{adapter, base_gguf, fixtures, folders, json, name, shipped_adapters};
+use crate::world::{adapter, base_gguf, fixtures, folders, json, name, shipped_adapters, tier};
 
 const REQUESTS: usize = 64;
 /// How often all requests are made with each shape of the engine at most; once is nearly always enough.
@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_mins(2);
 
 /// The default base as it is served.
 fn load(threads: usize) -> Llama {
-    Llama::load(&base_gguf(), Tier::best(), threads, Precision::default()).unwrap()
+    Llama::load(&base_gguf(), tier(), threads, Precision::default()).unwrap()
 }
 
 /// A request that can be made again.
@@ -173,7 +173,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
     };
     let alone = Arc::new(load(2));
     let requests = requests(&alone);
-    let engine = Engine::start(alone, settings).unwrap();
+    let engine = Engine::start(alone, KvType::F16, settings).unwrap();
     let mut want = Vec::new();
     for request in &requests {
         want.push(bits(&collect(engine.submit(request.job()).unwrap()).await));
@@ -188,7 +188,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
         let settings =
             Settings { pages, step_tokens, max_running, keep_prefixes: true, ..settings };
         assert!(pages * PAGE >= 300, "the longest request fits");
-        let engine = Engine::start(llama, settings).unwrap();
+        let engine = Engine::start(llama, KvType::F16, settings).unwrap();
         // How requests meet is the threads' business: again, until they have met as is meant here.
         let mut met = false;
         for round in 0..ROUNDS {

@@ -11,7 +11,7 @@ use chorus::{
     catalog::{HubAccess, Progress},
     kernels::{linear::Precision, simd::Tier},
     lora::{Adapter, Base, BuildError, Digest, Limits, LoraBatch, peft},
-    model::{Kv, Llama, PAGE, SequenceRows, Step},
+    model::{Kv, KvType, Llama, PAGE, SequenceRows, Step},
 };
 use serde_json::Value;
 
@@ -37,7 +37,7 @@ pub(crate) fn name(path: &Path) -> &str {
 }
 
 /// The instructions that are tested: `CHORUS_KERNELS`, as servers have it from there too, or the best.
-fn tier() -> Tier {
+pub(crate) fn tier() -> Tier {
     let asked = std::env::var("CHORUS_KERNELS").ok();
     let is_asked = |tier: &Tier| asked.as_ref().is_none_or(|asked| tier.to_string() == *asked);
     Tier::available().into_iter().find(is_asked).expect("the processor has what is asked for")
@@ -71,7 +71,7 @@ pub(crate) struct Solo<'a> {
 impl<'a> Solo<'a> {
     pub(crate) fn new(llama: &'a Llama, adapter: Option<Arc<Adapter>>, most: usize) -> Self {
         let pages = most.div_ceil(PAGE);
-        let kv = Kv::new(llama.spec(), pages, &candle_core::Device::Cpu).unwrap();
+        let kv = Kv::new(llama.spec(), KvType::F32, pages, &candle_core::Device::Cpu).unwrap();
         let pages = (0..u32::try_from(pages).unwrap()).rev().collect();
         Self { llama, kv, pages, adapter, computed: 0 }
     }

@@ -15,6 +15,8 @@ mod dot;
 mod pack;
 mod widen;
 
+use super::memory::{Part, Slab};
+
 /// Outputs of one panel.
 pub const COLUMNS: usize = 32;
 /// Inputs of one group of a quantized panel.
@@ -86,6 +88,12 @@ pub enum BadWeights {
         /// Row of the file.
         row: usize,
     },
+    /// The system has no memory for them.
+    #[error("there is no memory for {bytes} bytes of weights")]
+    Memory {
+        /// What they take.
+        bytes: usize,
+    },
     /// More or fewer bytes than the shape takes.
     #[error("[{outputs}, {inputs}] as {encoding:?} takes {want} bytes and there are {got}")]
     Length {
@@ -102,17 +110,13 @@ pub enum BadWeights {
     },
 }
 
-/// One cache line; a vector of them is what makes panels start on one.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
 /// A weight matrix `[outputs, inputs]` in panels.
 pub struct Panels {
     encoding: Encoding,
     inputs: usize,
     outputs: usize,
-    lines: Vec<Line>,
+    /// Panel after panel, each of whole cache lines.
+    bytes: Part,
 }
 
 impl std::fmt::Debug for Panels {
@@ -122,37 +126,62 @@ impl std::fmt::Debug for Panels {
 }
 
 impl Panels {
-    /// Repacks rows in the file's `encoding`, one after the other; output `i` is row `order(i)` of the file.
+    /// Repacks rows in the file's `encoding`, one after the other, into memory of its own; output `i` is row `order(i)` of
+    /// the file.
     pub fn pack(
+        encoding: Encoding,
+        shape: (usize, usize),
+        rows: &[u8],
+        order: impl Fn(usize) -> usize,
+    ) -> Result<Self, BadWeights> {
+        Self::check(encoding, shape, rows)?;
+        let bytes = Self::bytes_of(encoding, shape);
+        let slab = Slab::new(bytes).map_err(|_| BadWeights::Memory { bytes })?;
+        Self::pack_in(&slab, encoding, shape, rows, order)
+    }
+
+    /// The same, into a part of a slab.
+    pub fn pack_in(
+        slab: &Slab,
         encoding: Encoding,
         (outputs, inputs): (usize, usize),
         rows: &[u8],
         order: impl Fn(usize) -> usize,
     ) -> Result<Self, BadWeights> {
+        let row_bytes = Self::check(encoding, (outputs, inputs), rows)?;
+        let layout = Layout::of(encoding);
+        let panel_bytes = Slab::bytes_of(layout.panel_bytes(inputs));
+        let all = outputs.div_ceil(COLUMNS) * panel_bytes;
+        let mut bytes = slab.take(all).map_err(|_| BadWeights::Memory { bytes: all })?;
+        for (panel, bytes) in bytes.chunks_exact_mut(panel_bytes.max(1)).enumerate() {
+            for column in 0..COLUMNS.min(outputs - panel * COLUMNS) {
+                let row = order(panel * COLUMNS + column);
+                let stored = &rows[row * row_bytes..(row + 1) * row_bytes];
+                if !layout.write_column(bytes, column, stored) {
+                    return Err(BadWeights::NotFinite { row });
+                }
+            }
+        }
+        Ok(Self { encoding, inputs, outputs, bytes })
+    }
+
+    /// Bytes of a row, where `rows` are of the shape.
+    fn check(
+        encoding: Encoding,
+        (outputs, inputs): (usize, usize),
+        rows: &[u8],
+    ) -> Result<usize, BadWeights> {
         let row_bytes = encoding.row_bytes(inputs).ok_or(BadWeights::Ragged {
             encoding,
             block: encoding.block().0,
             inputs,
         })?;
-        let want = row_bytes.saturating_mul(outputs);
-        if rows.len() != want {
-            let got = rows.len();
-            return Err(BadWeights::Length { encoding, outputs, inputs, want, got });
+        let (want, got) = (row_bytes.saturating_mul(outputs), rows.len());
+        if got == want {
+            Ok(row_bytes)
+        } else {
+            Err(BadWeights::Length { encoding, outputs, inputs, want, got })
         }
-        let layout = Layout::of(encoding);
-        let panel_lines = layout.panel_bytes(inputs).div_ceil(64);
-        let mut lines = vec![Line([0; 64]); outputs.div_ceil(COLUMNS) * panel_lines];
-        for (panel, lines) in lines.chunks_exact_mut(panel_lines.max(1)).enumerate() {
-            let panel_bytes = lines.as_flattened_bytes_mut();
-            for column in 0..COLUMNS.min(outputs - panel * COLUMNS) {
-                let row = order(panel * COLUMNS + column);
-                let stored = &rows[row * row_bytes..(row + 1) * row_bytes];
-                if !layout.write_column(panel_bytes, column, stored) {
-                    return Err(BadWeights::NotFinite { row });
-                }
-            }
-        }
-        Ok(Self { encoding, inputs, outputs, lines })
     }
 
     /// Bytes that weights `[outputs, inputs]` take once they are packed.
@@ -178,7 +207,7 @@ impl Panels {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * 64
+        self.bytes.len()
     }
 
     /// Panels of 32 outputs, the last one filled up with zeros.
@@ -193,8 +222,8 @@ impl Panels {
 
     /// The bytes of one panel.
     fn panel(&self, panel: usize) -> &[u8] {
-        let lines = self.lines.len() / self.count().max(1);
-        self.lines[panel * lines..(panel + 1) * lines].as_flattened_bytes()
+        let bytes = self.bytes.len() / self.count().max(1);
+        &self.bytes[panel * bytes..(panel + 1) * bytes]
     }
 
     /// Widens row `output` of `W` into `row [inputs]`.
@@ -206,24 +235,6 @@ impl Panels {
         assert!(output < self.outputs, "row {output} of {}", self.outputs);
         let layout = Layout::of(self.encoding);
         layout.read_column(self.panel(output / COLUMNS), output % COLUMNS, row);
-    }
-}
-
-/// Cache lines seen as bytes.
-trait FlattenedBytes {
-    fn as_flattened_bytes(&self) -> &[u8];
-    fn as_flattened_bytes_mut(&mut self) -> &mut [u8];
-}
-
-impl FlattenedBytes for [Line] {
-    fn as_flattened_bytes(&self) -> &[u8] {
-        // SAFETY: `Line` is 64 initialised bytes without padding.
-        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), size_of_val(self)) }
-    }
-
-    fn as_flattened_bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `Line` is 64 initialised bytes without padding, and any byte is valid in it.
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), size_of_val(self)) }
     }
 }
 
