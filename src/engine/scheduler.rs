@@ -26,6 +26,13 @@ use super::{
 /// 64 rows of a vocabulary of 50,000 are 13 MB.
 const SCORED_ROWS: usize = 64;
 
+/// Rows of a prompt beside few sequences that are being answered.
+///
+/// While others are answered, a prompt takes no more rows of a step than they do together, or than this: their next tokens
+/// come at half their pace and not after a whole chunk. Several prompts take so many each, or they would wait for each other
+/// while tokens are faster than anybody asked for.
+const PROMPT_ROWS: usize = 8;
+
 /// The sequences of one lane that want rows.
 #[derive(Debug, Default)]
 struct Queue {
@@ -187,12 +194,14 @@ impl Scheduler {
 
     /// The rows that are left, to all others: lanes share equally, and within one whoever was admitted first comes first.
     fn plan_prompts(&mut self, plan: &mut Plan) {
-        let rows = self.step_tokens.saturating_sub(plan.rows());
+        let answered = plan.rows();
+        let rows = self.step_tokens.saturating_sub(answered);
+        let most = if answered == 0 { rows } else { rows.min(answered.max(PROMPT_ROWS)) };
         let mut queues: BTreeMap<_, Queue> = BTreeMap::new();
         for sequence in self.running.iter().filter(|sequence| !plan.holds(sequence.id())) {
             let queue = queues.entry(sequence.lane()).or_default();
             queue.sequences.push(sequence.id());
-            queue.need += sequence.reach(SCORED_ROWS);
+            queue.need += sequence.reach(SCORED_ROWS).min(most);
         }
         let mut lanes: Vec<_> = in_turn(self.led, queues.keys().copied()).collect();
         lanes.truncate(rows);
@@ -202,7 +211,8 @@ impl Scheduler {
             for id in &queues[lane].sequences {
                 // None where an older one has preempted it meanwhile.
                 let index = self.running.iter().position(|sequence| sequence.id() == *id);
-                let wish = index.map_or(0, |index| self.running[index].reach(scores).min(share));
+                let wish =
+                    index.map_or(0, |index| self.running[index].reach(scores).min(share).min(most));
                 if let Some(index) = index.filter(|_| wish > 0)
                     && let Some(part) = self.take_rows(index, wish, plan)
                 {
@@ -651,7 +661,7 @@ mod tests {
         world.add(wish(0, 4, 20));
         world.step();
         world.add(wish(0, 100, 1));
-        for expected in [0..31, 31..62, 62..93] {
+        for expected in [0..8, 8..16, 16..24] {
             let plan = world.scheduler.plan();
             let rows: Vec<_> = plan.parts.iter().map(|part| part.rows.clone()).collect();
             assert_eq!((rows.len(), rows[0].len(), rows[1].clone()), (2, 1, expected));
@@ -659,6 +669,25 @@ mod tests {
             plan.parts.iter().for_each(|part| world.compute(part));
         }
         world.finish();
+    }
+
+    #[test]
+    fn a_prompt_takes_as_many_rows_as_answers_do_beside_it_and_all_where_there_are_none() {
+        let mut world = World::new(Settings { step_tokens: 64, max_running: 20, ..roomy() });
+        let prompts = |plan: &Plan| -> Vec<_> {
+            let prompts = plan.parts.iter().filter(|part| !part.is_decode());
+            prompts.map(|part| part.rows.len()).collect()
+        };
+        for _ in 0..12 {
+            world.add(wish(0, 2, 60));
+        }
+        world.step();
+        world.add(wish(1, 100, 1));
+        world.add(wish(2, 100, 1));
+        assert_eq!(prompts(&world.scheduler.plan()), [12, 12]);
+        let mut world = World::new(Settings { step_tokens: 64, ..roomy() });
+        world.add(wish(1, 100, 1));
+        assert_eq!(prompts(&world.scheduler.plan()), [64]);
     }
 
     #[test]
