@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -36,13 +37,18 @@ LARGE = {"heads": 32, "kv_heads": 8, "hidden": 2048, "kv": 512, "ffn": 8192, "la
 TIMEOUT = 1200
 
 
+SEEDS = itertools.count(1)
+
+
 def load(server: Server, concurrency, requests, adapters="", select=None, **options):
     """One run of loadgen.py. Fails loudly where a request fails: an error answered quickly is no throughput."""
     command = [sys.executable, ROOT / "benches" / "loadgen.py", "--url", server.url, "--model", "bench",
                "--concurrency", concurrency, "--requests", requests, "--timeout", TIMEOUT]  # fmt: skip
     if adapters:
         command += ["--adapters", adapters, "--select", select or server.select]
-    for key, value in {"gen": 64, "prompt-words": 64, "warmup": 1, **options}.items():
+    # Prompts that were not asked before: what a server keeps of earlier ones must not count.
+    options = {"gen": 64, "prompt-words": 64, "warmup": 1, "seed": next(SEEDS), **options}
+    for key, value in options.items():
         command += [f"--{key}", value]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
@@ -81,6 +87,8 @@ class Figures:
 
 def alone_and_in_company(side, model, shape, made, figures, quick):
     """The rows that rivals share."""
+    global SEEDS
+    SEEDS = itertools.count(1)
     name = side.name
     options = {} if isinstance(side, Chorus) else {"shape": shape}
     slow = not isinstance(side, Chorus)
@@ -133,8 +141,8 @@ def zipf(chorus, model, shape, figures):
             if row == "all resident":
                 touch(server, 1000)
             options = {"draw": "zipf", "zipf": 1.0}
-            load(server, 16, 64, "rand-%04d*1000", **options, seed=7)
-            result = load(server, 16, 128, "rand-%04d*1000", **options, seed=8)
+            load(server, 16, 64, "rand-%04d*1000", **options)
+            result = load(server, 16, 128, "rand-%04d*1000", **options)
             figures.add("1,000 adapters, Zipf 1.0, 16 streams, tok/s", row, result["tok_s"])
 
 
@@ -253,20 +261,25 @@ def number(value):
 
 def table(figures, sides):
     names = [side.name for side in sides]
-    rivals = [name for name in names if name != "chorus"]
-    lines = ["| | " + " | ".join(names) + " | ratio to the best | floor | aim |", "|---" * (len(names) + 4) + "|"]
+    rivals = [name for name in names if not name.startswith("chorus")]
+    ours = [name for name in names if name not in rivals]
+    head = ["", *names, *(f"{name} to the best rival" for name in ours), "floor", "aim"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row, higher, floor, aim in SHARED:
         medians = {name: figures.median(row, name) for name in names}
         others = [medians[name] for name in rivals if medians[name] is not None]
-        ratio = None
-        if medians.get("chorus") and others:
+
+        def ratio(ours):
+            if not (medians[ours] and others):
+                return "–"
             best = max(others) if higher else min(others)
-            ratio = medians["chorus"] / best if higher else best / medians["chorus"]
+            ratio = medians[ours] / best if higher else best / medians[ours]
+            return f"{ratio:.2f}x" + ("" if floor is None else " ✓" if ratio >= floor else " ✗")
+
         if any(value is not None for value in medians.values()):
             cells = [number(medians[name]) for name in names]
-            mark = "" if ratio is None or floor is None else " ✓" if ratio >= floor else " ✗"
-            shown = "–" if ratio is None else f"{ratio:.2f}x{mark}"
-            lines.append(f"| {row} | {' | '.join(cells)} | {shown} | {floor or '–'} | {aim or '–'} |")
+            ratios = [ratio(name) for name in names if name not in rivals]
+            lines.append(f"| {' | '.join([row, *cells, *ratios])} | {floor or '–'} | {aim or '–'} |")
     own = []
     for row, figure, other, higher, floor, aim in OWN:
         ours, theirs = figures.median(row, figure), figures.median(row, other)
@@ -307,6 +320,7 @@ def main():
     args = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     chorus = Chorus(args.chorus)
+    eight = Chorus(args.chorus, "chorus int8", ["--precision", "int8"])
     names = [name for name in args.rivals.split(",") if name]
     if unknown := set(names) - set(RIVALS):
         parser.error(f"no rival {', '.join(sorted(unknown))}; there are {', '.join(RIVALS)}")
@@ -323,7 +337,7 @@ def main():
         parser.error(f"{model} is not there: `cargo run --release -- pull smollm2-135m-instruct` fetches the default")
     shape = SMALL if args.shape == "135m" else LARGE
     made = adapters(16, shape, f"sixteen-{args.shape}")
-    figures, sides = Figures(), [chorus, *rivals]
+    figures, sides = Figures(), [chorus, eight, *rivals]
     parts = {
         "resident": lambda: resident(chorus, model, made, figures),
         "zipf": lambda: zipf(chorus, model, shape, figures),

@@ -92,10 +92,10 @@ class Server:
 
 
 class Chorus:
-    name = "chorus"
     select = "header:X-Adapter"
 
-    def __init__(self, binary=None):
+    def __init__(self, binary=None, name="chorus", options=()):
+        self.name, self.options = name, options
         self.binary = Path(binary) if binary else ROOT / "target" / "release" / "chorus"
 
     def install(self):
@@ -119,7 +119,7 @@ class Chorus:
                 os.link(file, folder / adapter.name / file.name)
         port = fresh_port()
         command = [self.binary, "serve", "--model", model, "--served-model-name", "bench", "--adapters", folder,
-                   "--listen", f"127.0.0.1:{port}", "--log", "warn", *extra]  # fmt: skip
+                   "--listen", f"127.0.0.1:{port}", "--log", "warn", *self.options, *extra]  # fmt: skip
         return Server(self.name, command, "/ready", port, self.select)
 
 
