@@ -51,6 +51,8 @@ fn linear(c: &mut Criterion) {
         ("gate-up", Encoding::Q4_1, 2 * 1536, 576),
         ("down", Encoding::Q4_1, 576, 1536),
         ("head", Encoding::Q8_0, 49152, 576),
+        ("gate-up-1b", Encoding::Q4_0, 2 * 8192, 2048),
+        ("down-1b", Encoding::Q4_K, 2048, 8192),
     ];
     for (name, encoding, outputs, inputs) in shapes {
         let bytes = Panels::bytes_of(encoding, (outputs, inputs));

@@ -50,8 +50,10 @@
 //! - candle's own matmul and reductions are not on the path. candle holds the tensors, reads GGUF, and dispatches our custom ops.
 //! - a 4-bit base stays 4-bit in memory. By default its codes are multiplied as integers with inputs that are rounded to 16
 //!   bits, each row by its own greatest magnitude: integer sums are exact in any order, and a row's rounding looks at that row
-//!   alone. With [`kernels::linear::Precision::Exact`] codes are widened in registers, and all arithmetic is what the
-//!   dequantized copy would have in `f32`. Weights that are not quantized, adapters and attention are `f32` in either.
+//!   alone. With [`kernels::linear::Precision::Int8`] they are rounded to 8 bits, each group of 32 by its own. With
+//!   [`kernels::linear::Precision::Exact`] codes are widened in registers, and all arithmetic is what the
+//!   dequantized copy would have in `f32`. Weights that are not quantized, adapters and attention are `f32` in any case; keys and
+//!   values are kept as `f16` unless all is exact.
 //!
 //! Because of that, a page of keys and values that is full serves every request that would compute the same: it is named by a
 //! SHA-256 over scope (a tenant's own), adapter and all tokens up to its end, and kept until its memory is needed, which is taken
@@ -73,7 +75,7 @@
 //! - The lease is a value of its own ([`lora::Lease`]) and not a bare `Arc`: whoever lent it must hear of its return, or a waiting
 //!   line could not move.
 //! - One tenant, `default`, exists so far. Everything that belongs to somebody is already keyed by [`tenant::TenantId`].
-//! - There is no `store`, no upload and no prefix cache yet, and no option that pretends otherwise.
+//! - There is no `store` and no upload yet, and no option that pretends otherwise.
 
 pub mod adapter;
 pub mod catalog;

@@ -13,7 +13,7 @@ use candle_core::{
     CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Result, Shape, WithDType,
     backend::BackendStorage,
 };
-use half::{f16, slice::HalfFloatSliceExt};
+use half::f16;
 
 use super::{
     dense::{Dense, F16, F32, Number, bytes_of},
@@ -189,35 +189,20 @@ impl InplaceOp2 for Write<'_> {
             candle_core::bail!("the cache is one contiguous tensor")
         };
         match cache {
-            CpuStorage::F32(cache) => {
-                self.put(&mut cache[start..end], x, rows, 0.0, <[f32]>::copy_from_slice)
-            }
-            CpuStorage::F16(cache) => self.put(
-                &mut cache[start..end],
-                x,
-                rows,
-                f16::ZERO,
-                HalfFloatSliceExt::convert_from_f32_slice,
-            ),
+            CpuStorage::F32(cache) => self.put(&mut cache[start..end], x, rows),
+            CpuStorage::F16(cache) => self.put(&mut cache[start..end], x, rows),
             other => candle_core::bail!("no cache of {:?}", BackendStorage::dtype(other)),
         }
     }
 }
 
 impl Write<'_> {
-    fn put<T: Copy>(
-        &self,
-        cache: &mut [T],
-        x: &[f32],
-        rows: usize,
-        zero: T,
-        convert: fn(&mut [T], &[f32]),
-    ) -> Result<()> {
+    fn put<T: Number>(&self, cache: &mut [T], x: &[f32], rows: usize) -> Result<()> {
         let heads = self.heads;
         let lie = self.half.lie(heads);
         check(self.sequences, rows, cache.len() / lie.page)?;
         self.angles.check(rows, heads.dim)?;
-        let (mut turned, mut converted) = (vec![0.0; heads.dim], vec![zero; heads.dim]);
+        let (mut turned, mut converted) = (vec![0.0; heads.dim], vec![T::ZERO; heads.dim]);
         for sequence in self.sequences {
             for row in sequence.rows.clone() {
                 let (page, place) = sequence.place(row);
@@ -228,7 +213,7 @@ impl Write<'_> {
                         self.angles.turn(row, numbers, &mut turned);
                         numbers = &turned;
                     }
-                    convert(&mut converted, numbers);
+                    T::convert(numbers, &mut converted);
                     let to = page[head * lie.head + place * lie.place..].iter_mut();
                     to.step_by(lie.dim).zip(&converted).for_each(|(to, number)| *to = *number);
                 }
@@ -401,7 +386,9 @@ impl<D> Tile<'_, D> {
             let (row, head) = (self.rows.start + index / group, self.head * group + index % group);
             let at = row * self.heads.width() + head * dim;
             angles.turn(row, &self.x[at..at + dim], turned);
-            turned.iter_mut().for_each(|query| *query *= scale);
+            for query in turned {
+                *query *= scale;
+            }
         }
     }
 
@@ -534,6 +521,7 @@ impl<D: Dense> Tile<'_, D> {
     }
 
     /// `q · K^T` for the 64 positions of a block, unmasked.
+    #[expect(clippy::needless_range_loop, reason = "a dimension is a place in queries and in keys")]
     #[inline(always)]
     fn scores<S: Simd, const Q: usize>(
         &self,

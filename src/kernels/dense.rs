@@ -1,5 +1,7 @@
 //! Numbers as files have them, sixteen at a time.
 
+use half::slice::HalfFloatSliceExt;
+
 use super::simd::{LANES, Simd};
 
 /// An element type.
@@ -15,10 +17,25 @@ pub(super) struct F16;
 pub(super) struct Bf16;
 
 /// What a cache holds: numbers whose bytes are what [`Dense`] reads.
-pub(super) trait Number: Copy + Sync {}
+pub(super) trait Number: Copy + Sync {
+    const ZERO: Self;
+    /// Rounds each to the nearest.
+    fn convert(numbers: &[f32], out: &mut [Self]);
+}
 
-impl Number for f32 {}
-impl Number for half::f16 {}
+impl Number for f32 {
+    const ZERO: Self = 0.0;
+    fn convert(numbers: &[f32], out: &mut [Self]) {
+        out.copy_from_slice(numbers);
+    }
+}
+
+impl Number for half::f16 {
+    const ZERO: Self = Self::ZERO;
+    fn convert(numbers: &[f32], out: &mut [Self]) {
+        out.convert_from_f32_slice(numbers);
+    }
+}
 
 /// Numbers as their bytes.
 pub(super) fn bytes_of<T: Number>(numbers: &[T]) -> &[u8] {

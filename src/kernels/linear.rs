@@ -340,12 +340,12 @@ impl PanelRows<'_> {
                     let shrunk = &self.prepared.shrunk;
                     let shrunk = shrunk.values(shrunk.place(index, stack, &run));
                     low_rank.expand(self.op.tier, (shrunk, stack.stack.rank), from, sums);
-                    each(sums, from, &low_rank.bias, |y, bias| *y += bias);
+                    each(sums, from, low_rank.bias.as_ref(), |y, bias| *y += bias);
                 }
-                each(sums, from, gain, |y, gain| *y *= gain);
+                each(sums, from, gain.as_ref(), |y, gain| *y *= gain);
                 bias = if own.is_some() { own } else { bias };
             }
-            each(sums, from, bias, |y, bias| *y += bias);
+            each(sums, from, bias.as_ref(), |y, bias| *y += bias);
             for (row, sums) in run.zip(sums) {
                 self.write(row, sums);
             }
@@ -372,7 +372,7 @@ impl PanelRows<'_> {
 fn each(
     sums: &mut [[f32; COLUMNS]],
     from: usize,
-    terms: &Option<Vec<f32>>,
+    terms: Option<&Vec<f32>>,
     apply: fn(&mut f32, f32),
 ) {
     if let Some(terms) = terms {

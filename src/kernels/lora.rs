@@ -191,7 +191,7 @@ impl Shrunk {
         Self { values: vec![0.0; len], starts }
     }
 
-    /// Its memory, to be filled by [`StackRows::shrink`].
+    /// Its memory, to be filled by [`Stack::shrink`].
     pub(super) fn room(&mut self) -> Disjoint<'_, f32> {
         Disjoint::new(&mut self.values)
     }
@@ -263,7 +263,6 @@ impl<D: Dense> Kernel for Shrink<'_, D> {
     }
 }
 
-#[expect(clippy::inline_always, reason = "part of a kernel")]
 impl<D: Dense> Shrink<'_, D> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {

@@ -185,7 +185,6 @@ impl Row<'_> {
 /// Sixteen bits; yields the scale.
 struct Shorts<'a>(Row<'a>);
 
-#[expect(clippy::inline_always, reason = "compiled once per tier")]
 impl Kernel for Shorts<'_> {
     type Output = f32;
 
@@ -227,7 +226,6 @@ impl Kernel for Shorts<'_> {
 /// Eight bits; yields 1.
 struct Bytes<'a>(Row<'a>);
 
-#[expect(clippy::inline_always, reason = "compiled once per tier")]
 impl Kernel for Bytes<'_> {
     type Output = f32;
 

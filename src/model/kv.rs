@@ -44,7 +44,7 @@ impl Kv {
         };
         let all =
             shapes.into_iter().try_fold(0, |sum: usize, shape| sum.checked_add(bytes(shape)?));
-        if !all.is_some_and(|all| Vec::<u8>::new().try_reserve_exact(all).is_ok()) {
+        if all.is_none_or(|all| Vec::<u8>::new().try_reserve_exact(all).is_err()) {
             candle_core::bail!("no memory for {pages} pages of keys and values")
         }
         let tensor = |shape: (usize, usize, usize, usize)| {

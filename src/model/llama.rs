@@ -161,10 +161,10 @@ impl Llama {
         for layer in 0..self.spec.layers {
             let a = self.attend(&x, step, angles, (layer, kv))?;
             let o = self.maps(layer, Inputs::O);
-            x = self.linear_onto(&x, &a, step.lora, Input::Rows, o)?;
+            x = self.linear_onto(&x, &a, step.lora, o)?;
             let f = self.linear(&x, step.lora, Norm::FeedForward(layer), Inputs::GateUp)?;
             let down = self.maps(layer, Inputs::Down);
-            x = self.linear_onto(&x, &f, step.lora, Input::Gated, down)?;
+            x = self.linear_onto(&x, &f, step.lora, down)?;
         }
         if step.sample.is_empty() {
             return Tensor::zeros((0, self.spec.vocab), x.dtype(), &device);
@@ -212,9 +212,9 @@ impl Llama {
         residual: &Tensor,
         x: &Tensor,
         lora: &LoraBatch,
-        input: Input<'_>,
         maps: Maps<'_>,
     ) -> Result<Tensor> {
+        let input = if maps.inputs == Inputs::Down { Input::Gated } else { Input::Rows };
         let stacks = lora.stacks(|adapter| adapter.stack(maps.layer, maps.inputs));
         x.apply_op2_no_bwd(residual, &self.op(input, maps.projections, &stacks))
     }

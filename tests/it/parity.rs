@@ -33,6 +33,15 @@ const EXACT: Nearness = Nearness {
 const INT16: Nearness =
     Nearness { arguments: &[], margin: 0.05, logprob: 0.02, perplexity: 4e-3, answer: 2e-3 };
 
+/// Inputs of products rounded to 8 bits, which is asked for: what llama.cpp's rounding moves.
+const INT8: Nearness = Nearness {
+    arguments: &["--precision", "int8"],
+    margin: 0.5,
+    logprob: 0.4,
+    perplexity: 0.06,
+    answer: 0.01,
+};
+
 const TOKENS: usize = 48;
 
 const NAMES: [&str; 9] = [
@@ -115,6 +124,11 @@ async fn rounded_inputs_change_no_token_that_the_reference_is_sure_of() {
     every_answer_is_near(INT16).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_bits_change_no_token_that_leads_by_half_a_logit() {
+    every_answer_is_near(INT8).await;
+}
+
 async fn every_answer_is_near(near: Nearness) {
     let server = Arc::new(Server::start(near.arguments));
     let mut prompts = Vec::new();
@@ -164,6 +178,11 @@ async fn exact_perplexities_are_the_references() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rounded_inputs_cost_next_to_no_perplexity() {
     perplexities_are_near(INT16).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_bits_cost_little_perplexity() {
+    perplexities_are_near(INT8).await;
 }
 
 async fn perplexities_are_near(near: Nearness) {

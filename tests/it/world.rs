@@ -37,6 +37,7 @@ pub(crate) fn name(path: &Path) -> &str {
 }
 
 /// The instructions that are tested: `CHORUS_KERNELS`, as servers have it from there too, or the best.
+#[expect(clippy::disallowed_methods, reason = "a test's own setting, and the server's")]
 pub(crate) fn tier() -> Tier {
     let asked = std::env::var("CHORUS_KERNELS").ok();
     let is_asked = |tier: &Tier| asked.as_ref().is_none_or(|asked| tier.to_string() == *asked);
