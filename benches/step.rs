@@ -31,9 +31,8 @@ fn step(c: &mut Criterion) {
     let tier = Tier::best();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     for precision in [Precision::Int8, Precision::Int16] {
-        let llama = Llama::load(&file, tier, threads, precision).unwrap_or_else(|why| {
-            panic!("{why}; `cargo run --release -- pull smollm2-135m-instruct` fetches it")
-        });
+        let llama = Llama::load(&file, tier, threads, precision)
+            .expect("`cargo run --release -- pull smollm2-135m-instruct` fetches it");
         let adapters = ADAPTERS.map(|name| adapter(root, name, &llama));
         let pages_each = BEHIND / PAGE + 256 / PAGE;
         let mut kv = Kv::new(llama.spec(), KvType::F16, 16 * pages_each, &Device::Cpu)
