@@ -570,6 +570,8 @@ mod tests {
             open = true
             device = "cpu"
             precision = "exact"
+            kernels = "portable"
+            kv-dtype = "f32"
             prefix-cache = false
             threads = 1
             adapter-header = "X-Voice"

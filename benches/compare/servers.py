@@ -29,6 +29,15 @@ def call(*command, log=None, **options):
         sys.exit(f"{' '.join(map(str, command))}\nfailed with {done.returncode}" + (f"; see {log}" if log else ""))
 
 
+def environment(home, *packages):
+    """A virtual environment in `home` with packages from PyPI; returns its programs' folder and the log."""
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "install.log"
+    call(sys.executable, "-m", "venv", home / "venv", log=log)
+    call(home / "venv/bin/pip", "install", "-q", *packages, log=log)
+    return home / "venv/bin", log
+
+
 def fresh_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -142,11 +151,7 @@ class LlamaCpp:
     def install(self):
         if self.installed():
             return
-        self.home.mkdir(parents=True, exist_ok=True)
-        log = self.home / "install.log"
-        call(sys.executable, "-m", "venv", self.home / "venv", log=log)
-        bin = self.home / "venv/bin"
-        call(bin / "pip", "install", "-q", "cmake", "ninja", "numpy", "gguf", "scikit-build-core", log=log)
+        bin, log = environment(self.home, "cmake", "ninja", "numpy", "gguf", "scikit-build-core")
         call(bin / "pip", "download", "-q", "--no-deps", "--no-binary=:all:", "--no-build-isolation", "-d", self.home,
              self.package, log=log)  # fmt: skip
         call("tar", "xzf", next(self.home.glob("llama_cpp_python-*.tar.gz")), "-C", self.home, log=log)
@@ -206,10 +211,7 @@ class Vllm:
     def install(self):
         if self.installed():
             return
-        self.home.mkdir(parents=True, exist_ok=True)
-        log = self.home / "install.log"
-        call(sys.executable, "-m", "venv", self.home / "venv", log=log)
-        call(self.home / "venv/bin/pip", "install", "-q", self.package, "gguf", log=log)
+        environment(self.home, self.package, "gguf")
 
     def installed(self):
         return (self.home / "venv/bin/vllm").exists()
@@ -246,10 +248,7 @@ class MistralRs:
     def install(self):
         if self.installed():
             return
-        self.home.mkdir(parents=True, exist_ok=True)
-        log = self.home / "install.log"
-        call(sys.executable, "-m", "venv", self.home / "venv", log=log)
-        call(self.home / "venv/bin/pip", "install", "-q", self.package, log=log)
+        environment(self.home, self.package)
 
     def installed(self):
         return (self.home / "venv/bin/mistralrs").exists()

@@ -430,6 +430,8 @@ impl<D: Dense> Kernel for &Tile<'_, D> {
             // Later rows see later positions, so the queries that see a block are consecutive.
             let Some(first) = (0..queries).find(sees) else { continue };
             let end = (first..queries).rfind(sees).map_or(first, |last| last + 1);
+            // They come while scores are computed: a sequence's cache is in no processor's.
+            (0..BLOCK_PAGES).for_each(|page| prefetch(self.values(block, page)));
             let mut query = first;
             while query < end {
                 let left = end - query;
@@ -482,8 +484,6 @@ impl<D: Dense> Tile<'_, D> {
         first: usize,
         (states, answers): (&mut [Running], &mut [f32]),
     ) {
-        // They come while scores are computed: a sequence's cache is in no processor's.
-        (0..BLOCK_PAGES).for_each(|page| prefetch(self.values(block, page)));
         let scores = self.scores::<S, Q>(simd, block, first);
         let mut weights = [[0.0; BLOCK]; Q];
         let padded = self.heads.padded_dim();
