@@ -94,7 +94,7 @@ pub struct Knobs {
     #[arg(long, env = "CHORUS_DEVICE", value_name = "DEVICE")]
     device: Option<Device>,
     /// How a quantized base is computed: int16, in integers with inputs rounded to 16 bits; int8,
-    /// rounded to 8, faster and less exact; or exact, in 32-bit floats and slower [default: int16]
+    /// rounded to 8, faster for many rows and less exact; or exact, in 32-bit floats and slower [default: int16]
     #[arg(long, env = "CHORUS_PRECISION", value_name = "PRECISION")]
     precision: Option<Precision>,
     /// Instructions to compute with: auto, avx512, avx2 or portable; all give the same answers

@@ -39,7 +39,9 @@ pub(crate) enum CliError {
         path.display()
     )]
     Vocabulary { path: PathBuf, tokenizer: usize, network: usize },
-    #[error("kernels = {asked} are not what this processor can run: choose auto or one of {known}")]
+    #[error(
+        "kernels = {asked}: this processor does not have these instructions; choose auto or one of {known}"
+    )]
     Kernels { asked: Kernels, known: String },
     #[error("max-context = {asked} is more than the {context} tokens of {base}: ask for less")]
     Context { asked: usize, context: usize, base: String },

@@ -28,9 +28,9 @@ const SCORED_ROWS: usize = 64;
 
 /// Rows of a prompt beside few sequences that are being answered.
 ///
-/// While others are answered, a prompt takes no more rows of a step than they do together, or than this: their next tokens
-/// come at half their pace and not after a whole chunk. Several prompts take so many each, or they would wait for each other
-/// while tokens are faster than anybody asked for.
+/// While others are answered, a prompt takes no more rows of a step than they do together, or than this, so that their next
+/// tokens come after about twice the time and not after a whole chunk; fewer than eight wait longer, or a prompt beside one
+/// answer would take for ever. Several prompts take so many each: a short one need not wait for a long one.
 const PROMPT_ROWS: usize = 8;
 
 /// The sequences of one lane that want rows.
@@ -116,10 +116,15 @@ impl Scheduler {
     pub(crate) fn plan(&mut self) -> Plan {
         let mut plan = Plan::default();
         self.plan_answers(&mut plan);
+        let rows = self.step_tokens.saturating_sub(plan.rows());
+        let most = match plan.rows() {
+            0 => rows,
+            answered => rows.min(answered.max(PROMPT_ROWS)),
+        };
         if !plan.crowded {
-            self.admit(self.step_tokens - plan.rows());
+            self.admit(rows, most);
         }
-        self.plan_prompts(&mut plan);
+        self.plan_prompts(&mut plan, most);
         plan.parts.sort_by_key(|part| part.adapter);
         plan
     }
@@ -192,11 +197,9 @@ impl Scheduler {
         }
     }
 
-    /// The rows that are left, to all others: lanes share equally, and within one whoever was admitted first comes first.
-    fn plan_prompts(&mut self, plan: &mut Plan) {
-        let answered = plan.rows();
-        let rows = self.step_tokens.saturating_sub(answered);
-        let most = if answered == 0 { rows } else { rows.min(answered.max(PROMPT_ROWS)) };
+    /// The rows that are left, to all others, `most` to each: lanes share equally, and within one whoever was admitted first comes first.
+    fn plan_prompts(&mut self, plan: &mut Plan, most: usize) {
+        let rows = self.step_tokens.saturating_sub(plan.rows());
         let mut queues: BTreeMap<_, Queue> = BTreeMap::new();
         for sequence in self.running.iter().filter(|sequence| !plan.holds(sequence.id())) {
             let queue = queues.entry(sequence.lane()).or_default();
@@ -263,10 +266,10 @@ impl Scheduler {
     ///
     /// A lane whose running prompts can fill the `rows` of this step is given no other: it would only hold a place
     /// that another lane can use.
-    fn admit(&mut self, rows: usize) {
+    fn admit(&mut self, rows: usize, most: usize) {
         self.slots.drain(self.waiting.overdue_adapters(&self.slots));
         while self.running.len() < self.max_running {
-            let open = |lane| self.backlog(lane) < rows;
+            let open = |lane| self.backlog(lane, most) < rows;
             let Some(place) = self.waiting.next(&self.slots, open) else { return };
             // Who lacks only pages holds everybody up, or the small would starve the large.
             if !self.waiting.get(place).is_some_and(|sequence| self.has_pages(sequence)) {
@@ -291,10 +294,11 @@ impl Scheduler {
         self.running.is_empty() || self.pages.free() > promised + next.new_pages(&self.pages)
     }
 
-    /// Rows that the prompts of a lane still need.
-    fn backlog(&self, lane: Lane) -> usize {
+    /// Rows that the prompts of a lane take of a step in which each may have `most`.
+    fn backlog(&self, lane: Lane, most: usize) -> usize {
         let prompts = self.running.iter().filter(|running| running.lane() == lane);
-        prompts.map(Sequence::pending).filter(|pending| *pending > 1).sum()
+        let pending = prompts.map(Sequence::pending).filter(|pending| *pending > 1);
+        pending.map(|pending| pending.min(most)).sum()
     }
 }
 
@@ -685,6 +689,13 @@ mod tests {
         world.add(wish(1, 100, 1));
         world.add(wish(2, 100, 1));
         assert_eq!(prompts(&world.scheduler.plan()), [12, 12]);
+        // One lane, and more pending rows than a step has: the second is let in all the same.
+        let mut world = World::new(Settings { step_tokens: 64, max_running: 20, ..roomy() });
+        world.add(wish(0, 2, 60));
+        world.step();
+        world.add(wish(1, 200, 1));
+        world.add(Wish { kind: 2, ..wish(1, 6, 1) });
+        assert_eq!(prompts(&world.scheduler.plan()), [8, 6]);
         let mut world = World::new(Settings { step_tokens: 64, ..roomy() });
         world.add(wish(1, 100, 1));
         assert_eq!(prompts(&world.scheduler.plan()), [64]);

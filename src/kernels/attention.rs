@@ -153,8 +153,8 @@ impl Half {
 
 /// Puts the keys, turned by their angles, or the values of a step's rows `[queries, keys, values]` into the cache.
 ///
-/// In a cache of `f16` each number is rounded to the nearest; beyond 65,504 that is infinite, and the row that has it, and
-/// those that see it, come out as no numbers.
+/// In a cache of `f16` each number is rounded to the nearest; beyond 65,504 that is infinite, and rows that see it come out as
+/// no numbers.
 ///
 /// Whatever does not fit is an error before the first number is written. It must not be a panic: that would poison the
 /// tensor's lock, and no later step could use the cache.
@@ -492,16 +492,20 @@ impl<D: Dense> Tile<'_, D> {
             let keep: [u16; BLOCK_PAGES] =
                 std::array::from_fn(|page| lanes(&visible, block * BLOCK + page * PAGE));
             let mut masked = scores;
+            // Zero, or not a number where a score that is seen is none or infinite.
+            let mut probe = simd.splat(0.0);
             let mut max = simd.splat(f32::NEG_INFINITY);
             for page in 0..BLOCK_PAGES {
                 masked[page] = simd.select(keep[page], scores[page], simd.splat(f32::NEG_INFINITY));
                 max = simd.max(max, masked[page]);
+                let seen = simd.select(keep[page], scores[page], simd.splat(0.0));
+                probe = simd.fma(seen, simd.splat(0.0), probe);
             }
             let max = simd.greatest(max);
             let state = &mut states[q];
             let max = state.max.max(max);
             let shift = simd.splat(-max);
-            let mut sum = simd.splat(0.0);
+            let mut sum = probe;
             let out = weights[q].as_chunks_mut::<PAGE>().0;
             for page in 0..BLOCK_PAGES {
                 let weight = simd.exp(simd.add(masked[page], shift));
@@ -834,6 +838,25 @@ mod tests {
             if window.is_some() {
                 assert_eq!(got[24..], want[24..], "out of their window, {tier}");
             }
+        }
+    }
+
+    /// The exponential is clamped, so that a score which is no number would have come out as one.
+    #[test]
+    fn a_key_that_half_precision_cannot_hold_makes_no_answer() {
+        let heads = Heads { queries: 1, keys: 1, dim: 16, window: None };
+        for (tier, key) in
+            Tier::available().into_iter().flat_map(|tier| [1e6, -1e6].map(|key| (tier, key)))
+        {
+            let world = World::new(heads, DType::F16, 3, 1);
+            let mut rows = vec![vec![0.5; heads.width()]; 40];
+            let sequences = [SequenceRows { rows: 0..40, position: 0, pages: &[2, 0, 1] }];
+            let want = world.step(tier, &rows, &sequences);
+            rows[20][heads.dim] = key;
+            let got = world.step(tier, &rows, &sequences);
+            assert_eq!(got[..20], want[..20], "{tier}");
+            let finite = got[20..].iter().flatten().filter(|x| x.is_finite()).count();
+            assert_eq!(finite, 0, "{tier}, {key}");
         }
     }
 

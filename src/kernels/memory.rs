@@ -2,7 +2,7 @@
 //!
 //! A step reads every weight once, so that with pages of 4 KiB the processor looks up as many addresses as it reads lines;
 //! with those of 2 MiB two threads read half as much again in a second. And what is not of a common heap goes back to the
-//! system whole: a cache of adapters would leave holes there, and the process would be larger than its budget says.
+//! system when it is dropped: a cache of adapters would leave holes there, and the process would be larger than its budget says.
 
 use std::{
     io,
@@ -115,7 +115,7 @@ impl std::fmt::Debug for Part {
     }
 }
 
-/// Tells the allocator to keep what a step gives back for the next one.
+/// Tells the allocator to keep what a step gives back for the next one. This is a setting of the whole process.
 ///
 /// A step's tensors are megabytes each. glibc takes such from the system one by one, and gives what is freed at a heap's end
 /// back: every step would have its memory zeroed page by page again, which costs a tenth of a prefill.

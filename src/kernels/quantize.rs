@@ -4,8 +4,8 @@
 //! large as their root mean square, so that what rounding adds is at most `sqrt(inputs) / 2^16` of that: for the 576 and
 //! 1,536 inputs of the default base some hundred times less than eight bits leave of it, whatever outliers there are.
 //!
-//! Eight: each group of 32 has a scale of its own (llama.cpp's `Q8_0`). A product costs half as much, and rounding moves
-//! perplexities of single tasks by two to four hundredths.
+//! Eight: each group of 32 has a scale of its own (llama.cpp's `Q8_0`). Products of many rows cost two thirds, and rounding
+//! moves perplexities of single tasks by up to five hundredths.
 //!
 //! A row's codes depend on that row alone.
 

@@ -35,6 +35,8 @@ impl KvType {
 
 impl Kv {
     /// Room for `pages` pages of [`PAGE`] positions. Memory is taken as pages are first written.
+    ///
+    /// From here on the process keeps freed memory ([`keep_freed`]): a step's tensors come and go.
     pub fn new(spec: &Spec, kind: KvType, pages: usize, device: &Device) -> Result<Self> {
         let heads = spec.heads;
         let shapes = [heads.key_shape(pages), heads.value_shape(pages)];
