@@ -16,13 +16,11 @@ import contextlib
 import datetime
 import itertools
 import json
-import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -59,6 +57,12 @@ def load(server: Server, concurrency, requests, adapters="", select=None, **opti
     return result
 
 
+def same_prompts():
+    """The next server is asked what the last one was."""
+    global SEEDS
+    SEEDS = itertools.count(1)
+
+
 def adapters(count, shape, folder):
     """`count` generated adapters of rank 16 on all linear maps."""
     out = WORK / "adapters" / folder
@@ -87,11 +91,9 @@ class Figures:
 
 def alone_and_in_company(side, model, shape, made, figures, quick):
     """The rows that rivals share."""
-    global SEEDS
-    SEEDS = itertools.count(1)
+    same_prompts()
     name = side.name
     options = {} if isinstance(side, Chorus) else {"shape": shape}
-    slow = not isinstance(side, Chorus)
     with side.start(model, **options) as server:
         load(server, 1, 1)
         figures.add("one stream, no adapter, tok/s", name, load(server, 1, 4)["tok_s"])
@@ -101,18 +103,16 @@ def alone_and_in_company(side, model, shape, made, figures, quick):
         if not quick:
             long = load(server, 1, 3, gen=1, **{"prompt-words": 2000})
             figures.add("TTFT of 2,000 tokens alone, ms", name, long["ttft_ms"]["50"])
-    first = "0" if isinstance(side, LlamaCpp) else "rand-0000"
     with side.start(model, made[:1], **options) as server:
-        names = "rand-%04d*1" if side.select == "llamacpp" else first
-        figures.add("one stream, an adapter, tok/s", name, load(server, 1, 4, names)["tok_s"])
+        figures.add("one stream, an adapter, tok/s", name, load(server, 1, 4, "rand-%04d*1")["tok_s"])
     with side.start(model, made, **options) as server:
         every = "rand-%04d*16"
         load(server, 1, 16, every, gen=1)
-        result = load(server, 16, 16 if slow else 48, every)
+        result = load(server, 16, 32, every)
         figures.add("16 streams, 16 adapters, tok/s", name, result["tok_s"])
         figures.add("median TTFT there, ms", name, result["ttft_ms"]["50"])
         if not quick:
-            poisson = load(server, 16, 12 if slow else 24, every, rate=0.5)
+            poisson = load(server, 16, 16, every, rate=0.5)
             figures.add("Poisson, 0.5 requests/s, 16 adapters, median TTFT, ms", name, poisson["ttft_ms"]["50"])
 
 
@@ -124,6 +124,7 @@ def touch(server, count):
 def resident(chorus, model, made, figures):
     """What adapters in memory cost those who do not ask for them."""
     for row, own in (("none", []), ("16 resident", made)):
+        same_prompts()
         with chorus.start(model, own) as server:
             if own:
                 touch(server, len(own))
@@ -133,9 +134,10 @@ def resident(chorus, model, made, figures):
 
 def zipf(chorus, model, shape, figures):
     """A thousand adapters, memory for 64 of them."""
-    many = adapters(1000, shape, "thousand")
+    many = adapters(1000, shape, f"thousand-{shape['hidden']}")
     one = sum(file.stat().st_size for file in many[0].iterdir())
     for row, budget in (("cache for 64", 64 * one), ("all resident", 1100 * one)):
+        same_prompts()
         with chorus.start(model, many, ["--adapter-cache-bytes", str(budget)]) as server:
             print(f"  {row}: ready after {server.start_s:.1f} s", file=sys.stderr)
             if row == "all resident":
@@ -309,7 +311,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--install", action="store_true", help="build chorus, fetch and build the rivals, and end")
-    add("--rivals", default="llama.cpp,vllm", help=f"of {', '.join(RIVALS)}; empty for none")
+    add("--rivals", default="llama.cpp,vllm", help=f"of {', '.join(RIVALS)}; empty for none, though llama.cpp's environment makes the adapters")
     add("--rounds", type=int, default=3)
     add("--chorus", type=Path, help="another binary than target/release/chorus")
     add("--model", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf")

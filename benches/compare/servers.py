@@ -5,6 +5,7 @@ Everything lies under target/compare/: a virtual environment and sources for eac
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -18,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "target" / "compare"
 HERE = Path(__file__).resolve().parent
-THREADS = os.cpu_count() or 1
+# Those that this process may use, and with it every server: what a machine has is another matter.
+THREADS = len(os.sched_getaffinity(0))
 
 
 def call(*command, log=None, **options):
@@ -80,10 +82,6 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
 
-    def cpu_seconds(self):
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def stop(self):
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
@@ -114,7 +112,9 @@ class Chorus:
         return self.binary.exists()
 
     def version(self):
-        return subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        version = subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        # The checkout's commit says nothing about a binary that was built from another.
+        return f"{version} (binary sha256 {hashlib.sha256(self.binary.read_bytes()).hexdigest()[:12]})"
 
     def start(self, model, adapters=(), extra=()):
         """`adapters` are PEFT folders; the server sees these and no others."""
@@ -128,7 +128,7 @@ class Chorus:
                 os.link(file, folder / adapter.name / file.name)
         port = fresh_port()
         command = [self.binary, "serve", "--model", model, "--served-model-name", "bench", "--adapters", folder,
-                   "--listen", f"127.0.0.1:{port}", "--log", "warn", *self.options, *extra]  # fmt: skip
+                   "--listen", f"127.0.0.1:{port}", "--log", "warn", "--threads", THREADS, *self.options, *extra]  # fmt: skip
         return Server(self.name, command, "/ready", port, self.select)
 
 

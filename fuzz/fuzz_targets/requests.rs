@@ -30,11 +30,11 @@ const ROUTES: [&str; 5] =
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("threads start"));
 static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/models/tied"));
-    let model = Arc::new(Llama::load(folder, Tier::best(), 1, Precision::default()).expect("the fixture loads"));
+    let model = Llama::load(folder, Tier::best(), 1, Precision::default());
+    let model = Arc::new(model.expect("the fixture loads"));
     let text = Text::from_dir(folder).expect("the fixture loads");
     let (limits, workers) = (Limits::default(), NonZeroUsize::MIN);
-    let rules =
-        Rules { sites: model.sites(), limits: &limits, reserved: &["base", "default"], workers };
+    let rules = Rules { base: &*model, limits: &limits, reserved: &["base", "default"], workers };
     let found = Folder::scan(&folder.join("adapters"), &rules).expect("the fixture is there");
     let base: Arc<dyn chorus::lora::Base> = Arc::<Llama>::clone(&model);
     let settings = adapter::Settings {
@@ -52,6 +52,7 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
         max_running: 4,
         max_waiting: 8,
         slots: 4,
+        keep_prefixes: true,
     };
     let engine = Engine::start(model, KvType::F16, settings).expect("threads start");
     let base = http::BaseModel { id: "tied".to_owned(), digest: "00".repeat(32), created: 0 };
