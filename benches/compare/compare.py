@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlparse
 
-from servers import HERE, RIVALS, ROOT, THREADS, WORK, Chorus, LlamaCpp, Server, call
+from servers import HERE, RIVALS, ROOT, THREADS, WORK, Chorus, LlamaCpp, MistralRs, Server, call
 
 sys.path.insert(0, str(ROOT / "benches"))
 import loadgen  # noqa: E402
@@ -97,9 +97,9 @@ def alone_and_in_company(side, model, shape, made, figures, quick):
     with side.start(model, **options) as server:
         load(server, 1, 1)
         figures.add("one stream, no adapter, tok/s", name, load(server, 1, 4)["tok_s"])
-        if name.startswith("mistral"):
-            return
         figures.add("16 streams, no adapter, tok/s", name, load(server, 16, 32)["tok_s"])
+        if isinstance(side, MistralRs):
+            return
         if not quick:
             long = load(server, 1, 3, gen=1, **{"prompt-words": 2000})
             figures.add("TTFT of 2,000 tokens alone, ms", name, long["ttft_ms"]["50"])

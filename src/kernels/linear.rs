@@ -6,7 +6,7 @@
 //! on its row, the weights and the adapter alone: not on how many rows there are, which of them share an adapter, or how many
 //! threads.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{borrow::Cow, mem::MaybeUninit, ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape};
 
@@ -161,8 +161,8 @@ impl Linear<'_> {
             panels.extend((0..projection.weights.count()).map(|panel| (site, panel, first)));
             first += projection.weights.outputs();
         }
-        let mut y = vec![0.0; rows * stride];
-        let out = Disjoint::new(&mut y);
+        let mut y = Vec::with_capacity(rows * stride);
+        let out = Disjoint::new(&mut y.spare_capacity_mut()[..rows * stride]);
         let blocks = rows.div_ceil(ROW_BLOCK);
         self.pool.run(panels.len() * blocks, |task| {
             // Neighbouring tasks share a panel, which the first of them has brought into the cache.
@@ -187,7 +187,22 @@ impl Linear<'_> {
                 None => self.tier.run(part),
             }
         });
+        // SAFETY: every task was done, and wrote the outputs of its panel for its rows: together all.
+        unsafe { y.set_len(rows * stride) };
         y
+    }
+
+    /// Does to rows what comes before the product: `[rows, width of a given row]` to `[rows, inputs]`.
+    fn change(&self, rows: &Range<usize>, given: &[f32], changed: &mut [f32]) {
+        let inputs = self.inputs();
+        let given = given.chunks_exact(self.input.width(inputs).max(1));
+        for ((row, x), y) in rows.clone().zip(given).zip(changed.chunks_exact_mut(inputs.max(1))) {
+            match self.input {
+                Input::Rows => y.copy_from_slice(x),
+                Input::Norm(norm) => norm.row(self.tier, row, x, y),
+                Input::Gated => silu_mul_row(self.tier, x, y),
+            }
+        }
     }
 
     /// The stack of `row` as its place in the list, and the row that it or its absence ends before.
@@ -244,33 +259,42 @@ impl<'a> Prepared<'a> {
             .collect();
         let (to, room) = (Disjoint::new(&mut changed), quantized.as_mut().map(Quantized::room));
         let values = shrunk.room();
-        op.pool.run(tiles.len(), |index| {
+        // Where there are fewer tiles than threads, those that would wait multiply with a share of A. They do to rows
+        // what is asked for once more: that costs less than to wait for each other once more.
+        let alone = op.stacks.is_empty();
+        let shares = if alone { 1 } else { op.pool.threads().div_ceil(tiles.len().max(1)) };
+        let as_it_is = matches!(op.input, Input::Rows) && alone && room.is_none();
+        let tasks = if as_it_is { 0 } else { tiles.len() * shares };
+        op.pool.run(tasks, |task| {
+            let (index, share) = (task / shares, task % shares);
             let rows = &tiles[index];
             let given = &x[rows.start * width..rows.end * width];
-            let x = if let Input::Rows = op.input {
-                given
-            } else {
-                // SAFETY: tiles are disjoint, and each is one task.
-                let changed = unsafe { to.part(rows.start * inputs..rows.end * inputs) };
-                for (place, row) in rows.clone().enumerate() {
-                    let x = &given[place * width..(place + 1) * width];
-                    let y = &mut changed[place * inputs..(place + 1) * inputs];
-                    match op.input {
-                        Input::Norm(norm) => norm.row(op.tier, row, x, y),
-                        Input::Rows | Input::Gated => silu_mul_row(op.tier, x, y),
-                    }
+            let mut again = Vec::new();
+            let x = match op.input {
+                Input::Rows => given,
+                Input::Norm(_) | Input::Gated => {
+                    let changed = if share == 0 {
+                        // SAFETY: tiles are disjoint, and the first share of each is one task.
+                        unsafe { to.part(rows.start * inputs..rows.end * inputs) }
+                    } else {
+                        again.resize(rows.len() * inputs, 0.0);
+                        &mut again[..]
+                    };
+                    op.change(rows, given, changed);
+                    changed
                 }
-                changed
             };
-            if let Some(room) = &room {
+            if let Some(room) = room.as_ref().filter(|_| share == 0) {
                 // SAFETY: as above.
                 unsafe { room.round(op.tier, rows, x) };
             }
             for (place, own, stack) in &places[index] {
                 let x = &x[(own.start - rows.start) * inputs..(own.end - rows.start) * inputs];
-                // SAFETY: as above; each row of a stack has a place of its own.
-                let values = unsafe { values.part(place.clone()) };
-                op.stacks[*stack].stack.shrink(op.tier, x, values);
+                let stack = op.stacks[*stack].stack;
+                // SAFETY: as above, where each share has ranks of its own; each row of a stack has a place of its own.
+                unsafe {
+                    stack.shrink(op.tier, x, stack.share(share, shares), (&values, place.start));
+                }
             }
         });
         let x = match op.input {
@@ -286,7 +310,7 @@ struct PanelRows<'a> {
     op: &'a Linear<'a>,
     prepared: &'a Prepared<'a>,
     onto: Option<&'a [f32]>,
-    y: &'a Disjoint<'a, f32>,
+    y: &'a Disjoint<'a, MaybeUninit<f32>>,
     rows: Range<usize>,
     site: usize,
     panel: usize,
@@ -361,9 +385,15 @@ impl PanelRows<'_> {
         match self.onto {
             Some(onto) => {
                 let sums = sums.iter().zip(&onto[at]);
-                out.iter_mut().zip(sums).for_each(|(out, (sum, onto))| *out = sum + onto);
+                for (out, (sum, onto)) in out.iter_mut().zip(sums) {
+                    out.write(sum + onto);
+                }
             }
-            None => out.copy_from_slice(&sums[..columns]),
+            None => {
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    out.write(*sum);
+                }
+            }
         }
     }
 }

@@ -214,12 +214,28 @@ impl Shrunk {
 }
 
 impl Stack {
-    /// `x [rows, inputs] A^T` into `out [rows, rank]`.
+    /// The ranks of one of `shares` shares of about one size.
+    pub(super) fn share(&self, share: usize, shares: usize) -> Range<usize> {
+        let from =
+            |share: usize| (self.rank.div_ceil(AT_ONCE) * share / shares * AT_ONCE).min(self.rank);
+        from(share)..from(share + 1)
+    }
+
+    /// `x [rows, inputs] A^T` for ranks `ranks` into their places of `out [rows, rank]`, which begins at `place`.
     ///
     /// Each element is a sum over 16 lanes in input order, then over the lanes by [`Simd::sum`]: it depends on its row and
     /// the stack alone.
-    pub(super) fn shrink(&self, tier: Tier, x: &[f32], out: &mut [f32]) {
-        let shrink = Shrink::<F32> { x, stack: self, out, kind: PhantomData };
+    ///
+    /// # Safety
+    /// No two calls for the same rows and ranks at a time.
+    pub(super) unsafe fn shrink(
+        &self,
+        tier: Tier,
+        x: &[f32],
+        ranks: Range<usize>,
+        (out, place): (&Disjoint<'_, f32>, usize),
+    ) {
+        let shrink = Shrink::<F32> { x, stack: self, ranks, out, place, kind: PhantomData };
         match self.a.kind {
             NumberType::F32 => tier.run(shrink),
             NumberType::F16 => tier.run(shrink.of::<F16>()),
@@ -228,17 +244,23 @@ impl Stack {
     }
 }
 
+/// Ranks that are summed side by side.
+const AT_ONCE: usize = 4;
+
 /// See [`Stack::shrink`].
 struct Shrink<'a, D> {
     x: &'a [f32],
     stack: &'a Stack,
-    out: &'a mut [f32],
+    ranks: Range<usize>,
+    out: &'a Disjoint<'a, f32>,
+    place: usize,
     kind: PhantomData<D>,
 }
 
 impl<'a> Shrink<'a, F32> {
     fn of<D>(self) -> Shrink<'a, D> {
-        Shrink { x: self.x, stack: self.stack, out: self.out, kind: PhantomData }
+        let Self { x, stack, ranks, out, place, .. } = self;
+        Shrink { x, stack, ranks, out, place, kind: PhantomData }
     }
 }
 
@@ -247,7 +269,7 @@ impl<D: Dense> Kernel for Shrink<'_, D> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
         let rows = self.x.len() / self.stack.inputs.max(1);
         let mut row = 0;
         // Numbers that are read once serve as many rows as there are registers for sums.
@@ -263,10 +285,10 @@ impl<D: Dense> Kernel for Shrink<'_, D> {
     }
 }
 
+#[expect(clippy::inline_always, reason = "part of a kernel")]
 impl<D: Dense> Shrink<'_, D> {
     #[inline(always)]
-    fn tile<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
-        const AT_ONCE: usize = 4;
+    fn tile<S: Simd, const R: usize>(&self, simd: S, row: usize) {
         let Stack { a, rank, inputs, .. } = self.stack;
         let stride = padded_inputs(*inputs) * D::WIDTH;
         let xs: [(&[[f32; LANES]], [f32; LANES]); R] = std::array::from_fn(|r| {
@@ -275,7 +297,7 @@ impl<D: Dense> Shrink<'_, D> {
             last[..rest.len()].copy_from_slice(rest);
             (whole, last)
         });
-        for first in (0..*rank).step_by(AT_ONCE) {
+        for first in self.ranks.clone().step_by(AT_ONCE) {
             let mut acc = [[simd.splat(0.0); AT_ONCE]; R];
             // The last rows of an odd rank are repeated; their sums are not kept.
             let rows: [&[u8]; AT_ONCE] =
@@ -292,8 +314,11 @@ impl<D: Dense> Shrink<'_, D> {
                 }
             }
             for (r, acc) in acc.into_iter().enumerate() {
-                let out = &mut self.out[(row + r) * rank..(row + r + 1) * rank];
-                for (out, acc) in out[first..].iter_mut().zip(acc) {
+                let at = self.place + (row + r) * rank;
+                let own = at + first..at + self.ranks.end.min(first + AT_ONCE);
+                // SAFETY: ranks of rows that are this call's alone, by the promise of `Stack::shrink`.
+                let out = unsafe { self.out.part(own) };
+                for (out, acc) in out.iter_mut().zip(acc) {
                     *out = simd.sum(acc);
                 }
             }

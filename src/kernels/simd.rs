@@ -70,6 +70,8 @@ pub trait Simd: Copy {
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
     /// `-(v << shift)`
     fn negated_shift(self, v: Self::I, shift: u32) -> Self::I;
+    /// `v >> shift`, with its sign.
+    fn shifted_down(self, v: Self::I, shift: u32) -> Self::I;
     /// Writes each lane's low half, the first of two as the low half of a word.
     fn store_shorts(self, v: Self::I, x: &mut [u32; LANES / 2]);
     /// Writes each lane's low byte.

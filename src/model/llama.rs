@@ -96,6 +96,14 @@ impl Layer {
     }
 }
 
+/// What a layer knows of its rows.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    sequences: &'a [SequenceRows<'a>],
+    angles: Angles<'a>,
+    lora: &'a LoraBatch,
+}
+
 /// Maps of one layer that share an input.
 #[derive(Clone, Copy)]
 struct Maps<'a> {
@@ -155,38 +163,47 @@ impl Llama {
         if step.sequences.iter().map(|s| s.rows.len()).sum::<usize>() != rows {
             candle_core::bail!("a step's sequences are not its {rows} rows");
         }
-        let (cos, sin) = self.angles(step);
-        let angles = Angles { cos: &cos, sin: &sin };
+        let sampled = sampled(step);
+        let lora = step.lora.of_rows(step.sample);
+        let [all, wanted] = [step.sequences, &sampled].map(|sequences| self.angles(sequences));
+        let all = Rows { sequences: step.sequences, angles: angles(&all), lora: step.lora };
+        let wanted = Rows { sequences: &sampled, angles: angles(&wanted), lora: &lora };
         let mut x = Tensor::from_vec(self.embed(step)?, (rows, hidden), &device)?;
         for layer in 0..self.spec.layers {
-            let a = self.attend(&x, step, angles, (layer, kv))?;
-            let o = self.maps(layer, Inputs::O);
-            x = self.linear_onto(&x, &a, step.lora, o)?;
-            let f = self.linear(&x, step.lora, Norm::FeedForward(layer), Inputs::GateUp)?;
-            let down = self.maps(layer, Inputs::Down);
-            x = self.linear_onto(&x, &f, step.lora, down)?;
+            let mut qkv = self.linear(&x, all.lora, Norm::Attention(layer), Inputs::Qkv)?;
+            self.remember(&qkv, all, layer, kv)?;
+            let mut rows = all;
+            if layer + 1 == self.spec.layers && step.sample.len() < step.tokens.len() {
+                // Of the last layer, the other rows' keys and values alone are of use.
+                if step.sample.is_empty() {
+                    return Tensor::zeros((0, self.spec.vocab), x.dtype(), &device);
+                }
+                let sample = Tensor::from_slice(step.sample, step.sample.len(), &device)?;
+                (x, qkv) = (x.index_select(&sample, 0)?, qkv.index_select(&sample, 0)?);
+                rows = wanted;
+            }
+            let a = self.attend(&qkv, rows, layer, kv)?;
+            x = self.linear_onto(&x, &a, rows.lora, self.maps(layer, Inputs::O))?;
+            let f = self.linear(&x, rows.lora, Norm::FeedForward(layer), Inputs::GateUp)?;
+            x = self.linear_onto(&x, &f, rows.lora, self.maps(layer, Inputs::Down))?;
         }
-        if step.sample.is_empty() {
-            return Tensor::zeros((0, self.spec.vocab), x.dtype(), &device);
-        }
-        let sample = Tensor::from_slice(step.sample, step.sample.len(), &device)?;
-        let x = if step.sample.len() == rows { x } else { x.index_select(&sample, 0)? };
-        self.logits(&x, &step.lora.of_rows(step.sample))
+        self.logits(&x, &lora)
     }
 
-    fn attend(
-        &self,
-        x: &Tensor,
-        step: &Step<'_>,
-        angles: Angles<'_>,
-        (layer, kv): (usize, &mut Kv),
-    ) -> Result<Tensor> {
-        let (heads, sequences) = (self.spec.heads, step.sequences);
-        let qkv = self.linear(x, step.lora, Norm::Attention(layer), Inputs::Qkv)?;
+    /// Puts the keys and values of `[queries, keys, values]` into the cache.
+    fn remember(&self, qkv: &Tensor, rows: Rows<'_>, layer: usize, kv: &mut Kv) -> Result<()> {
+        let Rows { sequences, angles, .. } = rows;
         let (keys, values) = &kv.layers[layer];
-        let write = |half| Write { half, heads, angles, sequences };
-        keys.inplace_op2(&qkv, &write(Half::Keys))?;
-        values.inplace_op2(&qkv, &write(Half::Values))?;
+        let write =
+            |half| Write { pool: &self.pool, half, heads: self.spec.heads, angles, sequences };
+        keys.inplace_op2(qkv, &write(Half::Keys))?;
+        values.inplace_op2(qkv, &write(Half::Values))
+    }
+
+    fn attend(&self, qkv: &Tensor, rows: Rows<'_>, layer: usize, kv: &Kv) -> Result<Tensor> {
+        let Rows { sequences, angles, .. } = rows;
+        let heads = self.spec.heads;
+        let (keys, values) = &kv.layers[layer];
         let attention = Attention { tier: self.tier, pool: &self.pool, heads, angles, sequences };
         qkv.apply_op3_no_bwd(keys, values, &attention)
     }
@@ -259,8 +276,8 @@ impl Llama {
     }
 
     /// Cosine and sine `[rows, dim / 2]` of each row's position.
-    fn angles(&self, step: &Step<'_>) -> (Vec<f32>, Vec<f32>) {
-        let positions = step.sequences.iter().flat_map(|s| s.position..s.position + s.rows.len());
+    fn angles(&self, sequences: &[SequenceRows<'_>]) -> (Vec<f32>, Vec<f32>) {
+        let positions = sequences.iter().flat_map(|s| s.position..s.position + s.rows.len());
         let angles = positions.flat_map(|position| {
             // The product in f32, as transformers has it; its cosine to the last bit.
             self.weights.frequencies.iter().map(move |freq| f64::from(position as f32 * freq))
@@ -317,6 +334,35 @@ impl Llama {
         };
         Projection { bias: None, ..projection.clone() }
     }
+}
+
+fn angles((cos, sin): &(Vec<f32>, Vec<f32>)) -> Angles<'_> {
+    Angles { cos, sin }
+}
+
+/// The rows whose logits are wanted, as rows of their own.
+fn sampled<'a>(step: &Step<'a>) -> Vec<SequenceRows<'a>> {
+    let mut sampled: Vec<SequenceRows<'a>> = Vec::new();
+    let mut own = step.sequences.iter();
+    let mut sequence = own.next();
+    for (place, row) in step.sample.iter().enumerate() {
+        let row = *row as usize;
+        while sequence.is_some_and(|sequence| sequence.rows.end <= row) {
+            sequence = own.next();
+        }
+        let Some(SequenceRows { rows, position, pages }) = sequence else { break };
+        let position = position + (row - rows.start);
+        match sampled.last_mut() {
+            Some(last)
+                if std::ptr::eq(last.pages, *pages)
+                    && last.position + last.rows.len() == position =>
+            {
+                last.rows.end += 1;
+            }
+            _ => sampled.push(SequenceRows { rows: place..place + 1, position, pages }),
+        }
+    }
+    sampled
 }
 
 impl Base for Llama {

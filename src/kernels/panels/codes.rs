@@ -145,6 +145,21 @@ pub(super) trait Codes {
 
     /// Inputs `8 * octet` to `8 * octet + 7` as sixteen-bit numbers, two after two.
     fn pairs<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4];
+
+    /// What half of the codes may be multiplied with, 2 to this power, to save their shifts.
+    const RAISED: u32 = 0;
+    /// As [`Self::quad`] of both quads of an octet, the second [raised](Self::RAISED).
+    #[expect(clippy::inline_always, reason = "part of a kernel")]
+    #[inline(always)]
+    fn raised_quads<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 2] {
+        [0, 1].map(|half| Self::quad(simd, codes, octet * 2 + half, column))
+    }
+    /// As [`Self::pairs`], the last two [raised](Self::RAISED).
+    #[expect(clippy::inline_always, reason = "part of a kernel")]
+    #[inline(always)]
+    fn raised_pairs<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        Self::pairs(simd, codes, octet, column)
+    }
 }
 
 /// A plane of nibbles and so many planes of single bits.
@@ -192,6 +207,29 @@ impl<const PLANES: usize> Codes for Nibbles<PLANES> {
             }
         }
         pairs
+    }
+
+    const RAISED: u32 = if PLANES == 0 { 4 } else { 0 };
+    #[inline(always)]
+    fn raised_quads<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 2] {
+        if PLANES > 0 {
+            return [0, 1].map(|half| Self::quad(simd, codes, octet * 2 + half, column));
+        }
+        let word = words(simd, codes, octet * COLUMNS + column);
+        [simd.field(word, 0, 0x0f0f_0f0f), simd.field(word, 0, 0xf0f0_f0f0)]
+    }
+    #[inline(always)]
+    fn raised_pairs<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        if PLANES > 0 {
+            return Self::pairs(simd, codes, octet, column);
+        }
+        let word = words(simd, codes, octet * COLUMNS + column);
+        [
+            simd.field(word, 0, 0x000f_000f),
+            simd.field(word, 8, 0x000f_000f),
+            simd.field(word, 0, 0x00f0_00f0),
+            simd.field(word, 8, 0x00f0_00f0),
+        ]
     }
 }
 

@@ -15,6 +15,9 @@ use super::{
     codes::{Affine, Bytes, Codes, Group, Nibbles, Scales, Super, Super16, Symmetric, group},
 };
 
+/// Sums of a few rows for each of their outputs: of either half of the octets.
+const CHAINS: usize = 2;
+
 impl Panels {
     /// `x · W^T` for the 32 outputs of `panel` and the `R` rows of a tile.
     ///
@@ -66,6 +69,9 @@ trait Inputs {
     /// first two vectors.
     fn codes<S: Simd, C: Codes>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4];
 
+    /// The same, those of the octet's second half [raised](Codes::RAISED).
+    fn raised<S: Simd, C: Codes>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4];
+
     /// Adds the products of codes with a word of inputs.
     fn dot<S: Simd>(simd: S, sums: S::I, codes: S::I, x: S::I) -> S::I;
 }
@@ -84,6 +90,10 @@ impl Inputs for Pairs {
         C::pairs(simd, codes, octet, column)
     }
     #[inline(always)]
+    fn raised<S: Simd, C: Codes>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        C::raised_pairs(simd, codes, octet, column)
+    }
+    #[inline(always)]
     fn dot<S: Simd>(simd: S, sums: S::I, codes: S::I, x: S::I) -> S::I {
         simd.dot(sums, codes, x)
     }
@@ -98,6 +108,12 @@ impl Inputs for Quads {
         let none = simd.splat_int(0);
         let quad = |half: usize| C::quad(simd, codes, octet * 2 + half, column);
         [quad(0), quad(1), none, none]
+    }
+    #[inline(always)]
+    fn raised<S: Simd, C: Codes>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        let none = simd.splat_int(0);
+        let [left, right] = C::raised_quads(simd, codes, octet, column);
+        [left, right, none, none]
     }
     #[inline(always)]
     fn dot<S: Simd>(simd: S, sums: S::I, codes: S::I, x: S::I) -> S::I {
@@ -196,9 +212,11 @@ impl<const H: usize> Part<'_, H> {
         // Cut to what it is, so that the loops below need no checks.
         let words = &words[..GROUP / X::IN_WORD];
 
-        // A single chain of a few rows would wait for itself: integers add up to the same in any order.
-        let chains = if R * H <= 4 { 2 } else { 1 };
-        let mut dots = [[[simd.splat_int(0); H]; R]; 2];
+        // A single chain of a few rows would wait for itself, and shifts would be most of the work: integers add up to the
+        // same in any order, and the sums of raised codes are as many times too great.
+        let few = R * H <= 4;
+        let chains = if few { CHAINS } else { 1 };
+        let mut dots = [[[simd.splat_int(0); H]; R]; CHAINS];
         if !Q::MINIMUM {
             for r in 0..R {
                 let sum = simd.splat_int(sum::<Q>(&sums[r], self.run));
@@ -208,23 +226,28 @@ impl<const H: usize> Part<'_, H> {
         for octet in self.run * Q::RUN / 8..(self.run + 1) * Q::RUN / 8 {
             let mut codes = [[simd.splat_int(0); 4]; H];
             for (h, codes) in codes.iter_mut().enumerate() {
-                *codes = X::codes::<S, C>(simd, self.group.codes, octet, (self.half + h) * LANES);
+                let (own, column) = (self.group.codes, (self.half + h) * LANES);
+                *codes = if few {
+                    X::raised::<S, C>(simd, own, octet, column)
+                } else {
+                    X::codes::<S, C>(simd, own, octet, column)
+                };
             }
-            for word in 0..8 / X::IN_WORD {
+            let in_octet = 8 / X::IN_WORD;
+            for word in 0..in_octet {
                 for r in 0..R {
-                    let x = words[octet * (8 / X::IN_WORD) + word][r].cast_signed();
-                    let x = simd.splat_int(x);
+                    let x = simd.splat_int(words[octet * in_octet + word][r].cast_signed());
                     for h in 0..H {
-                        let dots = &mut dots[word % chains][r][h];
+                        let dots = &mut dots[word * chains / in_octet][r][h];
                         *dots = X::dot(simd, *dots, codes[h][word], x);
                     }
                 }
             }
         }
         let [mut sums, others] = dots;
-        if chains == 2 {
-            for (sum, other) in sums.as_flattened_mut().iter_mut().zip(others.as_flattened()) {
-                *sum = simd.add_int(*sum, *other);
+        if few {
+            for (sum, raised) in sums.as_flattened_mut().iter_mut().zip(others.as_flattened()) {
+                *sum = simd.add_int(*sum, simd.shifted_down(*raised, C::RAISED));
             }
         }
         sums

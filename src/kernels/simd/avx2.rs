@@ -11,7 +11,8 @@ use std::arch::x86_64::{
     _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_permute4x64_epi64,
     _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256,
     _mm256_slli_epi16, _mm256_slli_epi32, _mm256_sllv_epi32, _mm256_srai_epi16, _mm256_srai_epi32,
-    _mm256_srli_epi16, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
+    _mm256_srav_epi32, _mm256_srli_epi16, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
+    _mm256_sub_epi32,
 };
 
 use super::{Avx2, LANES, Simd, with_features};
@@ -74,6 +75,13 @@ impl Simd for Avx2 {
             let shift = _mm256_set1_epi32(shift.cast_signed());
             let negated = |v| _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_sllv_epi32(v, shift));
             Halves(negated(v.0), negated(v.1))
+        })
+    }
+    #[inline(always)]
+    fn shifted_down(self, v: Self::I, shift: u32) -> Self::I {
+        with_features!({
+            let shift = _mm256_set1_epi32(shift.cast_signed());
+            Halves(_mm256_srav_epi32(v.0, shift), _mm256_srav_epi32(v.1, shift))
         })
     }
     #[inline(always)]

@@ -8,7 +8,8 @@ use std::arch::x86_64::{
     _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
     _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512,
     _mm512_reduce_max_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
-    _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_epi32,
+    _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srav_epi32, _mm512_srlv_epi32, _mm512_storeu_ps,
+    _mm512_sub_epi32,
 };
 
 use super::{Avx512, LANES, Simd, avx2::sum256, with_features};
@@ -44,6 +45,10 @@ impl Simd for Avx512 {
             let shifted = _mm512_sllv_epi32(v, _mm512_set1_epi32(shift.cast_signed()));
             _mm512_sub_epi32(_mm512_setzero_si512(), shifted)
         })
+    }
+    #[inline(always)]
+    fn shifted_down(self, v: __m512i, shift: u32) -> __m512i {
+        with_features!(_mm512_srav_epi32(v, _mm512_set1_epi32(shift.cast_signed())))
     }
     #[inline(always)]
     fn store_shorts(self, v: __m512i, x: &mut [u32; LANES / 2]) {

@@ -43,6 +43,10 @@ impl Simd for Portable {
         v.map(|word| (word << shift).wrapping_neg())
     }
     #[inline(always)]
+    fn shifted_down(self, v: Self::I, shift: u32) -> Self::I {
+        v.map(|word| (word.cast_signed() >> shift).cast_unsigned())
+    }
+    #[inline(always)]
     fn store_shorts(self, v: Self::I, x: &mut [u32; LANES / 2]) {
         *x = std::array::from_fn(|i| v[2 * i] & 0xffff | v[2 * i + 1] << 16);
     }

@@ -7,11 +7,12 @@
 //! query reads and in which order depends on its position alone, so decoding, any chunking of a prompt, and recomputation
 //! give the same bits. Keys and values are kept as `f32` or `f16`, and widened where they are read.
 
+mod write;
+
 use std::{marker::PhantomData, ops::Range};
 
 use candle_core::{
-    CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Result, Shape, WithDType,
-    backend::BackendStorage,
+    CpuStorage, CustomOp3, DType, Layout, Result, Shape, WithDType, backend::BackendStorage,
 };
 use half::f16;
 
@@ -22,6 +23,8 @@ use super::{
     simd::{Kernel, LANES, Simd, Tier, prefetch},
     slice_of,
 };
+
+pub use write::{Half, Write};
 
 /// Positions of one page.
 pub const PAGE: usize = LANES;
@@ -105,122 +108,6 @@ fn check(sequences: &[SequenceRows<'_>], rows: usize, pages: usize) -> Result<()
         }
     }
     Ok(())
-}
-
-/// The half of the cache that a [`Write`] fills.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Half {
-    /// Keys, of [`Heads::key_shape`].
-    Keys,
-    /// Values, of [`Heads::value_shape`].
-    Values,
-}
-
-/// Where one half lies in a row `[queries, keys, values]` and in a page.
-struct Lie {
-    /// Its first number in a row.
-    first: usize,
-    /// Numbers of one page.
-    page: usize,
-    /// From one head to the next within a page, from one position to the next, and from one dimension to the next.
-    head: usize,
-    place: usize,
-    dim: usize,
-}
-
-impl Half {
-    fn lie(self, heads: Heads) -> Lie {
-        let Heads { queries, keys, dim, .. } = heads;
-        let padded = heads.padded_dim();
-        match self {
-            Self::Keys => Lie {
-                first: queries * dim,
-                page: heads.key_page(),
-                head: dim * PAGE,
-                place: 1,
-                dim: PAGE,
-            },
-            Self::Values => Lie {
-                first: (queries + keys) * dim,
-                page: heads.value_page(),
-                head: PAGE * padded,
-                place: padded,
-                dim: 1,
-            },
-        }
-    }
-}
-
-/// Puts the keys, turned by their angles, or the values of a step's rows `[queries, keys, values]` into the cache.
-///
-/// In a cache of `f16` each number is rounded to the nearest; beyond 65,504 that is infinite, and rows that see it come out as
-/// no numbers.
-///
-/// Whatever does not fit is an error before the first number is written. It must not be a panic: that would poison the
-/// tensor's lock, and no later step could use the cache.
-#[derive(Debug)]
-pub struct Write<'a> {
-    /// Which of them.
-    pub half: Half,
-    /// The shape of attention.
-    pub heads: Heads,
-    /// Of all rows.
-    pub angles: Angles<'a>,
-    /// All rows of the step.
-    pub sequences: &'a [SequenceRows<'a>],
-}
-
-impl InplaceOp2 for Write<'_> {
-    fn name(&self) -> &'static str {
-        "write-cache"
-    }
-
-    fn cpu_fwd(
-        &self,
-        cache: &mut CpuStorage,
-        cache_layout: &Layout,
-        x: &CpuStorage,
-        layout: &Layout,
-    ) -> Result<()> {
-        let heads = self.heads;
-        let rows = rows_of(layout, heads)?;
-        let x = slice_of(x, layout)?;
-        let Some((start, end)) = cache_layout.contiguous_offsets() else {
-            candle_core::bail!("the cache is one contiguous tensor")
-        };
-        match cache {
-            CpuStorage::F32(cache) => self.put(&mut cache[start..end], x, rows),
-            CpuStorage::F16(cache) => self.put(&mut cache[start..end], x, rows),
-            other => candle_core::bail!("no cache of {:?}", BackendStorage::dtype(other)),
-        }
-    }
-}
-
-impl Write<'_> {
-    fn put<T: Number>(&self, cache: &mut [T], x: &[f32], rows: usize) -> Result<()> {
-        let heads = self.heads;
-        let lie = self.half.lie(heads);
-        check(self.sequences, rows, cache.len() / lie.page)?;
-        self.angles.check(rows, heads.dim)?;
-        let (mut turned, mut converted) = (vec![0.0; heads.dim], vec![T::ZERO; heads.dim]);
-        for sequence in self.sequences {
-            for row in sequence.rows.clone() {
-                let (page, place) = sequence.place(row);
-                let own = &x[row * heads.width() + lie.first..][..heads.keys * heads.dim];
-                let page = &mut cache[page * lie.page..][..lie.page];
-                for (head, mut numbers) in own.chunks_exact(heads.dim).enumerate() {
-                    if self.half == Half::Keys {
-                        self.angles.turn(row, numbers, &mut turned);
-                        numbers = &turned;
-                    }
-                    T::convert(numbers, &mut converted);
-                    let to = page[head * lie.head + place * lie.place..].iter_mut();
-                    to.step_by(lie.dim).zip(&converted).for_each(|(to, number)| *to = *number);
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Rows of a step's `[queries, keys, values]`.
@@ -737,7 +624,8 @@ mod tests {
 
         fn write(&self, x: &Tensor, sequences: &[SequenceRows<'_>]) -> Result<()> {
             let still = Still::new(x.dim(0).unwrap(), self.heads);
-            let write = |half| Write { half, heads: self.heads, angles: still.angles(), sequences };
+            let (pool, heads) = (&self.pool, self.heads);
+            let write = |half| Write { pool, half, heads, angles: still.angles(), sequences };
             let (keys, values) = (write(Half::Keys), write(Half::Values));
             self.keys.inplace_op2(x, &keys).and(self.values.inplace_op2(x, &values))
         }
@@ -878,7 +766,8 @@ mod tests {
             let angles = still.angles();
             for half in [Half::Keys, Half::Values] {
                 let cache = if half == Half::Keys { &world.keys } else { &world.values };
-                let write = Write { half, heads, angles, sequences: &sequences };
+                let (pool, sequences) = (&world.pool, &sequences);
+                let write = Write { pool, half, heads, angles, sequences };
                 assert!(cache.inplace_op2(&rows(width), &write).is_err(), "{sequences:?}");
             }
             let op = Attention {
@@ -891,6 +780,10 @@ mod tests {
             let attended = rows(width).apply_op3_no_bwd(&world.keys, &world.values, &op);
             assert!(attended.is_err(), "{sequences:?}");
         }
+        let two = Tensor::zeros((2, heads.width()), DType::F32, &Device::Cpu).unwrap();
+        let page = |row| SequenceRows { rows: row..row + 1, position: row, pages: &[0] };
+        let error = world.write(&two, &[page(0), page(1)]).unwrap_err().to_string();
+        assert!(error.contains("two sequences write page 0"), "{error}");
         let sequences = [SequenceRows { rows: 0..1, position: 0, pages: &[1] }];
         world.write(&rows(heads.width()), &sequences).unwrap();
     }
