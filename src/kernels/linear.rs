@@ -382,29 +382,17 @@ impl PanelRows<'_> {
         let at = row * self.stride + self.at..row * self.stride + self.at + columns;
         // SAFETY: this task alone writes these rows of this panel.
         let out = unsafe { self.y.part(at.clone()) };
-        let onto = self.onto.map(|onto| &onto[at]);
-        // Nearly all panels are whole, and a known length is a few vectors.
-        match (out.as_mut_array::<COLUMNS>(), onto.map(<[f32]>::as_array::<COLUMNS>)) {
-            (Some(out), None) => put(out, sums, None),
-            (Some(out), Some(Some(onto))) => put(out, sums, Some(onto)),
-            _ => put(out, sums, onto),
-        }
-    }
-}
-
-/// Writes sums, with what they are added to.
-#[expect(clippy::inline_always, reason = "lengths are known where it is called")]
-#[inline(always)]
-fn put(out: &mut [MaybeUninit<f32>], sums: &[f32], onto: Option<&[f32]>) {
-    match onto {
-        Some(onto) => {
-            for (out, (sum, onto)) in out.iter_mut().zip(sums.iter().zip(onto)) {
-                out.write(sum + onto);
+        match self.onto {
+            Some(onto) => {
+                let sums = sums.iter().zip(&onto[at]);
+                for (out, (sum, onto)) in out.iter_mut().zip(sums) {
+                    out.write(sum + onto);
+                }
             }
-        }
-        None => {
-            for (out, sum) in out.iter_mut().zip(sums) {
-                out.write(*sum);
+            None => {
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    out.write(*sum);
+                }
             }
         }
     }
