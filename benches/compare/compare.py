@@ -4,8 +4,8 @@
     python3 benches/compare/compare.py --install        builds chorus and fetches and builds the rivals
     python3 benches/compare/compare.py                  the whole table, as Markdown; raw figures beside it as JSON
 
-Servers never run at the same time; each figure is the median of --rounds, in every one of which all servers have
-their turn. The load is loadgen.py's: prompts of 64 random words, 64 tokens, greedy, end-of-text ignored.
+Servers are asked in turn, never at the same time; each figure is the median of --rounds. The load is loadgen.py's:
+prompts of 64 random words, 64 tokens, greedy, end-of-text ignored.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def load(server: Server, concurrency, requests, adapters="", select=None, **opti
     return result
 
 
-def same_prompts():
+def restart_prompts(first=0):
     """The next server is asked what the last one was."""
     global SEEDS
-    SEEDS = itertools.count(1)
+    SEEDS = itertools.count(first + 1)
 
 
 def adapters(count, shape, folder):
@@ -89,31 +89,61 @@ class Figures:
         return statistics.median(found) if found else None
 
 
-def alone_and_in_company(side, model, shape, made, figures, quick):
-    """The rows that rivals share."""
-    same_prompts()
-    name = side.name
-    options = {} if isinstance(side, Chorus) else {"shape": shape}
-    with side.start(model, **options) as server:
+def shared(sides, model, shape, made, figures, rounds, quick):
+    """The rows that rivals share. All servers of a row run at the same time, and are asked in turn: what else the machine
+    does comes and goes within minutes, and would decide ratios of figures that were taken one after the other."""
+
+    def start(stack, side, adapters=()):
+        options = {} if isinstance(side, Chorus) else {"shape": shape}
+        server = stack.enter_context(side.start(model, adapters, **options))
         load(server, 1, 1)
-        figures.add("one stream, no adapter, tok/s", name, load(server, 1, 4)["tok_s"])
-        figures.add("16 streams, no adapter, tok/s", name, load(server, 16, 32)["tok_s"])
-        if isinstance(side, MistralRs):
-            return
+        return server
+
+    prompts = itertools.count(100, 100)
+
+    def rows(servers, asked):
+        for _ in range(rounds):
+            for ask in asked:
+                # The next server is asked what the last one was, and none is asked anything twice.
+                first = next(prompts)
+                for server in servers:
+                    restart_prompts(first)
+                    ask(server)
+
+    def speed(row, concurrency, count, select=None):
+        def ask(server):
+            if select:
+                # What was evicted meanwhile is not what is measured.
+                load(server, concurrency, concurrency, select, gen=1)
+            result = load(server, concurrency, count, select)
+            figures.add(row, server.name, result["tok_s"])
+            return result
+
+        return ask
+
+    def long(server):
+        result = load(server, 1, 1, gen=1, **{"prompt-words": 2000})
+        figures.add("TTFT of 2,000 tokens alone, ms", server.name, result["ttft_ms"]["50"])
+
+    def many(server):
+        result = speed("16 streams, 16 adapters, tok/s", 16, 32, "rand-%04d*16")(server)
+        figures.add("median TTFT there, ms", server.name, result["ttft_ms"]["50"])
         if not quick:
-            long = load(server, 1, 3, gen=1, **{"prompt-words": 2000})
-            figures.add("TTFT of 2,000 tokens alone, ms", name, long["ttft_ms"]["50"])
-    with side.start(model, made[:1], **options) as server:
-        figures.add("one stream, an adapter, tok/s", name, load(server, 1, 4, "rand-%04d*1")["tok_s"])
-    with side.start(model, made, **options) as server:
-        every = "rand-%04d*16"
-        load(server, 1, 16, every, gen=1)
-        result = load(server, 16, 32, every)
-        figures.add("16 streams, 16 adapters, tok/s", name, result["tok_s"])
-        figures.add("median TTFT there, ms", name, result["ttft_ms"]["50"])
+            poisson = load(server, 16, 16, "rand-%04d*16", rate=0.5)
+            row = "Poisson, 0.5 requests/s, 16 adapters, median TTFT, ms"
+            figures.add(row, server.name, poisson["ttft_ms"]["50"])
+
+    with contextlib.ExitStack() as stack:
+        servers = [start(stack, side) for side in sides]
+        rows(servers, [speed("one stream, no adapter, tok/s", 1, 4), speed("16 streams, no adapter, tok/s", 16, 32)])
         if not quick:
-            poisson = load(server, 16, 16, every, rate=0.5)
-            figures.add("Poisson, 0.5 requests/s, 16 adapters, median TTFT, ms", name, poisson["ttft_ms"]["50"])
+            rows([server for server in servers if server.name != MistralRs.name], [long])
+    sides = [side for side in sides if not isinstance(side, MistralRs)]
+    with contextlib.ExitStack() as stack:
+        servers = [start(stack, side, made[:1]) for side in sides]
+        rows(servers, [speed("one stream, an adapter, tok/s", 1, 4, "rand-%04d*1")])
+    with contextlib.ExitStack() as stack:
+        rows([start(stack, side, made) for side in sides], [many])
 
 
 def touch(server, count):
@@ -124,7 +154,7 @@ def touch(server, count):
 def resident(chorus, model, made, figures):
     """What adapters in memory cost those who do not ask for them."""
     for row, own in (("none", []), ("16 resident", made)):
-        same_prompts()
+        restart_prompts()
         with chorus.start(model, own) as server:
             if own:
                 touch(server, len(own))
@@ -137,7 +167,7 @@ def zipf(chorus, model, shape, figures):
     many = adapters(1000, shape, f"thousand-{shape['hidden']}")
     one = sum(file.stat().st_size for file in many[0].iterdir())
     for row, budget in (("cache for 64", 64 * one), ("all resident", 1100 * one)):
-        same_prompts()
+        restart_prompts()
         with chorus.start(model, many, ["--adapter-cache-bytes", str(budget)]) as server:
             print(f"  {row}: ready after {server.start_s:.1f} s", file=sys.stderr)
             if row == "all resident":
@@ -348,11 +378,10 @@ def main():
         "memory": lambda: memory(chorus, model, made, figures),
     }
     only = args.only.split(",")
+    if "shared" in only:
+        shared(sides, model, shape, made, figures, args.rounds, args.quick)
     for turn in range(args.rounds):
-        print(f"round {turn + 1} of {args.rounds}", file=sys.stderr, flush=True)
-        if "shared" in only:
-            for side in sides:
-                alone_and_in_company(side, model, shape, made, figures, args.quick)
+        print(f"chorus with itself, round {turn + 1} of {args.rounds}", file=sys.stderr, flush=True)
         for name, part in parts.items():
             if name in only:
                 part()

@@ -227,7 +227,7 @@ impl Stack {
     /// the stack alone.
     ///
     /// # Safety
-    /// No two calls for the same rows and ranks at a time.
+    /// No two calls for the same rows and ranks at a time, and `x` has rows of this stack's `inputs`.
     pub(super) unsafe fn shrink(
         &self,
         tier: Tier,

@@ -163,6 +163,10 @@ impl Llama {
         if step.sequences.iter().map(|s| s.rows.len()).sum::<usize>() != rows {
             candle_core::bail!("a step's sequences are not its {rows} rows");
         }
+        let ascending = step.sample.is_sorted_by(|one, next| one < next);
+        if !ascending || step.sample.last().is_some_and(|last| *last as usize >= rows) {
+            candle_core::bail!("a step of {rows} rows does not sample {:?}", step.sample);
+        }
         let sampled = sampled(step);
         let lora = step.lora.of_rows(step.sample);
         let [all, wanted] = [step.sequences, &sampled].map(|sequences| self.angles(sequences));
@@ -172,20 +176,21 @@ impl Llama {
         for layer in 0..self.spec.layers {
             let mut qkv = self.linear(&x, all.lora, Norm::Attention(layer), Inputs::Qkv)?;
             self.remember(&qkv, all, layer, kv)?;
-            let mut rows = all;
-            if layer + 1 == self.spec.layers && step.sample.len() < step.tokens.len() {
-                // Of the last layer, the other rows' keys and values alone are of use.
-                if step.sample.is_empty() {
-                    return Tensor::zeros((0, self.spec.vocab), x.dtype(), &device);
-                }
+            let mut own = all;
+            // Of the last layer, keys and values alone are of use to rows that are not sampled.
+            let last = layer + 1 == self.spec.layers;
+            if last && step.sample.is_empty() {
+                return Tensor::zeros((0, self.spec.vocab), x.dtype(), &device);
+            }
+            if last && step.sample.len() < rows {
                 let sample = Tensor::from_slice(step.sample, step.sample.len(), &device)?;
                 (x, qkv) = (x.index_select(&sample, 0)?, qkv.index_select(&sample, 0)?);
-                rows = wanted;
+                own = wanted;
             }
-            let a = self.attend(&qkv, rows, layer, kv)?;
-            x = self.linear_onto(&x, &a, rows.lora, self.maps(layer, Inputs::O))?;
-            let f = self.linear(&x, rows.lora, Norm::FeedForward(layer), Inputs::GateUp)?;
-            x = self.linear_onto(&x, &f, rows.lora, self.maps(layer, Inputs::Down))?;
+            let a = self.attend(&qkv, own, layer, kv)?;
+            x = self.linear_onto(&x, &a, own.lora, self.maps(layer, Inputs::O))?;
+            let f = self.linear(&x, own.lora, Norm::FeedForward(layer), Inputs::GateUp)?;
+            x = self.linear_onto(&x, &f, own.lora, self.maps(layer, Inputs::Down))?;
         }
         self.logits(&x, &lora)
     }

@@ -80,6 +80,11 @@ impl<'a> Solo<'a> {
 
     /// Logits after each of `tokens`.
     pub(crate) fn feed(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        self.feed_for(tokens, &(0..u32::try_from(tokens.len()).unwrap()).collect::<Vec<_>>())
+    }
+
+    /// Logits after those of `tokens` whose places are in `sample`.
+    pub(crate) fn feed_for(&mut self, tokens: &[u32], sample: &[u32]) -> Vec<Vec<f32>> {
         let rows = 0..tokens.len();
         let groups = self.adapter.iter().map(|adapter| (rows.clone(), Arc::clone(adapter)));
         let step = Step {
@@ -90,7 +95,7 @@ impl<'a> Solo<'a> {
                 pages: &self.pages,
             }],
             lora: &LoraBatch::new(groups.collect()),
-            sample: &(0..u32::try_from(tokens.len()).unwrap()).collect::<Vec<_>>(),
+            sample,
         };
         self.computed += tokens.len();
         self.llama.forward(&step, &mut self.kv).unwrap().to_vec2().unwrap()

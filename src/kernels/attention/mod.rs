@@ -783,7 +783,7 @@ mod tests {
         let two = Tensor::zeros((2, heads.width()), DType::F32, &Device::Cpu).unwrap();
         let page = |row| SequenceRows { rows: row..row + 1, position: row, pages: &[0] };
         let error = world.write(&two, &[page(0), page(1)]).unwrap_err().to_string();
-        assert!(error.contains("two sequences write page 0"), "{error}");
+        assert!(error.contains("page 0 is written for two places"), "{error}");
         let sequences = [SequenceRows { rows: 0..1, position: 0, pages: &[1] }];
         world.write(&rows(heads.width()), &sequences).unwrap();
     }

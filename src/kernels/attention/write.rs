@@ -113,7 +113,7 @@ impl Write<'_> {
         let mut written: Vec<_> = pages.iter().map(|(page, _, _)| *page).collect();
         written.sort_unstable();
         if let Some([page, _]) = written.array_windows().find(|[one, next]| one == next) {
-            candle_core::bail!("two sequences write page {page}");
+            candle_core::bail!("page {page} is written for two places");
         }
         let cache = Disjoint::new(cache);
         let put = |task: usize| {
