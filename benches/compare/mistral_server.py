@@ -2,7 +2,8 @@
 
     python3 mistral_server.py MODEL.gguf PORT
 
-An answer is one event, when it is whole: figures of throughput mean something, those of first tokens do not.
+An answer is one event, when it is whole, and there is one at a time: the speed of one stream means something, the time
+to its first token does not.
 """
 
 import json

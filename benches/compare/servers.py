@@ -263,7 +263,8 @@ class Vllm:
 
 
 class MistralRs:
-    """mistral.rs, from its wheel on PyPI, behind a server of ours. It refuses adapters on a GGUF base."""
+    """mistral.rs, from its wheel on PyPI, behind a server of ours. It answers one request at a time ("Already borrowed"), and
+    refuses adapters on a Llama in GGUF ("dynamic LoRA is not supported for native GGUF architecture `llama`")."""
 
     name = "mistral.rs"
     select = "model"
