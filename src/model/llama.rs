@@ -167,40 +167,63 @@ impl Llama {
         if !ascending || step.sample.last().is_some_and(|last| *last as usize >= rows) {
             candle_core::bail!("a step of {rows} rows does not sample {:?}", step.sample);
         }
-        let sampled = sampled(step);
-        let lora = step.lora.of_rows(step.sample);
-        let [all, wanted] = [step.sequences, &sampled].map(|sequences| self.angles(sequences));
-        let all = Rows { sequences: step.sequences, angles: angles(&all), lora: step.lora };
-        let wanted = Rows { sequences: &sampled, angles: angles(&wanted), lora: &lora };
+        let (cos, sin) = self.angles(step.sequences);
+        let angles = Angles { cos: &cos, sin: &sin };
+        let all = Rows { sequences: step.sequences, angles, lora: step.lora };
         let mut x = Tensor::from_vec(self.embed(step)?, (rows, hidden), &device)?;
         for layer in 0..self.spec.layers {
-            let mut qkv = self.linear(&x, all.lora, Norm::Attention(layer), Inputs::Qkv)?;
+            let qkv = self.linear(&x, all.lora, Norm::Attention(layer), Inputs::Qkv)?;
             self.remember(&qkv, all, layer, kv)?;
-            let mut own = all;
-            // Of the last layer, keys and values alone are of use to rows that are not sampled.
             let last = layer + 1 == self.spec.layers;
-            if last && step.sample.is_empty() {
-                return Tensor::zeros((0, self.spec.vocab), x.dtype(), &device);
+            if last && (step.sample.is_empty() || step.sample.len() < rows) {
+                return self.sampled(step, &x, &qkv, (layer, kv));
             }
-            if last && step.sample.len() < rows {
-                let sample = Tensor::from_slice(step.sample, step.sample.len(), &device)?;
-                (x, qkv) = (x.index_select(&sample, 0)?, qkv.index_select(&sample, 0)?);
-                own = wanted;
-            }
-            let a = self.attend(&qkv, own, layer, kv)?;
-            x = self.linear_onto(&x, &a, own.lora, self.maps(layer, Inputs::O))?;
-            let f = self.linear(&x, own.lora, Norm::FeedForward(layer), Inputs::GateUp)?;
-            x = self.linear_onto(&x, &f, own.lora, self.maps(layer, Inputs::Down))?;
+            x = self.layer(&x, &qkv, all, (layer, kv))?;
         }
+        self.logits(&x, step.lora)
+    }
+
+    /// The end of a step that does not sample all its rows: of the last layer, keys and values alone are of use to the others.
+    fn sampled(
+        &self,
+        step: &Step<'_>,
+        x: &Tensor,
+        qkv: &Tensor,
+        (layer, kv): (usize, &Kv),
+    ) -> Result<Tensor> {
+        if step.sample.is_empty() {
+            return Tensor::zeros((0, self.spec.vocab), x.dtype(), x.device());
+        }
+        let sample = Tensor::from_slice(step.sample, step.sample.len(), x.device())?;
+        let (x, qkv) = (x.index_select(&sample, 0)?, qkv.index_select(&sample, 0)?);
+        let (sequences, lora) = (sampled_rows(step), step.lora.of_rows(step.sample));
+        let (cos, sin) = self.angles(&sequences);
+        let angles = Angles { cos: &cos, sin: &sin };
+        let rows = Rows { sequences: &sequences, angles, lora: &lora };
+        let x = self.layer(&x, &qkv, rows, (layer, kv))?;
         self.logits(&x, &lora)
     }
 
+    /// What a layer makes of `x`, whose queries, keys and values are known: keys and values are in the cache.
+    fn layer(
+        &self,
+        x: &Tensor,
+        qkv: &Tensor,
+        rows: Rows<'_>,
+        (layer, kv): (usize, &Kv),
+    ) -> Result<Tensor> {
+        let a = self.attend(qkv, rows, layer, kv)?;
+        let x = self.linear_onto(x, &a, rows.lora, self.maps(layer, Inputs::O))?;
+        let f = self.linear(&x, rows.lora, Norm::FeedForward(layer), Inputs::GateUp)?;
+        self.linear_onto(&x, &f, rows.lora, self.maps(layer, Inputs::Down))
+    }
+
     /// Puts the keys and values of `[queries, keys, values]` into the cache.
-    fn remember(&self, qkv: &Tensor, rows: Rows<'_>, layer: usize, kv: &mut Kv) -> Result<()> {
+    fn remember(&self, qkv: &Tensor, rows: Rows<'_>, layer: usize, kv: &Kv) -> Result<()> {
         let Rows { sequences, angles, .. } = rows;
         let (keys, values) = &kv.layers[layer];
         let write =
-            |half| Write { pool: &self.pool, half, heads: self.spec.heads, angles, sequences };
+            |half| Write { half, pool: &self.pool, heads: self.spec.heads, angles, sequences };
         keys.inplace_op2(qkv, &write(Half::Keys))?;
         values.inplace_op2(qkv, &write(Half::Values))
     }
@@ -341,12 +364,8 @@ impl Llama {
     }
 }
 
-fn angles((cos, sin): &(Vec<f32>, Vec<f32>)) -> Angles<'_> {
-    Angles { cos, sin }
-}
-
 /// The rows whose logits are wanted, as rows of their own.
-fn sampled<'a>(step: &Step<'a>) -> Vec<SequenceRows<'a>> {
+fn sampled_rows<'a>(step: &Step<'a>) -> Vec<SequenceRows<'a>> {
     let mut sampled: Vec<SequenceRows<'a>> = Vec::new();
     let mut own = step.sequences.iter();
     let mut sequence = own.next();

@@ -88,9 +88,7 @@ impl Reference {
             }
         }
     }
-}
 
-impl Reference {
     /// Rows whose logits nobody wants change none of the others, in the same step or in one before.
     fn check_some(llama: &Llama, adapter: Option<&Arc<Adapter>>, prompt: &[u32], all: &[Vec<f32>]) {
         let bits = |rows: Vec<Vec<f32>>| -> Vec<u32> {

@@ -65,10 +65,10 @@ impl Half {
 /// tensor's lock, and no later step could use the cache.
 #[derive(Debug)]
 pub struct Write<'a> {
+    /// Keys or values.
+    pub half: Half,
     /// The threads to use.
     pub pool: &'a Pool,
-    /// Which of them.
-    pub half: Half,
     /// The shape of attention.
     pub heads: Heads,
     /// Of all rows.
