@@ -122,7 +122,7 @@ impl Adapters {
     /// Serves the adapters of a folder to the default tenant, each as version 1.
     ///
     /// # Panics
-    /// Outside of a Tokio runtime: loads run on the one that this is called in.
+    /// Outside of a Tokio runtime: loads end on the one that this is called in.
     pub fn open(folder: Folder, base: Arc<dyn Base>, settings: Settings) -> Self {
         let registry = Registry::default();
         for found in folder.adapters() {
