@@ -25,9 +25,15 @@ pub use self::values::{
     ByteSize, Count, Device, HeaderField, Hosts, Kernels, KvDtype, Listen, LogFormat, ModelId,
     Precision, Span, Switch,
 };
-use crate::catalog::{self, HubAccess};
+use crate::{
+    catalog::{self, HubAccess},
+    store::{BadLocation, Location},
+};
 
 const MODELS_DIR: &str = "models";
+const STORE: &str = "chorus-data";
+const STORE_REFRESH: Duration = Duration::from_secs(5);
+const LEAST_REFRESH: Duration = Duration::from_millis(100);
 const ADAPTERS_DIR: &str = "adapters";
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 const ADAPTER_CACHE: ByteSize = ByteSize(1 << 30);
@@ -80,6 +86,17 @@ pub struct Knobs {
     /// Folder of PEFT adapter folders, read-only, served by folder name [default: ./adapters]
     #[arg(long, env = "CHORUS_ADAPTERS", value_name = "DIR")]
     adapters: Option<PathBuf>,
+    /// Where uploaded adapters live: a directory, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or
+    /// `az://CONTAINER/PREFIX` [default: ./chorus-data]
+    #[arg(long, env = "CHORUS_STORE", value_name = "DIR|URL", value_parser = NonEmptyStringValueParser::new())]
+    store: Option<String>,
+    /// How long what other servers write to the store may go unseen [default: 5s]
+    #[arg(long, env = "CHORUS_STORE_REFRESH", value_name = "TIME")]
+    store_refresh: Option<Span>,
+    /// Folder where uploads wait until they are checked [default: the store's, or the system's
+    /// temporary one]
+    #[arg(long, env = "CHORUS_SPOOL", value_name = "DIR")]
+    spool: Option<PathBuf>,
     /// Address and port to listen on [default: 127.0.0.1:8080]
     #[arg(long, env = "CHORUS_LISTEN", value_name = "IP:PORT")]
     listen: Option<Listen>,
@@ -176,6 +193,9 @@ impl Knobs {
             models_dir: self.models_dir.or(under.models_dir),
             served_model_name: self.served_model_name.or(under.served_model_name),
             adapters: self.adapters.or(under.adapters),
+            store: self.store.or(under.store),
+            store_refresh: self.store_refresh.or(under.store_refresh),
+            spool: self.spool.or(under.spool),
             listen: self.listen.or(under.listen),
             allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
             open: self.open.or(under.open),
@@ -286,6 +306,17 @@ pub struct Adapters {
     pub max_rank: usize,
 }
 
+/// Where uploads go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// The store, with what the environment says about reaching it.
+    pub location: Location,
+    /// How often it is looked at.
+    pub refresh: Duration,
+    /// Where uploads wait.
+    pub spool: Option<PathBuf>,
+}
+
 /// How much the engine does at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Engine {
@@ -350,6 +381,8 @@ pub struct Serve {
     pub base: Base,
     /// Its adapters.
     pub adapters: Adapters,
+    /// Where more of them are kept.
+    pub store: Store,
     /// The engine.
     pub engine: Engine,
     /// The server.
@@ -388,6 +421,9 @@ pub enum ConfigError {
         /// The address.
         listen: SocketAddr,
     },
+    /// The store has no place.
+    #[error("store: {0}")]
+    Store(#[from] BadLocation),
     /// More threads than any machine has.
     #[error(
         "threads = {threads} is more than {MOST_THREADS}: leave it out to use all cores of this \
@@ -454,6 +490,12 @@ impl Serve {
                 line: or(knobs.adapter_line, ADAPTER_LINE),
                 max_rank: or(knobs.max_rank, MAX_RANK),
             },
+            store: Store {
+                location: Location::parse(knobs.store.as_deref().unwrap_or(STORE), variables())?,
+                // A server that looks all the time does nothing else.
+                refresh: time(knobs.store_refresh, STORE_REFRESH).max(LEAST_REFRESH),
+                spool: knobs.spool,
+            },
             engine: Engine {
                 device: knobs.device.unwrap_or_default(),
                 precision: knobs.precision.unwrap_or_default(),
@@ -485,6 +527,9 @@ impl Serve {
     }
 }
 
+/// What `chorus adapter` reads, which may be set where a server runs as well.
+const OTHERS: [&str; 2] = ["CHORUS_URL", "CHORUS_KEY"];
+
 /// `CHORUS_*` variables that are set and are no option: most are misspelt.
 ///
 /// Not among them are those that Kubernetes sets in every container beside a service called `chorus`.
@@ -496,13 +541,20 @@ pub fn variables_without_meaning() -> Vec<String> {
 fn without_meaning(set: impl Iterator<Item = String>) -> Vec<String> {
     let options = ServeArgs::augment_args(Command::new("serve"));
     let known = |name: &str| {
-        options.get_arguments().any(|option| option.get_env().is_some_and(|env| env == name))
+        OTHERS.contains(&name)
+            || options.get_arguments().any(|option| option.get_env().is_some_and(|env| env == name))
     };
     let injected = |name: &str| {
         ["CHORUS_SERVICE_", "CHORUS_PORT_"].iter().any(|prefix| name.starts_with(prefix))
             || name == "CHORUS_PORT"
     };
     set.filter(|name| name.starts_with("CHORUS_") && !known(name) && !injected(name)).collect()
+}
+
+/// All variables that are text: how a cloud's storage is reached is said in its own.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// `HF_HUB_OFFLINE`, with the values that its other readers take for yes.
@@ -575,6 +627,9 @@ mod tests {
             prefix-cache = false
             threads = 1
             adapter-header = "X-Voice"
+            store = "s3://bucket/prefix"
+            store-refresh = "1s"
+            spool = "/var/tmp"
             adapter-cache-bytes = "2GiB"
             adapter-wait = 7
             adapter-line = 2
@@ -640,6 +695,8 @@ mod tests {
             *models = models.components().filter(|part| part.as_os_str() != ".").collect();
             let adapters = &mut serve.adapters.folder;
             *adapters = adapters.components().filter(|part| part.as_os_str() != ".").collect();
+            let Location::Folder(store) = &mut serve.store.location else { panic!("a folder") };
+            *store = store.components().filter(|part| part.as_os_str() != ".").collect();
         }
         assert_eq!(promised, default);
     }

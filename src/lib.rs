@@ -12,15 +12,16 @@
 //! - The scheduler knows no tensor, no clock and no runtime: a plan is a value, time is passed in.
 //! - [`adapter`] knows no model: it is given [`lora::Sites`] and a [`lora::Base`].
 //! - [`http`] alone knows axum, public JSON and status codes. [`config`] alone reads the environment.
-//! - [`text`], [`kernels`], [`catalog`] and [`tenant`] name nothing of ours.
+//! - [`store`] knows no adapter and no tenant, only keys and bytes. Uploads never come near a path: names are in records.
+//! - [`text`], [`kernels`], [`catalog`], [`store`] and [`tenant`] name nothing of ours.
 //! - No path turns a request that named an adapter into an answer of the base, or of another adapter.
 //!
 //! # Who names whom
 //!
 //! ```text
-//! http    -> tenant, text, adapter, engine
+//! http    -> tenant, text, adapter, engine, store (its errors)
 //! engine  -> model, lora
-//! adapter -> lora, tenant
+//! adapter -> lora, tenant, store
 //! model   -> lora, kernels
 //! lora    -> kernels
 //! cli     -> all: it wires them
@@ -62,9 +63,17 @@
 //! # One adapter
 //!
 //! ```text
+//! upload -> spooled and hashed as it arrives -> checked against the base -> one forward, which must change the numbers
+//!        -> its files durable in the store -> one record more, and with that the name points to it -> 201
 //! folder -> both files read with care, hashed, checked against the base -> listed, or refused with a reason
-//!        -> asked for: one load for all who wait, into a budget of bytes reserved before -> leased -> evicted when idle and oldest
+//! either -> asked for: one load for all who wait, into a budget of bytes reserved before -> leased -> evicted when idle and oldest
 //! ```
+//!
+//! What the store has is the fold of its records ([`store::Log`]), over the folder's adapters, which are version 1 of their
+//! names. A record is created only under a number that nobody has used, so all servers on one store agree on one order, and
+//! what a change expects (`If-Match`) is decided on the very state that its record follows. Each put of a file has a key of
+//! its own, so a deletion can erase at once: a record may share a file only if the order says that it is alive. A content
+//! is bound to the bases it was checked against, and refused on others.
 //!
 //! [`adapter::Adapters`] is a thin shell around a pure state machine (who waits, who is leased, who must go), so that the
 //! policy is tested without a clock. An adapter has one form in memory, which is the kernels' own; its device slot is a
@@ -75,7 +84,9 @@
 //! - The lease is a value of its own ([`lora::Lease`]) and not a bare `Arc`: whoever lent it must hear of its return, or a waiting
 //!   line could not move.
 //! - One tenant, `default`, exists so far. Everything that belongs to somebody is already keyed by [`tenant::TenantId`].
-//! - There is no `store` and no upload yet, and no option that pretends otherwise.
+//! - Files in the store are named by sha256 and a nonce, not by sha256 alone: with one key for equal bytes an upload and a
+//!   deletion that meet could leave a record without its file.
+//! - A pin is a lease that the server itself holds; the cache's policy knows nothing of it.
 
 pub mod adapter;
 pub mod catalog;
@@ -86,6 +97,7 @@ pub mod http;
 pub mod kernels;
 pub mod lora;
 pub mod model;
+pub mod store;
 pub mod telemetry;
 pub mod tenant;
 pub mod text;

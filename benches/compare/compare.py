@@ -209,7 +209,7 @@ async def disturbed(server: Server, streams, disturb):
         headers = {"X-Adapter": adapter} if adapter else {}
         return loadgen.one(at.hostname, at.port, "/v1/completions", body, headers, TIMEOUT)
 
-    running = [asyncio.create_task(ask(f"story number {n}", 700)) for n in range(streams)]
+    running = [asyncio.create_task(ask(f"story number {n}", 2000)) for n in range(streams)]
     await asyncio.sleep(2)
     quiet = [time.perf_counter()]
     await asyncio.sleep(3)

@@ -127,7 +127,9 @@ class Chorus:
             for file in adapter.iterdir():
                 os.link(file, folder / adapter.name / file.name)
         port = fresh_port()
-        command = [self.binary, "serve", "--model", model, "--served-model-name", "bench", "--adapters", folder,
+        store = WORK / "store"
+        shutil.rmtree(store, ignore_errors=True)
+        command = [self.binary, "serve", "--model", model, "--served-model-name", "bench", "--adapters", folder, "--store", store,
                    "--listen", f"127.0.0.1:{port}", "--log", "warn", "--threads", THREADS, *self.options, *extra]  # fmt: skip
         return Server(self.name, command, "/ready", port, self.select)
 

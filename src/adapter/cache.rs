@@ -3,7 +3,6 @@
 use std::{
     fmt,
     sync::{Arc, Mutex},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -14,7 +13,8 @@ use tokio::{
 };
 
 use super::{
-    LoadError, NotLent, Settings,
+    LoadError, NotLent,
+    aside::aside,
     line::{Asked, Bounds, Line, Load, Orders, PATIENCE, Standing, Ticket},
     load::Source,
     stats::Histogram,
@@ -30,7 +30,8 @@ struct Shared<S: Source> {
     /// A std mutex: it is held for one transition, never across an await, a load, or the drop of a loan.
     state: Mutex<State<S>>,
     source: S,
-    settings: Settings,
+    /// How long a request waits at most.
+    time_out: Duration,
     /// Where loads end; leases are returned from threads that are not the runtime's.
     runtime: Handle,
 }
@@ -57,15 +58,10 @@ pub(super) struct Claim<S: Source> {
 
 impl<S: Source> Cache<S> {
     /// An empty cache. Its loads end on the Tokio runtime that this is called in; without one it panics.
-    pub(super) fn new(source: S, settings: Settings) -> Self {
-        let bounds = Bounds {
-            budget: settings.budget,
-            waiting: settings.max_waiting,
-            loads: settings.loaders,
-        };
+    pub(super) fn new(source: S, bounds: Bounds, time_out: Duration) -> Self {
         let state = State { line: Line::new(bounds), load_seconds: Histogram::default() };
         let runtime = Handle::current();
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), source, settings, runtime }) }
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), source, time_out, runtime }) }
     }
 
     /// Lends the value of this digest, loading it into the `bytes` it will take if need be.
@@ -84,6 +80,12 @@ impl<S: Source> Cache<S> {
         let waiting = Waiting { shared: Arc::clone(&self.shared), ticket, receiver };
         self.shared.carry_out(orders);
         waiting.answer(since).await
+    }
+
+    /// Gives its memory back as soon as it has no lease.
+    pub(super) fn forget(&self, digest: Digest) {
+        let orders = self.shared.with(|line| line.forget(digest, Instant::now()));
+        self.shared.carry_out(orders);
     }
 
     /// How many leases it has, where it is in memory.
@@ -123,18 +125,18 @@ impl<S: Source> Shared<S> {
     ///
     /// The lock must be free: an answer to somebody who has left is a loan that is dropped here.
     fn carry_out(self: &Arc<Self>, orders: Orders<S::Loaded, oneshot::Sender<Lent<S>>>) {
-        let Orders { answers, loads } = orders;
+        let Orders { answers, dropped, loads } = orders;
+        drop(dropped);
         for (waiter, digest, answer) in answers {
             let lent = answer.map(|value| self.loan(digest, value));
             // Nobody is there any more: the loan comes back with the error and ends here.
             drop(waiter.send(lent));
         }
         for load in loads {
-            let Load { digest, evicted } = load;
-            let loading = Loading { shared: Arc::clone(self), digest, ended: false };
+            let Load { digest, bytes, evicted } = load;
+            let loading = Loading { shared: Arc::clone(self), digest, bytes, ended: false };
             // Where no thread can be had, the closure is dropped, and with it the load ends.
-            let started = thread::Builder::new().name("load".to_owned()).spawn(move || {
-                give_way();
+            let started = aside(move || {
                 drop(evicted);
                 loading.run();
             });
@@ -145,31 +147,18 @@ impl<S: Source> Shared<S> {
     }
 }
 
-/// Lowers the priority of this thread for good. A load keeps a core busy for tens of milliseconds, and those who are
-/// being answered need all cores for every token; it still gets a share of them when they are taken.
-fn give_way() {
-    // Elsewhere, and where it is forbidden, loads go on as they are.
-    #[cfg(target_os = "linux")]
-    {
-        // From weight 1024 to 335 in Linux's scheduler.
-        const NICER: i32 = 5;
-        if let Err(error) = rustix::process::nice(NICER) {
-            tracing::debug!(%error, "loads keep their priority");
-        }
-    }
-}
-
 /// One load whose memory is reserved. However it ends, the line is told.
 struct Loading<S: Source> {
     shared: Arc<Shared<S>>,
     digest: Digest,
+    bytes: usize,
     ended: bool,
 }
 
 impl<S: Source> Loading<S> {
     fn run(mut self) {
         let began = Instant::now();
-        let result = self.shared.source.load(self.digest);
+        let result = self.shared.source.load(self.digest, self.bytes);
         let took = began.elapsed();
         // Not on this thread: while it holds the line's lock nobody of higher priority should have to wait for it.
         let runtime = self.shared.runtime.clone();
@@ -221,7 +210,7 @@ struct Waiting<S: Source> {
 
 impl<S: Source> Waiting<S> {
     async fn answer(mut self, since: Instant) -> Result<Loan<S>, NotLent> {
-        let time_out = self.shared.settings.time_out;
+        let time_out = self.shared.time_out;
         if PATIENCE < time_out {
             if let Ok(lent) =
                 timeout_at(Alarm::from_std(since + PATIENCE), &mut self.receiver).await
@@ -294,7 +283,7 @@ mod tests {
     impl Source for Arc<Shelf> {
         type Loaded = Digest;
 
-        fn load(&self, digest: Digest) -> Result<Digest, LoadError> {
+        fn load(&self, digest: Digest, _: usize) -> Result<Digest, LoadError> {
             self.loads.fetch_add(1, Ordering::SeqCst);
             let held = self.held.lock().unwrap();
             let stays = |held: &mut HashSet<Digest>| held.contains(&digest);
@@ -332,8 +321,8 @@ mod tests {
     fn cache(budget: usize, time_out: Duration) -> (Arc<Tested>, Arc<Shelf>) {
         let shelf = Arc::new(Shelf::default());
         let loaders = NonZeroUsize::new(4).unwrap();
-        let settings = Settings { budget, max_waiting: 200, time_out, loaders };
-        (Arc::new(Cache::new(Arc::clone(&shelf), settings)), shelf)
+        let bounds = Bounds { budget, waiting: 200, loads: loaders };
+        (Arc::new(Cache::new(Arc::clone(&shelf), bounds, time_out)), shelf)
     }
 
     async fn lease(cache: &Tested, name: &str) -> Result<Loan<Arc<Shelf>>, NotLent> {

@@ -19,7 +19,7 @@ use crate::lora::{
 /// Name of the weights that mlx-lm writes.
 const MLX_WEIGHTS: &str = "adapters.safetensors";
 /// The longest config that is read. Real ones have about 1 KiB, and with a pattern for every module a few dozen.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub(super) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// The content of both files.
 #[derive(Debug, Default)]
@@ -47,8 +47,26 @@ impl Deref for Pages {
 }
 
 impl Pages {
+    /// So many zeros.
+    pub(super) fn zeros(len: usize) -> io::Result<Self> {
+        // A mapping has at least one byte.
+        Ok(Self { pages: Some(MmapMut::map_anon(len.max(1))?), len })
+    }
+
+    /// A copy of these bytes.
+    pub(super) fn of(bytes: &[u8]) -> io::Result<Self> {
+        let mut pages = Self::zeros(bytes.len())?;
+        pages.bytes_mut().copy_from_slice(bytes);
+        Ok(pages)
+    }
+
+    /// All of it, to be written to.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.pages.as_mut().map_or(&mut [], |pages| &mut pages[..self.len])
+    }
+
     /// Takes all of `file`, which is `len` bytes long, in place of what was there.
-    fn fill(&mut self, mut file: File, len: u64) -> io::Result<()> {
+    pub(super) fn fill(&mut self, mut file: File, len: u64) -> io::Result<()> {
         self.len = 0;
         // One byte more tells whether the file grew since it was measured.
         let room = usize::try_from(len.saturating_add(1)).map_err(io::Error::other)?;

@@ -1,17 +1,23 @@
 //! A tiny base and adapters for it, written as PEFT writes them.
 
-use std::{fs, num::NonZeroUsize, path::Path};
+use std::{fs, num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use safetensors::{Dtype, tensor::TensorView};
 
-use super::{Folder, Rules, ScanError};
-use crate::lora::{
-    Limits, Sites, ZeroBase,
-    peft::{CONFIG_FILE, WEIGHTS_FILE},
+use super::{Adapters, Folder, Foundation, Rules, ScanError, Settings};
+use crate::{
+    lora::{
+        Limits, Sites, ZeroBase,
+        peft::{CONFIG_FILE, WEIGHTS_FILE},
+    },
+    store::Store,
 };
 
 const LAYERS: usize = 2;
 const HIDDEN: usize = 16;
+const LIMITS: Limits = Limits { max_rank: 512, max_bytes: 1 << 20 };
+/// The tiny base's sha256.
+const BASE: &str = "ba5e";
 
 /// Nothing that is tested here looks at its weights.
 pub(super) fn base() -> ZeroBase {
@@ -32,7 +38,7 @@ pub(super) fn base() -> ZeroBase {
 pub(super) fn scan(root: &Path) -> Result<Folder, ScanError> {
     let rules = Rules {
         base: &base(),
-        limits: &Limits { max_rank: 512, max_bytes: 1 << 20 },
+        limits: &LIMITS,
         reserved: &["base"],
         workers: NonZeroUsize::new(2).unwrap(),
     };
@@ -63,4 +69,24 @@ pub(super) fn write(folder: &Path, rank: usize, value: f32) {
     fs::create_dir_all(folder).unwrap();
     fs::write(folder.join(CONFIG_FILE), config).unwrap();
     fs::write(folder.join(WEIGHTS_FILE), weights).unwrap();
+}
+
+/// Serves the folder and the store for the tiny base.
+pub(super) async fn open(folder: Folder, store: Store, budget: usize) -> Adapters {
+    open_on(BASE, folder, store, budget).await
+}
+
+/// The same for a base of this sha256.
+pub(super) async fn open_on(sha256: &str, folder: Folder, store: Store, budget: usize) -> Adapters {
+    let settings = Settings {
+        budget,
+        max_waiting: 16,
+        time_out: Duration::from_mins(1),
+        loaders: NonZeroUsize::MIN,
+        limits: LIMITS,
+        spool: std::env::temp_dir(),
+        refresh: Duration::from_hours(1),
+    };
+    let foundation = Foundation { base: Arc::new(base()), sha256: sha256.to_owned() };
+    Adapters::open(folder, foundation, store, settings).await.unwrap()
 }

@@ -7,17 +7,13 @@ use std::{
     num::NonZeroUsize,
     panic::resume_unwind,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
 use super::{
     AdapterName, BadFile, BadName, LoadError,
     files::{Files, resolve},
-    load::Source,
 };
 use crate::lora::{self, Adapter, Base, Digest, Limits, peft};
 
@@ -221,7 +217,7 @@ impl Folder {
     }
 
     /// Reads the files of this digest again, into memory of their own, and makes sure that they still have it.
-    fn read(&self, digest: Digest) -> Result<Files, LoadError> {
+    pub(super) fn read(&self, digest: Digest) -> Result<Files, LoadError> {
         let mut last = LoadError::Gone;
         for place in self.places.get(&digest).into_iter().flatten() {
             match self.read_at(place, digest) {
@@ -261,30 +257,6 @@ fn is_candidate(entry: &DirEntry) -> bool {
     kind.is_dir() || kind.is_symlink() && !leads_to_file()
 }
 
-/// A folder and the base that its adapters are built for.
-#[derive(Debug)]
-pub(super) struct Shelf {
-    pub(super) folder: Folder,
-    pub(super) base: Arc<dyn Base>,
-}
-
-impl Source for Shelf {
-    type Loaded = Adapter;
-
-    fn load(&self, digest: Digest) -> Result<Adapter, LoadError> {
-        let files = self.folder.read(digest)?;
-        let sites = self.base.sites();
-        let manifest = peft::read(&files.config, &files.weights, sites, &self.folder.limits)?;
-        let planned = Adapter::planned_bytes(&manifest, sites);
-        let adapter = Adapter::build(digest, &manifest, self.base.as_ref())?;
-        // The cache has reserved what was planned; more would break its promise to the operator.
-        if adapter.bytes() != planned {
-            return Err(LoadError::Memory { planned, actual: adapter.bytes() });
-        }
-        Ok(adapter)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -297,14 +269,19 @@ mod tests {
     use peft::{CONFIG_FILE as CONFIG, WEIGHTS_FILE as WEIGHTS};
     use tempfile::TempDir;
 
-    use super::{super::fixture, *};
+    use super::{
+        super::{fixture, shelf},
+        *,
+    };
 
     fn names(folder: &Folder) -> Vec<&str> {
         folder.adapters().iter().map(|found| found.name.as_str()).collect()
     }
 
-    fn load(folder: Folder, digest: Digest) -> Result<Adapter, LoadError> {
-        Shelf { folder, base: Arc::new(fixture::base()) }.load(digest)
+    fn load(folder: &Folder, digest: Digest) -> Result<Adapter, LoadError> {
+        let found = folder.adapters().iter().find(|found| found.facts.digest == digest);
+        let memory = found.map_or(0, |found| found.facts.memory);
+        shelf::build(digest, &folder.read(digest)?, memory, (&fixture::base(), &folder.limits))
     }
 
     #[test]
@@ -326,7 +303,7 @@ mod tests {
         assert_eq!(sql.facts.targets, ["q_proj"]);
         assert!(sql.created > 1_600_000_000, "{}", sql.created);
         let digest = Digest::of(config.as_bytes(), &weights);
-        assert_eq!(load(folder, digest).unwrap().digest(), digest);
+        assert_eq!(load(&folder, digest).unwrap().digest(), digest);
     }
 
     /// What is refused by this module, and not by the reading of what the files hold.
@@ -466,7 +443,7 @@ mod tests {
             let folder = fixture::scan(root.path()).unwrap();
             let digest = folder.adapters()[0].facts.digest;
             change(&sql);
-            let refused = load(folder, digest).unwrap_err().to_string();
+            let refused = load(&folder, digest).unwrap_err().to_string();
             assert!(refused.contains(reason), "{refused}");
         }
     }
@@ -479,13 +456,13 @@ mod tests {
         let folder = fixture::scan(root.path()).unwrap();
         let digest = folder.adapters()[1].facts.digest;
         fixture::write(&root.path().join("a"), 2, 0.25);
-        assert_eq!(load(folder, digest).unwrap().digest(), digest);
+        assert_eq!(load(&folder, digest).unwrap().digest(), digest);
     }
 
     #[test]
     fn a_digest_that_was_not_found_is_gone() {
         let folder = Folder::empty();
-        let gone = load(folder, Digest::of(b"", b"")).unwrap_err();
+        let gone = load(&folder, Digest::of(b"", b"")).unwrap_err();
         assert!(matches!(gone, LoadError::Gone), "{gone}");
     }
 

@@ -56,6 +56,8 @@ pub(super) struct Line<V, W> {
     places: VecDeque<Place<W>>,
     /// Loads that failed a moment ago.
     failed: HashMap<Digest, Failed>,
+    /// Resident or being loaded, and to go with their last lease: nothing names them any more.
+    forgotten: HashSet<Digest>,
     /// Sum over `resident`.
     resident_bytes: usize,
     /// Sum over the resident without a lease.
@@ -129,6 +131,8 @@ pub(super) enum Asked<V> {
 pub(super) struct Orders<V, W> {
     /// Waiters that have their answer, and whose digest they asked for; with `Ok` one lease each is counted.
     pub(super) answers: Vec<(W, Digest, Answer<V>)>,
+    /// Adapters that nothing names any more: to be dropped outside of the lock.
+    pub(super) dropped: Vec<Arc<V>>,
     /// Loads to begin. Each ends in exactly one call of [`Line::loaded`] or [`Line::failed`].
     pub(super) loads: Vec<Load<V>>,
 }
@@ -141,6 +145,8 @@ pub(super) type Answer<V> = Result<Arc<V>, Arc<LoadError>>;
 pub(super) struct Load<V> {
     /// What to load.
     pub(super) digest: Digest,
+    /// Bytes that are reserved for it.
+    pub(super) bytes: usize,
     /// Adapters that made room: to be dropped before the load takes memory.
     pub(super) evicted: Vec<Arc<V>>,
 }
@@ -174,7 +180,7 @@ pub(super) struct Standing {
 
 impl<V, W> Orders<V, W> {
     fn none() -> Self {
-        Self { answers: Vec::new(), loads: Vec::new() }
+        Self { answers: Vec::new(), dropped: Vec::new(), loads: Vec::new() }
     }
 }
 
@@ -187,6 +193,7 @@ impl<V, W> Line<V, W> {
             loading: HashMap::new(),
             places: VecDeque::new(),
             failed: HashMap::new(),
+            forgotten: HashSet::new(),
             resident_bytes: 0,
             idle_bytes: 0,
             recalled: HashSet::new(),
@@ -256,7 +263,37 @@ impl<V, W> Line<V, W> {
         if entry.leases == 0 {
             self.idle_bytes += entry.bytes;
         }
-        self.advance(now)
+        let mut orders = Orders::none();
+        orders.dropped.extend(self.drop_forgotten(digest));
+        self.move_up(now, &mut orders);
+        orders
+    }
+
+    /// An adapter will not be asked for again: its memory is given back as soon as it has no lease.
+    pub(super) fn forget(&mut self, digest: Digest, now: Instant) -> Orders<V, W> {
+        self.failed.remove(&digest);
+        if self.resident.contains(&digest) || self.loading.contains_key(&digest) {
+            self.forgotten.insert(digest);
+        }
+        let mut orders = Orders::none();
+        orders.dropped.extend(self.drop_forgotten(digest));
+        self.move_up(now, &mut orders);
+        orders
+    }
+
+    /// Takes out what is to go, if it is here and idle.
+    fn drop_forgotten(&mut self, digest: Digest) -> Option<Arc<V>> {
+        let idle = self.resident.peek(&digest).is_some_and(|entry| entry.leases == 0);
+        if !idle || !self.forgotten.remove(&digest) {
+            return None;
+        }
+        let entry = self.resident.pop(&digest)?;
+        self.resident_bytes -= entry.bytes;
+        self.idle_bytes -= entry.bytes;
+        if self.recalled.remove(&digest) {
+            self.recalled_bytes -= entry.bytes;
+        }
+        Some(entry.value)
     }
 
     /// A load that was ordered is done.
@@ -273,6 +310,7 @@ impl<V, W> Line<V, W> {
         let answer = |w: Waiter<W>| (w.reply, digest, Ok(Arc::clone(&value)));
         orders.answers.extend(waiters.into_iter().map(answer));
         self.resident.push(digest, Resident { value, bytes, leases });
+        orders.dropped.extend(self.drop_forgotten(digest));
         self.move_up(now, &mut orders);
         orders
     }
@@ -286,12 +324,16 @@ impl<V, W> Line<V, W> {
     ) -> Orders<V, W> {
         let mut orders = Orders::none();
         let Loading { waiters, .. } = self.end_load(digest);
+        self.forgotten.remove(&digest);
         self.counts.failures += 1;
         self.waiting -= waiters.len();
         let answer = |w: Waiter<W>| (w.reply, digest, Err(Arc::clone(&error)));
         orders.answers.extend(waiters.into_iter().map(answer));
         self.failed.retain(|_, failed| now < failed.until);
-        self.failed.insert(digest, Failed { error, until: now + FAILURE_MEMORY });
+        // Whoever asks with the right size is to be served at once.
+        if !matches!(*error, LoadError::Memory { .. }) {
+            self.failed.insert(digest, Failed { error, until: now + FAILURE_MEMORY });
+        }
         self.move_up(now, &mut orders);
         orders
     }
@@ -378,7 +420,7 @@ impl<V, W> Line<V, W> {
         self.reserved_bytes += bytes;
         self.counts.loads += 1;
         self.loading.insert(digest, Loading { bytes, waiters });
-        Load { digest, evicted }
+        Load { digest, bytes, evicted }
     }
 
     fn end_load(&mut self, digest: Digest) -> Loading<W> {
@@ -394,6 +436,7 @@ impl<V, W> Line<V, W> {
             let idle = self.resident.iter().rev().find(|(_, entry)| entry.leases == 0);
             let victim = *idle.expect("idle bytes belong to idle adapters").0;
             let entry = self.resident.pop(&victim).expect("the victim was just found");
+            self.forgotten.remove(&victim);
             self.resident_bytes -= entry.bytes;
             self.idle_bytes -= entry.bytes;
             self.counts.evictions += 1;

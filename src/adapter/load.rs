@@ -1,16 +1,18 @@
 //! From a digest to something that can be lent.
 
 use super::BadFile;
-use crate::lora::{self, Digest};
+use crate::{
+    lora::{self, Digest},
+    store::StoreError,
+};
 
 /// Where the cache gets what it does not hold.
 pub(super) trait Source: Send + Sync + 'static {
     /// What is kept in memory and lent.
     type Loaded: Send + Sync + 'static;
 
-    /// Reads and builds; blocks for as long as that takes. What comes back has this digest, and takes the memory that
-    /// was planned for it.
-    fn load(&self, digest: Digest) -> Result<Self::Loaded, LoadError>;
+    /// Reads and builds; blocks for as long as that takes. What comes back has this digest and takes `bytes` of memory.
+    fn load(&self, digest: Digest, bytes: usize) -> Result<Self::Loaded, LoadError>;
 }
 
 /// Why an adapter that is known cannot be loaded.
@@ -22,6 +24,12 @@ pub enum LoadError {
     /// The files are others than those that were checked at the start.
     #[error("its files have changed since the server started; restart it to serve the new ones")]
     Changed,
+    /// What the store gives is not what was put there.
+    #[error("its files in the store are damaged")]
+    Damaged,
+    /// The store does not give them now.
+    #[error(transparent)]
+    Store(StoreError),
     /// A file cannot be read any more.
     #[error(transparent)]
     File(#[from] BadFile),
@@ -34,13 +42,13 @@ pub enum LoadError {
         /// Bytes asked for.
         bytes: usize,
     },
-    /// The built adapter does not take the memory that was reserved for it.
-    #[error("it takes {actual} bytes of memory where {planned} were reserved")]
+    /// It does not take the memory that was reserved for it.
+    #[error("it takes {needed} bytes of memory where {reserved} were reserved")]
     Memory {
         /// Bytes reserved.
-        planned: usize,
-        /// Bytes taken.
-        actual: usize,
+        reserved: usize,
+        /// Bytes that it takes.
+        needed: usize,
     },
     /// The load ended without a result: it panicked, or the server is stopping.
     #[error("its load was broken off")]

@@ -7,39 +7,69 @@
 //! This module knows no model: it is given the base's [`Base`]. It knows no HTTP either, and no message of a type that
 //! a request may see ([`BadName`], [`NotLent`], [`LoadError`]) names a path of the server.
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, Semaphore},
+};
 
 use self::{
     cache::{Cache, Loan},
-    folder::Shelf,
+    line::Bounds,
+    missing::Missing,
+    pins::Pins,
+    record::Record,
     registry::{Entry, Registry},
+    shelf::Shelf,
+    upload::Spool,
 };
 pub use self::{
+    changes::{Expected, FileBytes, Kept, NotChanged, Target},
+    check::{Trial, Unfit, Unproved},
     files::BadFile,
     folder::{Facts, Folder, Found, Refused, Rules, ScanError, Unusable},
     load::LoadError,
     name::{AdapterName, BadName},
     revision::{Revision, Wanted},
     stats::{CacheStats, Histogram},
+    upload::{Part, Unreceived, Upload},
 };
 pub use crate::lora::Lease;
-use crate::{lora::Base, tenant::TenantId};
+use crate::{
+    lora::{Base, Limits},
+    store::{Log, Store, StoreError},
+    tenant::TenantId,
+};
 
+mod aside;
 mod cache;
+mod changes;
+mod check;
 mod files;
 mod folder;
 mod line;
 mod load;
+mod missing;
 mod name;
+mod pins;
+mod record;
 mod registry;
 mod revision;
+mod shelf;
 mod stats;
+mod upload;
 
 #[cfg(test)]
 mod fixture;
 
-/// The bounds of the host cache.
-#[derive(Clone, Copy, Debug)]
+/// The bounds of the host cache and of uploads.
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Bytes of memory for loaded adapters, those being loaded included.
     pub budget: usize,
@@ -49,6 +79,21 @@ pub struct Settings {
     pub time_out: Duration,
     /// Adapters that are loaded at once; each load holds its files in memory beside the budget.
     pub loaders: NonZeroUsize,
+    /// How large an adapter that is uploaded may be.
+    pub limits: Limits,
+    /// Where uploads wait until they are checked.
+    pub spool: PathBuf,
+    /// How long what other servers have written to the store may go unseen.
+    pub refresh: Duration,
+}
+
+/// The base that adapters are built for.
+#[derive(Clone, Debug)]
+pub struct Foundation {
+    /// What they ask of it.
+    pub base: Arc<dyn Base>,
+    /// Its sha256 in hexadecimal: an adapter is served on bases it was checked against.
+    pub sha256: String,
 }
 
 /// All adapters of all tenants. Clones share everything.
@@ -59,18 +104,39 @@ pub struct Adapters {
 
 #[derive(Debug)]
 struct Shared {
-    registry: Registry,
+    registry: Arc<Registry>,
     cache: Cache<Shelf>,
     budget: usize,
+    base: Arc<dyn Base>,
+    base_sha256: String,
+    limits: Limits,
+    folder: Arc<Folder>,
+    store: Store,
+    /// Held while a change is decided and written, so that changes made here do not overtake each other.
+    log: Mutex<Log<Record>>,
+    spool: Spool,
+    /// Who may try an adapter.
+    trials: Semaphore,
+    pins: Pins,
+    missing: Missing,
 }
 
 /// What a tenant is told about one of its adapters.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Card {
-    /// The active version.
+    /// The active version; where none is, the newest.
     pub revision: Revision,
+    /// The name points to it.
+    pub active: bool,
+    /// It was checked against this server's base.
+    pub compatible: bool,
+    /// The active version is kept in memory.
+    pub pinned: bool,
     /// Bytes of its two files.
     pub bytes: u64,
+    /// Bytes of memory that it takes.
+    pub memory: usize,
     /// Its largest rank.
     pub rank: usize,
     /// What it changes in the base.
@@ -83,7 +149,23 @@ pub struct Card {
     pub leases: usize,
     /// Requests that it was lent to since the start.
     pub hits: u64,
+    /// When it was last lent to one, in unix seconds.
+    pub last_used: Option<u64>,
 }
+
+/// One version of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// As if the name pointed to it.
+    pub card: Card,
+    /// It is in the store; otherwise in the folder.
+    pub stored: bool,
+}
+
+/// A name cannot be looked up: it is not known here, and the store, which may know it, does not answer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the store of adapters cannot be reached: {0}")]
+pub struct Unreachable(StoreError);
 
 /// Why no adapter was lent.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -91,6 +173,9 @@ pub enum NotLent {
     /// The revision's content is not known any more.
     #[error("the adapter is gone")]
     Gone,
+    /// It was checked against another base.
+    #[error("the adapter was checked against another base model: upload or validate it again")]
+    OtherBase,
     /// No eviction could make room for it.
     #[error(
         "the adapter takes {bytes} bytes of memory and all adapters together may take {budget}"
@@ -119,27 +204,64 @@ pub enum NotLent {
 }
 
 impl Adapters {
-    /// Serves the adapters of a folder to the default tenant, each as version 1.
+    /// Serves what the store has, and the adapters of a folder to the default tenant, each as version 1.
+    ///
+    /// From then on what other servers write to the store is taken in, until the last handle is gone.
     ///
     /// # Panics
     /// Outside of a Tokio runtime: loads end on the one that this is called in.
-    pub fn open(folder: Folder, base: Arc<dyn Base>, settings: Settings) -> Self {
-        let registry = Registry::default();
-        for found in folder.adapters() {
-            registry.publish(TenantId::DEFAULT, &found.name, found.created, &found.facts);
-            let (memory, budget) = (found.facts.memory, settings.budget);
+    pub async fn open(
+        folder: Folder,
+        Foundation { base, sha256 }: Foundation,
+        store: Store,
+        settings: Settings,
+    ) -> Result<Self, StoreError> {
+        let registry = Arc::new(Registry::default());
+        let (log, entries) = Log::<Record>::open(&store, "adapters").await?;
+        for entry in entries {
+            registry.apply(&entry.record);
+        }
+        for Found { name, created, facts } in folder.adapters() {
+            let (memory, budget) = (facts.memory, settings.budget);
+            if !registry.add_from_folder(name, *created, facts, &sha256) {
+                tracing::warn!(%name, "the store has an adapter of this name, and the folder's is not active");
+            }
             if memory > budget {
-                let name = found.name.as_str();
-                tracing::warn!(
-                    name,
-                    memory,
-                    budget,
-                    "an adapter is larger than the adapter budget"
-                );
+                tracing::warn!(%name, memory, budget, "an adapter is larger than the adapter budget");
             }
         }
-        let cache = Cache::new(Shelf { folder, base }, settings);
-        Self { shared: Arc::new(Shared { registry, cache, budget: settings.budget }) }
+        let bounds = Bounds {
+            budget: settings.budget,
+            waiting: settings.max_waiting,
+            loads: settings.loaders,
+        };
+        let folder = Arc::new(folder);
+        let shelf = Shelf {
+            folder: Arc::clone(&folder),
+            base: Arc::clone(&base),
+            limits: settings.limits,
+            registry: Arc::clone(&registry),
+            store: store.clone(),
+            runtime: Handle::current(),
+        };
+        let shared = Arc::new(Shared {
+            registry,
+            budget: settings.budget,
+            base,
+            base_sha256: sha256,
+            limits: settings.limits,
+            folder,
+            store,
+            log: Mutex::new(log),
+            spool: Spool { folder: settings.spool.clone(), max_weights: settings.limits.max_bytes },
+            trials: Semaphore::new(1),
+            pins: Pins::default(),
+            missing: Missing::new(),
+            cache: Cache::new(shelf, bounds, settings.time_out),
+        });
+        let changed = Arc::clone(&shared.pins.wake);
+        tokio::spawn(pins::keep_up(Arc::downgrade(&shared), changed, settings.refresh));
+        Ok(Self { shared })
     }
 
     /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike.
@@ -147,12 +269,41 @@ impl Adapters {
         self.shared.registry.resolve(tenant, wanted)
     }
 
+    /// Asks the store for a name that is not known here, within bounds: another server may have taken it in a moment ago.
+    /// Returns whether it was worth looking again.
+    pub async fn seek(&self, tenant: TenantId, name: &AdapterName) -> Result<bool, Unreachable> {
+        if !self.shared.missing.may_ask(tenant, name, Instant::now()) {
+            return Ok(false);
+        }
+        self.refresh().await.map_err(Unreachable)?;
+        Ok(true)
+    }
+
     /// Lends the adapter of a revision, loading it if need be. Dropping the future gives up the place in the line.
     pub async fn lease(&self, revision: &Revision) -> Result<Lease, NotLent> {
+        let lease = self.hold(revision).await?;
+        if let Some(content) = self.shared.registry.content(revision.digest) {
+            content.count_lease(unix_seconds());
+        }
+        Ok(lease)
+    }
+
+    /// The same, and nothing is counted.
+    async fn hold(&self, revision: &Revision) -> Result<Lease, NotLent> {
         let content = self.shared.registry.content(revision.digest).ok_or(NotLent::Gone)?;
-        let Loan { value, claim } =
-            self.shared.cache.lease(revision.digest, content.facts.memory).await?;
-        content.count_lease();
+        if !content.is_for(&self.shared.base_sha256) {
+            return Err(NotLent::OtherBase);
+        }
+        let cache = &self.shared.cache;
+        let lent = match cache.lease(revision.digest, content.memory()).await {
+            // Its record is from another version of chorus, or another base. What it takes here is known now.
+            Err(NotLent::Failed(why)) if let LoadError::Memory { needed, .. } = *why => {
+                content.set_memory(needed);
+                cache.lease(revision.digest, needed).await
+            }
+            lent => lent,
+        };
+        let Loan { value, claim } = lent?;
         Ok(Lease::new(value, move || drop(claim)))
     }
 
@@ -164,6 +315,14 @@ impl Adapters {
     /// One of a tenant's adapters.
     pub fn card(&self, tenant: TenantId, name: &AdapterName) -> Option<Card> {
         self.shared.registry.active(tenant, name).map(|entry| self.describe(entry))
+    }
+
+    /// All versions of a tenant's name, by number; empty where there is no such name.
+    pub fn versions(&self, tenant: TenantId, name: &AdapterName) -> Vec<Version> {
+        let versions = self.shared.registry.versions(tenant, name).into_iter();
+        let version =
+            |entry: Entry| Version { stored: entry.files.is_some(), card: self.describe(entry) };
+        versions.map(version).collect()
     }
 
     /// How the cache is doing.
@@ -187,19 +346,31 @@ impl Adapters {
     }
 
     fn describe(&self, entry: Entry) -> Card {
-        let leases = self.shared.cache.leases(&entry.revision.digest);
+        let digest = entry.revision.digest;
+        let leases = self.shared.cache.leases(&digest);
+        // A pin's own lease is no request's.
+        let own = usize::from(self.shared.pins.has(&digest));
         let facts = &entry.content.facts;
         Card {
+            active: entry.active,
+            compatible: entry.content.is_for(&self.shared.base_sha256),
+            pinned: entry.pinned,
+            memory: entry.content.memory(),
+            last_used: entry.content.last_lent(),
             bytes: facts.bytes,
             rank: facts.rank,
             targets: facts.targets.clone(),
             created: entry.created,
             resident: leases.is_some(),
-            leases: leases.unwrap_or(0),
+            leases: leases.unwrap_or(0).saturating_sub(own),
             hits: entry.content.lent(),
             revision: entry.revision,
         }
     }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -212,14 +383,8 @@ mod tests {
 
     const ME: TenantId = TenantId::DEFAULT;
 
-    fn open(root: &Path, budget: usize) -> Adapters {
-        let settings = Settings {
-            budget,
-            max_waiting: 16,
-            time_out: Duration::from_mins(1),
-            loaders: NonZeroUsize::MIN,
-        };
-        Adapters::open(fixture::scan(root).unwrap(), Arc::new(fixture::base()), settings)
+    async fn open(root: &Path, budget: usize) -> Adapters {
+        fixture::open(fixture::scan(root).unwrap(), Store::faulty().0, budget).await
     }
 
     /// Two adapters of different sizes, and the memory that each takes.
@@ -239,7 +404,7 @@ mod tests {
     #[tokio::test]
     async fn a_folder_is_served_to_the_default_tenant_as_version_one() {
         let (root, [pirate, sql]) = world();
-        let adapters = open(root.path(), pirate + sql);
+        let adapters = open(root.path(), pirate + sql).await;
         let revision = pin(&adapters, "sql");
         assert_eq!(revision.version, 1);
         assert_eq!(pin(&adapters, "sql@v1"), revision);
@@ -268,7 +433,7 @@ mod tests {
     #[tokio::test]
     async fn the_metrics_agree_with_what_happened() {
         let (root, [pirate, sql]) = world();
-        let adapters = open(root.path(), sql);
+        let adapters = open(root.path(), sql).await;
         for (name, bytes) in [("pirate", pirate), ("pirate", pirate), ("sql", sql)] {
             drop(adapters.lease(&pin(&adapters, name)).await.unwrap());
             assert_eq!(adapters.stats().resident_bytes, bytes);
@@ -283,7 +448,7 @@ mod tests {
     #[tokio::test]
     async fn refusals_say_why_and_name_no_path() {
         let (root, [pirate, sql]) = world();
-        let adapters = open(root.path(), sql - 1);
+        let adapters = open(root.path(), sql - 1).await;
         let large = adapters.lease(&pin(&adapters, "sql")).await.unwrap_err();
         assert!(large.to_string().contains(&format!("{sql} bytes")), "{large}");
 

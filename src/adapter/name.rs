@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 /// A name that moves between versions of an adapter.
 ///
 /// - 1 to [`AdapterName::MAX`] bytes;
@@ -12,7 +14,8 @@ use std::{fmt, sync::Arc};
 ///
 /// It is never taken from a request into a path all the same. Names that mean the base itself are refused by whoever
 /// gives them that meaning.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct AdapterName(Arc<str>);
 
 impl AdapterName {
@@ -39,6 +42,20 @@ impl AdapterName {
     /// The name as it was written.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for AdapterName {
+    type Error = BadName;
+
+    fn try_from(text: String) -> Result<Self, BadName> {
+        Self::parse(&text)
+    }
+}
+
+impl From<AdapterName> for String {
+    fn from(name: AdapterName) -> Self {
+        name.as_str().to_owned()
     }
 }
 

@@ -1,15 +1,18 @@
-//! Which adapters there are, for whom, and what each name points to.
+//! Which adapters there are, for whom, and what each name points to: the fold of the records, over what a folder has.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use super::{AdapterName, Facts, Revision, Wanted};
-use crate::{lora::Digest, tenant::TenantId};
+use super::{
+    AdapterName, Facts, Revision, Wanted,
+    record::{Blob, Change, Record, Stored},
+};
+use crate::{lora::Digest, store::BlobKey, tenant::TenantId};
 
 /// Names and their histories.
 ///
@@ -18,130 +21,406 @@ use crate::{lora::Digest, tenant::TenantId};
 #[derive(Debug, Default)]
 pub(super) struct Registry(RwLock<State>);
 
+/// What the records come to.
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     names: BTreeMap<TenantId, BTreeMap<AdapterName, History>>,
     /// Content is shared by all versions that have it, whosever they are.
-    contents: HashMap<Digest, Arc<Content>>,
+    contents: HashMap<Digest, Held>,
+    /// Files in the store, and how many versions refer to each.
+    blobs: BTreeMap<Blob, usize>,
 }
 
 /// What one name has pointed to.
-#[derive(Debug)]
-struct History {
-    /// By version number, from 1; never empty.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// By number; empty where all are gone.
     versions: BTreeMap<u32, Version>,
-    /// A key of `versions`.
-    active: u32,
+    /// What the name points to; not always one of `versions`.
+    active: Option<u32>,
+    /// The greatest number that there ever was.
+    last: u32,
+    pinned: bool,
+    /// Version 1 was removed: what the folder has under the name does not come back.
+    without_first: bool,
 }
 
 #[derive(Clone, Debug)]
 struct Version {
     created: u64,
     content: Arc<Content>,
+    /// `None` where it comes from the folder.
+    files: Option<Files>,
+}
+
+/// Both files of a version in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Files {
+    pub(super) config: Blob,
+    pub(super) weights: Blob,
+}
+
+/// A content and where it can be read.
+#[derive(Debug)]
+struct Held {
+    content: Arc<Content>,
+    /// One for each version in the store that has it.
+    files: Vec<Files>,
+    /// The folder has it.
+    in_folder: bool,
 }
 
 /// An adapter without its names.
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) facts: Facts,
+    /// The bases it was checked against, by their sha256.
+    bases: RwLock<BTreeSet<String>>,
+    /// Bytes of memory it takes: those of the facts, until a load has shown others.
+    memory: AtomicUsize,
     lent: AtomicU64,
+    /// Unix seconds; 0 before the first time.
+    last_lent: AtomicU64,
 }
 
 impl Content {
-    /// Counts a lease.
-    pub(super) fn count_lease(&self) {
+    fn new(facts: Facts) -> Self {
+        let memory = AtomicUsize::new(facts.memory);
+        let (lent, last_lent) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { facts, bases: RwLock::default(), memory, lent, last_lent }
+    }
+
+    /// Counts a lease at this time, in unix seconds.
+    pub(super) fn count_lease(&self, now: u64) {
         self.lent.fetch_add(1, Ordering::Relaxed);
+        self.last_lent.store(now, Ordering::Relaxed);
     }
 
     /// Leases counted since the start.
     pub(super) fn lent(&self) -> u64 {
         self.lent.load(Ordering::Relaxed)
     }
+
+    /// When it was last lent, in unix seconds.
+    pub(super) fn last_lent(&self) -> Option<u64> {
+        Some(self.last_lent.load(Ordering::Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// Bytes of memory it takes when it is loaded.
+    pub(super) fn memory(&self) -> usize {
+        self.memory.load(Ordering::Relaxed)
+    }
+
+    /// A load has shown what it takes.
+    pub(super) fn set_memory(&self, bytes: usize) {
+        self.memory.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether it was checked against this base.
+    pub(super) fn is_for(&self, base: &str) -> bool {
+        self.bases.read().expect(NO_PANIC).contains(base)
+    }
+
+    fn add_base(&self, base: &str) {
+        self.bases.write().expect(NO_PANIC).insert(base.to_owned());
+    }
 }
 
-/// The active version of a name.
-#[derive(Debug)]
+/// One version of a name.
+#[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) revision: Revision,
+    /// In unix seconds.
     pub(super) created: u64,
     pub(super) content: Arc<Content>,
+    pub(super) active: bool,
+    pub(super) pinned: bool,
+    /// Where its files are; `None` for the folder.
+    pub(super) files: Option<Files>,
 }
 
-impl Registry {
-    /// Makes `facts` the active version of a name, and returns its number: that of the version which has this content
-    /// already, or the next.
-    pub(super) fn publish(
-        &self,
-        tenant: TenantId,
-        name: &AdapterName,
-        created: u64,
-        facts: &Facts,
-    ) -> u32 {
-        let mut state = self.0.write().expect(NO_PANIC);
-        let state = &mut *state;
-        let content = state
-            .contents
-            .entry(facts.digest)
-            .or_insert_with(|| Arc::new(Content { facts: facts.clone(), lent: AtomicU64::new(0) }));
-        let names = state.names.entry(tenant).or_default();
-        let history = names
-            .entry(name.clone())
-            .or_insert_with(|| History { versions: BTreeMap::new(), active: 0 });
-        history.active = history.version_of(facts.digest).unwrap_or_else(|| {
-            let number = history.versions.last_key_value().map_or(1, |(last, _)| last + 1);
-            let version = Version { created, content: Arc::clone(content) };
-            history.versions.insert(number, version);
-            number
-        });
-        history.active
-    }
-
-    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike.
-    pub(super) fn resolve(&self, tenant: TenantId, wanted: &Wanted) -> Option<Revision> {
-        let state = self.0.read().expect(NO_PANIC);
-        let history = state.names.get(&tenant)?.get(wanted.name())?;
-        let number = match wanted {
-            Wanted::Active(_) => history.active,
-            Wanted::Version(_, number) => *number,
-            Wanted::Digest(_, digest) => history.version_of(*digest)?,
-        };
-        Some(history.entry(wanted.name(), number)?.revision)
-    }
-
-    /// The content of this digest, if any version has it.
-    pub(super) fn content(&self, digest: Digest) -> Option<Arc<Content>> {
-        self.0.read().expect(NO_PANIC).contents.get(&digest).map(Arc::clone)
-    }
-
-    /// What a tenant's name points to.
-    pub(super) fn active(&self, tenant: TenantId, name: &AdapterName) -> Option<Entry> {
-        let state = self.0.read().expect(NO_PANIC);
-        let history = state.names.get(&tenant)?.get(name)?;
-        history.entry(name, history.active)
-    }
-
-    /// What each of a tenant's names points to, by name.
-    pub(super) fn list(&self, tenant: TenantId) -> Vec<Entry> {
-        let state = self.0.read().expect(NO_PANIC);
-        let names = state.names.get(&tenant).into_iter().flatten();
-        names.filter_map(|(name, history)| history.entry(name, history.active)).collect()
-    }
+/// What a change leaves behind.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Released {
+    /// Contents that no version has any more.
+    pub(super) contents: Vec<Digest>,
+    /// Files that no version refers to any more.
+    pub(super) blobs: Vec<BlobKey>,
 }
 
 /// Why the lock is never poisoned.
 const NO_PANIC: &str = "no look-up or change panics";
 
+impl Registry {
+    /// Looks at all of it.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.0.read().expect(NO_PANIC))
+    }
+
+    /// Adds what the folder has under a name as version 1, checked against `base`, unless the records have a version 1, or
+    /// have removed it. It is active unless the records say otherwise. Returns whether it is.
+    ///
+    /// It makes no difference whether records come before or after.
+    pub(super) fn add_from_folder(
+        &self,
+        name: &AdapterName,
+        created: u64,
+        facts: &Facts,
+        base: &str,
+    ) -> bool {
+        let mut state = self.0.write().expect(NO_PANIC);
+        let state = &mut *state;
+        let names = state.names.entry(TenantId::DEFAULT).or_default();
+        let history = names.entry(name.clone()).or_default();
+        if history.without_first || history.versions.contains_key(&1) {
+            return false;
+        }
+        let held = state.contents.entry(facts.digest).or_insert_with(|| Held::new(facts.clone()));
+        held.in_folder = true;
+        held.content.add_base(base);
+        let version = Version { created, content: Arc::clone(&held.content), files: None };
+        history.versions.insert(1, version);
+        history.last = history.last.max(1);
+        *history.active.get_or_insert(1) == 1
+    }
+
+    /// Takes in the next record.
+    pub(super) fn apply(&self, record: &Record) -> Released {
+        self.0.write().expect(NO_PANIC).apply(record)
+    }
+
+    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike.
+    pub(super) fn resolve(&self, tenant: TenantId, wanted: &Wanted) -> Option<Revision> {
+        self.with(|state| {
+            let history = state.history(tenant, wanted.name())?;
+            let number = match wanted {
+                Wanted::Active(_) => history.active?,
+                Wanted::Version(_, number) => *number,
+                Wanted::Digest(_, digest) => history.version_of(*digest)?,
+            };
+            Some(history.entry(wanted.name(), number)?.revision)
+        })
+    }
+
+    /// The content of this digest, if any version has it.
+    pub(super) fn content(&self, digest: Digest) -> Option<Arc<Content>> {
+        self.with(|state| state.contents.get(&digest).map(|held| Arc::clone(&held.content)))
+    }
+
+    /// The places in the store where this digest's files are.
+    pub(super) fn files(&self, digest: Digest) -> Vec<Files> {
+        self.with(|state| state.contents.get(&digest).map(|held| held.files.clone()))
+            .unwrap_or_default()
+    }
+
+    /// What a tenant's name points to.
+    pub(super) fn active(&self, tenant: TenantId, name: &AdapterName) -> Option<Entry> {
+        self.with(|state| state.history(tenant, name)?.shown(name))
+    }
+
+    /// What each of a tenant's names points to, by name.
+    pub(super) fn list(&self, tenant: TenantId) -> Vec<Entry> {
+        self.with(|state| {
+            let names = state.names.get(&tenant).into_iter().flatten();
+            names.filter_map(|(name, history)| history.shown(name)).collect()
+        })
+    }
+
+    /// All versions of a tenant's name, by number. Empty where there is no such name.
+    pub(super) fn versions(&self, tenant: TenantId, name: &AdapterName) -> Vec<Entry> {
+        self.with(|state| {
+            let Some(history) = state.history(tenant, name) else { return Vec::new() };
+            let numbers = history.versions.keys();
+            numbers.filter_map(|number| history.entry(name, *number)).collect()
+        })
+    }
+
+    /// What is to be kept in memory: the active versions of pinned names.
+    pub(super) fn pinned(&self) -> Vec<Entry> {
+        self.with(|state| {
+            let names = state.names.values().flatten();
+            let pinned = names.filter(|(_, history)| history.pinned);
+            pinned.filter_map(|(name, history)| history.entry(name, history.active?)).collect()
+        })
+    }
+}
+
+impl State {
+    fn history(&self, tenant: TenantId, name: &AdapterName) -> Option<&History> {
+        self.names.get(&tenant)?.get(name)
+    }
+
+    /// What a name points to, and what else is known of it; `None` where there is no such name.
+    pub(super) fn look(&self, tenant: TenantId, name: &AdapterName) -> Option<&History> {
+        self.history(tenant, name).filter(|history| !history.versions.is_empty())
+    }
+
+    /// The number that the name's next version gets: none that it ever had.
+    pub(super) fn next_version(&self, tenant: TenantId, name: &AdapterName) -> u32 {
+        self.history(tenant, name).map_or(0, |history| history.last).saturating_add(1)
+    }
+
+    /// A file in the store with this sha256 that some version refers to.
+    pub(super) fn blob_of(&self, sha256: [u8; 32]) -> Option<Blob> {
+        let first = Blob { key: BlobKey::first_of(sha256), bytes: 0 };
+        let (blob, _) = self.blobs.range(first..).next()?;
+        blob.key.is_of(sha256).then(|| blob.clone())
+    }
+
+    /// Whether some version refers to it.
+    pub(super) fn has_blob(&self, blob: &Blob) -> bool {
+        self.blobs.contains_key(blob)
+    }
+
+    /// Whether some version refers to the file of this key.
+    pub(super) fn refers_to(&self, key: &BlobKey) -> bool {
+        self.blobs.keys().any(|blob| blob.key == *key)
+    }
+
+    fn apply(&mut self, record: &Record) -> Released {
+        let Record { at, tenant, name, change, .. } = record;
+        let mut released = Released::default();
+        let history = self.names.entry(*tenant).or_default().entry(name.clone()).or_default();
+        match change {
+            Change::Stored(stored) => {
+                // Where another server had nothing in its folder, its first version is 1 too.
+                let replaced = history.versions.remove(&stored.version);
+                self.store(*tenant, name, at / 1000, stored);
+                if let Some(version) = replaced {
+                    self.release(&version, &mut released);
+                }
+            }
+            Change::Activated { version } => history.active = Some(*version),
+            Change::Pinned => history.pinned = true,
+            Change::Unpinned => history.pinned = false,
+            Change::Validated { version, base } => {
+                if let Some(version) = history.versions.get(version) {
+                    version.content.add_base(base);
+                }
+            }
+            Change::Removed { version } => {
+                let gone: Vec<Version> = match version {
+                    Some(number) => history.versions.remove(number).into_iter().collect(),
+                    None => std::mem::take(&mut history.versions).into_values().collect(),
+                };
+                history.without_first |= version.is_none_or(|number| number == 1);
+                if history.versions.is_empty() {
+                    history.pinned = false;
+                }
+                for version in gone {
+                    self.release(&version, &mut released);
+                }
+            }
+        }
+        released
+    }
+
+    fn store(&mut self, tenant: TenantId, name: &AdapterName, created: u64, stored: &Stored) {
+        let Stored { version, digest, config, weights, .. } = stored;
+        let history = self.names.entry(tenant).or_default().entry(name.clone()).or_default();
+        history.last = history.last.max(*version);
+        if stored.activate {
+            history.active = Some(*version);
+        }
+        let held = self.contents.entry(*digest).or_insert_with(|| {
+            Held::new(Facts {
+                digest: *digest,
+                bytes: config.bytes.saturating_add(weights.bytes),
+                memory: stored.memory,
+                rank: stored.rank,
+                targets: stored.targets.clone(),
+            })
+        });
+        held.content.add_base(&stored.base);
+        let files = Files { config: config.clone(), weights: weights.clone() };
+        held.files.push(files.clone());
+        for blob in [config, weights] {
+            *self.blobs.entry(blob.clone()).or_default() += 1;
+        }
+        let content = Arc::clone(&held.content);
+        let version = (*version, Version { created, content, files: Some(files) });
+        history.versions.insert(version.0, version.1);
+    }
+
+    /// Takes back what a version that is gone referred to.
+    fn release(&mut self, version: &Version, released: &mut Released) {
+        let digest = version.content.facts.digest;
+        if let Some(held) = self.contents.get_mut(&digest) {
+            match &version.files {
+                None => held.in_folder = false,
+                Some(files) => {
+                    if let Some(at) = held.files.iter().position(|held| held == files) {
+                        held.files.swap_remove(at);
+                    }
+                }
+            }
+            // Copies in the folder under other names refer to the same content.
+            let named = || {
+                let versions = self.names.values().flatten().flat_map(|(_, h)| h.versions.values());
+                versions.into_iter().any(|version| version.content.facts.digest == digest)
+            };
+            if held.files.is_empty() && !held.in_folder && !named() {
+                self.contents.remove(&digest);
+                released.contents.push(digest);
+            }
+        }
+        for blob in version.files.iter().flat_map(|files| [&files.config, &files.weights]) {
+            if let Some(count) = self.blobs.get_mut(blob) {
+                *count -= 1;
+                if *count == 0 {
+                    self.blobs.remove(blob);
+                    released.blobs.push(blob.key.clone());
+                }
+            }
+        }
+    }
+}
+
+impl Held {
+    fn new(facts: Facts) -> Self {
+        Self { content: Arc::new(Content::new(facts)), files: Vec::new(), in_folder: false }
+    }
+}
+
 impl History {
-    fn version_of(&self, digest: Digest) -> Option<u32> {
+    /// The active version's number, where it is there.
+    pub(super) fn active(&self) -> Option<u32> {
+        self.active.filter(|active| self.versions.contains_key(active))
+    }
+
+    /// Whether there is a version of this number.
+    pub(super) fn has(&self, number: u32) -> bool {
+        self.versions.contains_key(&number)
+    }
+
+    /// Whether it is to be kept in memory.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
+    /// How many versions there are.
+    pub(super) fn len(&self) -> usize {
+        self.versions.len()
+    }
+
+    /// The number of the version that has this content.
+    pub(super) fn version_of(&self, digest: Digest) -> Option<u32> {
         let has = |version: &Version| version.content.facts.digest == digest;
         self.versions.iter().find(|(_, version)| has(version)).map(|(number, _)| *number)
     }
 
+    /// The active version, or where none is, the newest.
+    fn shown(&self, name: &AdapterName) -> Option<Entry> {
+        let newest = || self.versions.last_key_value().map(|(number, _)| *number);
+        self.entry(name, self.active().or_else(newest)?)
+    }
+
     fn entry(&self, name: &AdapterName, number: u32) -> Option<Entry> {
-        let Version { created, content } = self.versions.get(&number)?.clone();
+        let Version { created, content, files } = self.versions.get(&number)?.clone();
         let digest = content.facts.digest;
         let revision = Revision { name: name.clone(), version: number, digest };
-        Some(Entry { revision, created, content })
+        let (active, pinned) = (self.active == Some(number), self.pinned);
+        Some(Entry { revision, created, content, active, pinned, files })
     }
 }
 
@@ -151,14 +430,44 @@ mod tests {
 
     const ME: TenantId = TenantId::DEFAULT;
     const OTHER: TenantId = TenantId::OTHER;
+    const BASE: &str = "base";
+
+    fn digest(content: &str) -> Digest {
+        Digest::of(content.as_bytes(), b"")
+    }
 
     fn facts(content: &str) -> Facts {
-        let digest = Digest::of(content.as_bytes(), b"");
-        Facts { digest, bytes: 10, memory: 20, rank: 4, targets: vec!["q_proj".to_owned()] }
+        let targets = vec!["q_proj".to_owned()];
+        Facts { digest: digest(content), bytes: 10, memory: 20, rank: 4, targets }
     }
 
     fn name(text: &str) -> AdapterName {
         AdapterName::parse(text).unwrap()
+    }
+
+    /// A file's key as if it had been put under this number.
+    fn blob(content: &str, put: u64) -> Blob {
+        let key = format!("{}.{put:016x}", digest(content));
+        Blob { key: BlobKey::try_from(key).unwrap(), bytes: 5 }
+    }
+
+    fn record(tenant: TenantId, text: &str, change: Change) -> Record {
+        Record { at: 7000, by: "me".to_owned(), tenant, name: name(text), change }
+    }
+
+    /// A version whose two files were put under a number.
+    fn stored(version: u32, content: &str, put: u64) -> Change {
+        Change::Stored(Box::new(Stored {
+            version,
+            digest: digest(content),
+            config: blob("config", put),
+            weights: blob(content, put),
+            memory: 20,
+            rank: 4,
+            targets: vec!["q_proj".to_owned()],
+            base: BASE.to_owned(),
+            activate: true,
+        }))
     }
 
     fn resolve(registry: &Registry, tenant: TenantId, wanted: &str) -> Option<(u32, Digest)> {
@@ -167,64 +476,225 @@ mod tests {
     }
 
     #[test]
-    fn a_name_points_to_its_newest_version_and_keeps_the_others() {
+    fn a_name_points_to_what_was_activated_last_and_keeps_the_others() {
         let registry = Registry::default();
-        let (one, two) = (facts("one"), facts("two"));
-        assert_eq!(registry.publish(ME, &name("sql"), 7, &one), 1);
-        assert_eq!(registry.publish(ME, &name("sql"), 8, &two), 2);
-        assert_eq!(resolve(&registry, ME, "sql"), Some((2, two.digest)));
-        assert_eq!(resolve(&registry, ME, "sql@v1"), Some((1, one.digest)));
+        for (version, content) in [(1, "one"), (2, "two")] {
+            registry.apply(&record(ME, "sql", stored(version, content, version.into())));
+        }
+        assert_eq!(resolve(&registry, ME, "sql"), Some((2, digest("two"))));
+        assert_eq!(resolve(&registry, ME, "sql@v1"), Some((1, digest("one"))));
         assert_eq!(resolve(&registry, ME, "sql@v3"), None);
-        let by_digest = format!("sql@sha256:{}", one.digest);
-        assert_eq!(resolve(&registry, ME, &by_digest), Some((1, one.digest)));
+        let by_digest = format!("sql@sha256:{}", digest("one"));
+        assert_eq!(resolve(&registry, ME, &by_digest), Some((1, digest("one"))));
         let entry = registry.active(ME, &name("sql")).unwrap();
-        assert_eq!((entry.revision.version, entry.created), (2, 8));
+        assert_eq!((entry.revision.version, entry.created), (2, 7));
+        registry.apply(&record(ME, "sql", Change::Activated { version: 1 }));
+        assert_eq!(resolve(&registry, ME, "sql"), Some((1, digest("one"))));
+        let versions = registry.versions(ME, &name("sql"));
+        let numbers: Vec<_> = versions.iter().map(|e| (e.revision.version, e.active)).collect();
+        assert_eq!(numbers, [(1, true), (2, false)]);
     }
 
     #[test]
-    fn content_that_a_name_had_before_is_the_same_version_again() {
+    fn a_version_that_is_not_activated_is_there_by_number_alone() {
         let registry = Registry::default();
-        registry.publish(ME, &name("sql"), 7, &facts("one"));
-        registry.publish(ME, &name("sql"), 8, &facts("two"));
-        assert_eq!(registry.publish(ME, &name("sql"), 9, &facts("one")), 1);
-        assert_eq!(resolve(&registry, ME, "sql"), Some((1, facts("one").digest)));
-        assert_eq!(registry.publish(ME, &name("sql"), 9, &facts("three")), 3);
+        let Change::Stored(mut first) = stored(1, "one", 1) else { unreachable!() };
+        first.activate = false;
+        registry.apply(&record(ME, "sql", Change::Stored(first)));
+        assert_eq!(resolve(&registry, ME, "sql"), None);
+        assert_eq!(resolve(&registry, ME, "sql@v1"), Some((1, digest("one"))));
+        assert!(!registry.active(ME, &name("sql")).unwrap().active);
     }
 
     #[test]
     fn a_digest_is_found_in_the_names_own_history_only() {
         let registry = Registry::default();
-        registry.publish(ME, &name("sql"), 0, &facts("one"));
-        registry.publish(ME, &name("pirate"), 0, &facts("two"));
-        let foreign = format!("sql@sha256:{}", facts("two").digest);
+        registry.apply(&record(ME, "sql", stored(1, "one", 1)));
+        registry.apply(&record(ME, "pirate", stored(1, "two", 2)));
+        let foreign = format!("sql@sha256:{}", digest("two"));
         assert_eq!(resolve(&registry, ME, &foreign), None);
     }
 
     #[test]
     fn a_tenant_sees_its_own_names_only() {
         let registry = Registry::default();
-        registry.publish(ME, &name("sql"), 0, &facts("mine"));
-        registry.publish(OTHER, &name("sql"), 0, &facts("theirs"));
-        registry.publish(OTHER, &name("secret"), 0, &facts("mine"));
-        assert_eq!(resolve(&registry, ME, "sql"), Some((1, facts("mine").digest)));
-        assert_eq!(resolve(&registry, OTHER, "sql"), Some((1, facts("theirs").digest)));
+        registry.apply(&record(ME, "sql", stored(1, "mine", 1)));
+        registry.apply(&record(OTHER, "sql", stored(1, "theirs", 2)));
+        registry.apply(&record(OTHER, "secret", stored(1, "mine", 3)));
+        assert_eq!(resolve(&registry, ME, "sql"), Some((1, digest("mine"))));
+        assert_eq!(resolve(&registry, OTHER, "sql"), Some((1, digest("theirs"))));
         assert_eq!(resolve(&registry, ME, "secret"), None);
         assert_eq!(resolve(&registry, ME, "secret@v1"), None);
-        let theirs = format!("sql@sha256:{}", facts("theirs").digest);
+        let theirs = format!("sql@sha256:{}", digest("theirs"));
         assert_eq!(resolve(&registry, ME, &theirs), None);
         let listed: Vec<_> = registry.list(ME).into_iter().map(|e| e.revision.name).collect();
         assert_eq!(listed, [name("sql")]);
         assert!(registry.active(ME, &name("secret")).is_none());
+        assert!(registry.versions(ME, &name("secret")).is_empty());
     }
 
     #[test]
     fn names_are_listed_in_order() {
         let registry = Registry::default();
         for text in ["sql", "Pirate", "german"] {
-            registry.publish(ME, &name(text), 0, &facts(text));
+            registry.add_from_folder(&name(text), 0, &facts(text), BASE);
         }
         let listed: Vec<_> =
             registry.list(ME).iter().map(|e| e.revision.name.to_string()).collect();
         assert_eq!(listed, ["Pirate", "german", "sql"]);
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_and_its_number_is_not_given_again() {
+        let registry = Registry::default();
+        registry.apply(&record(ME, "sql", stored(1, "one", 1)));
+        registry.apply(&record(ME, "sql", stored(2, "two", 2)));
+        let removed = registry.apply(&record(ME, "sql", Change::Removed { version: Some(1) }));
+        assert_eq!(removed.contents, [digest("one")]);
+        assert_eq!(removed.blobs, [blob("config", 1).key, blob("one", 1).key]);
+        assert_eq!(resolve(&registry, ME, "sql@v1"), None);
+        assert_eq!(resolve(&registry, ME, "sql"), Some((2, digest("two"))));
+        registry.apply(&record(ME, "sql", Change::Removed { version: None }));
+        assert_eq!(resolve(&registry, ME, "sql"), None);
+        assert!(registry.active(ME, &name("sql")).is_none());
+        assert!(registry.list(ME).is_empty());
+        assert_eq!(registry.with(|state| state.next_version(ME, &name("sql"))), 3);
+        assert!(registry.with(|state| state.look(ME, &name("sql")).is_none()));
+    }
+
+    #[test]
+    fn content_and_files_stay_while_somebody_refers_to_them() {
+        let registry = Registry::default();
+        registry.apply(&record(ME, "sql", stored(1, "one", 1)));
+        registry.apply(&record(OTHER, "law", stored(1, "one", 1)));
+        assert!(registry.with(|state| state.has_blob(&blob("one", 1))));
+        let gone = Change::Removed { version: None };
+        assert_eq!(registry.apply(&record(ME, "sql", gone.clone())), Released::default());
+        assert!(registry.content(digest("one")).is_some());
+        let removed = registry.apply(&record(OTHER, "law", gone.clone()));
+        assert_eq!(removed.contents, [digest("one")]);
+        assert_eq!(removed.blobs.len(), 2);
+        assert!(registry.content(digest("one")).is_none());
+        assert_eq!(registry.apply(&record(OTHER, "law", gone)), Released::default(), "again");
+    }
+
+    #[test]
+    fn a_file_is_found_by_its_sha256_while_it_is_referred_to() {
+        let registry = Registry::default();
+        let sha = |content: &str| *digest(content).as_bytes();
+        registry.apply(&record(ME, "sql", stored(1, "one", 9)));
+        let found = |content: &str| registry.with(|state| state.blob_of(sha(content)));
+        assert_eq!(found("one"), Some(blob("one", 9)));
+        assert_eq!(found("two"), None);
+        assert!(registry.with(|state| state.refers_to(&blob("one", 9).key)));
+        assert!(!registry.with(|state| state.refers_to(&blob("one", 8).key)));
+    }
+
+    #[test]
+    fn a_record_takes_precedence_over_the_folder() {
+        let registry = Registry::default();
+        assert!(registry.add_from_folder(&name("sql"), 3, &facts("folder"), BASE));
+        assert_eq!(registry.with(|state| state.next_version(ME, &name("sql"))), 2);
+        registry.apply(&record(ME, "sql", stored(2, "one", 1)));
+        assert_eq!(resolve(&registry, ME, "sql"), Some((2, digest("one"))));
+        assert_eq!(resolve(&registry, ME, "sql@v1"), Some((1, digest("folder"))));
+        registry.apply(&record(ME, "sql", Change::Removed { version: None }));
+        assert_eq!(resolve(&registry, ME, "sql"), None, "the folder's does not come back");
+        assert!(!registry.add_from_folder(&name("sql"), 3, &facts("folder"), BASE));
+        assert_eq!(resolve(&registry, ME, "sql"), None);
+    }
+
+    #[test]
+    fn folder_and_records_come_to_the_same_in_either_order() {
+        let Change::Stored(mut kept) = stored(2, "two", 2) else { unreachable!() };
+        kept.activate = false;
+        let kept = Change::Stored(kept);
+        let all = || Change::Removed { version: None };
+        for changes in [
+            vec![],
+            vec![Change::Pinned],
+            vec![kept.clone()],
+            vec![stored(2, "two", 2)],
+            vec![stored(1, "one", 1)],
+            vec![stored(2, "two", 2), Change::Activated { version: 1 }],
+            vec![stored(2, "two", 2), Change::Removed { version: Some(1) }],
+            vec![all(), stored(2, "two", 2)],
+            vec![kept, Change::Removed { version: Some(2) }],
+        ] {
+            let run = |folder_first: bool| {
+                let registry = Registry::default();
+                let add = || registry.add_from_folder(&name("sql"), 3, &facts("folder"), BASE);
+                if folder_first {
+                    add();
+                }
+                for change in &changes {
+                    registry.apply(&record(ME, "sql", change.clone()));
+                }
+                if !folder_first {
+                    add();
+                }
+                let shown = registry.versions(ME, &name("sql")).into_iter();
+                let shown: Vec<_> =
+                    shown.map(|e| (e.revision, e.active, e.pinned, e.files)).collect();
+                let next = registry.with(|state| state.next_version(ME, &name("sql")));
+                let held = registry.content(digest("folder")).is_some();
+                (shown, next, held)
+            };
+            assert_eq!(run(true), run(false), "{changes:?}");
+        }
+    }
+
+    #[test]
+    fn copies_in_the_folder_are_one_content() {
+        let registry = Registry::default();
+        for text in ["one", "two"] {
+            registry.add_from_folder(&name(text), 3, &facts("same"), BASE);
+        }
+        let gone = Change::Removed { version: None };
+        assert_eq!(registry.apply(&record(ME, "one", gone.clone())), Released::default());
+        assert!(registry.content(digest("same")).is_some());
+        assert_eq!(registry.apply(&record(ME, "two", gone)).contents, [digest("same")]);
+    }
+
+    #[test]
+    fn pins_follow_the_name() {
+        let registry = Registry::default();
+        registry.apply(&record(ME, "sql", stored(1, "one", 1)));
+        registry.apply(&record(ME, "sql", Change::Pinned));
+        let pinned = || registry.pinned().iter().map(|e| e.revision.version).collect::<Vec<_>>();
+        assert_eq!(pinned(), [1]);
+        registry.apply(&record(ME, "sql", stored(2, "two", 2)));
+        assert_eq!(pinned(), [2]);
+        registry.apply(&record(ME, "sql", Change::Unpinned));
+        assert_eq!(pinned(), [0_u32; 0]);
+        registry.apply(&record(ME, "sql", Change::Pinned));
+        registry.apply(&record(ME, "sql", Change::Removed { version: None }));
+        registry.apply(&record(ME, "sql", stored(3, "two", 3)));
+        assert_eq!(pinned(), [0_u32; 0], "a name that is used again is another one");
+    }
+
+    #[test]
+    fn a_content_is_for_the_bases_it_was_checked_against() {
+        let registry = Registry::default();
+        registry.apply(&record(ME, "sql", stored(1, "one", 1)));
+        let content = registry.content(digest("one")).unwrap();
+        assert!(content.is_for(BASE) && !content.is_for("other"));
+        let validated = Change::Validated { version: 1, base: "other".to_owned() };
+        registry.apply(&record(ME, "sql", validated));
+        assert!(content.is_for("other"));
+    }
+
+    #[test]
+    fn records_that_make_no_sense_change_nothing_that_is_there() {
+        let registry = Registry::default();
+        registry.apply(&record(ME, "sql", stored(1, "one", 1)));
+        let validated = Change::Validated { version: 9, base: "other".to_owned() };
+        for change in [Change::Removed { version: Some(9) }, validated] {
+            assert_eq!(registry.apply(&record(ME, "sql", change)), Released::default());
+        }
+        assert_eq!(resolve(&registry, ME, "sql"), Some((1, digest("one"))));
+        registry.apply(&record(ME, "none", Change::Activated { version: 1 }));
+        assert_eq!(resolve(&registry, ME, "none"), None);
+        assert!(registry.active(ME, &name("none")).is_none());
     }
 }

@@ -8,7 +8,11 @@ use std::{
 use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 use clap_complete::Shell;
 
-use super::{error::CliError, pull, serve, usage};
+use super::{
+    adapter::{self, AdapterCommand},
+    error::CliError,
+    pull, serve, usage,
+};
 use crate::config::{ModelsArgs, ServeArgs};
 
 /// For a command line that means nothing and for a start that failed.
@@ -36,6 +40,11 @@ enum Command {
         #[command(flatten)]
         models: ModelsArgs,
     },
+    /// Upload adapters to a server, and look after them
+    Adapter {
+        #[command(subcommand)]
+        command: AdapterCommand,
+    },
     /// Print a completion script
     Completions {
         /// The shell it is for
@@ -49,6 +58,7 @@ impl Command {
             Self::Serve(args) => serve::run(*args),
             Self::Pull { name: Some(name), models } => pull::run(&name, models),
             Self::Pull { name: None, models } => pull::list(models),
+            Self::Adapter { command } => adapter::run(command),
             Self::Completions { shell } => completions(shell),
         }
     }

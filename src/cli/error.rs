@@ -2,11 +2,13 @@
 
 use std::{error::Error, io, net::SocketAddr, path::PathBuf};
 
+use super::adapter::RemoteError;
 use crate::{
     adapter::ScanError,
     catalog::PullError,
     config::{ConfigError, Kernels},
     http, model,
+    store::{OpenError, StoreError},
     telemetry::BadFilter,
     text,
 };
@@ -51,6 +53,12 @@ pub(crate) enum CliError {
     NoPage { given: u64, tokens: usize, page: u64 },
     #[error("adapters: {0}; choose a folder with --adapters")]
     Adapters(#[from] ScanError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error("the adapters in the store cannot be read: {0}")]
+    Records(#[from] StoreError),
     #[error(transparent)]
     Header(#[from] http::BadHeader),
     #[error("the engine did not start")]

@@ -22,6 +22,8 @@ pub(crate) struct Plan {
     pub(crate) base: Base,
     pub(crate) kv: Kv,
     pub(crate) adapters: Adapters,
+    /// Where uploads go.
+    pub(crate) store: String,
     pub(crate) address: SocketAddr,
 }
 
@@ -101,6 +103,7 @@ impl fmt::Display for Plan {
         let (pages, size, tokens) = (kv.pages, kv.page_tokens, kv.tokens());
         writeln!(f, "  kv        {bytes}: {pages} pages of {size} tokens, {tokens} tokens in all")?;
         write!(f, "{}", self.adapters)?;
+        writeln!(f, "  store     {}", self.store)?;
         writeln!(f, "  address   http://{}", self.address)?;
         writeln!(f, "\nTry it:\n{}", self.curl())
     }
@@ -187,6 +190,7 @@ mod tests {
                     why: "r is 0\nand more".into(),
                 }],
             },
+            store: "s3://bucket".into(),
             address: ([0, 0, 0, 0], 8080).into(),
         }
     }

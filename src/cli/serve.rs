@@ -1,13 +1,17 @@
 //! `chorus serve`: builds every part from the configuration and joins them.
 
 use std::{
+    env,
     io::{self, Write as _},
     num::NonZeroUsize,
     path::Path,
     sync::Arc,
 };
 
-use tokio::{net::TcpListener, runtime::Builder};
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Handle},
+};
 
 use super::{
     base::{Located, locate},
@@ -23,6 +27,7 @@ use crate::{
     kernels::{linear::Precision, panels::Encoding, simd::Tier},
     lora::Limits,
     model::{Kv, KvType, Llama, PAGE},
+    store::Store,
     telemetry,
     text::Text,
 };
@@ -88,14 +93,15 @@ struct Started {
 /// Fetches, loads and checks; the slow parts on a thread of their own.
 async fn start(config: &Serve) -> Result<Started, CliError> {
     let located = locate(&config.base).await?;
+    let store = Store::open(&config.store.location).await?;
     let config = config.clone();
-    tokio::task::spawn_blocking(move || build(&config, located))
+    tokio::task::spawn_blocking(move || build(&config, located, store))
         .await
         .map_err(|lost| CliError::System(io::Error::other(lost)))?
 }
 
 /// Joins the parts.
-fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
+fn build(config: &Serve, located: Located, store: Store) -> Result<Started, CliError> {
     // `auto` will mean more once there is more than one.
     let (Device::Auto | Device::Cpu) = config.engine.device;
     let (text, model) = load(&located.path, &config.engine)?;
@@ -125,22 +131,35 @@ fn build(config: &Serve, located: Located) -> Result<Started, CliError> {
         },
         kv,
         adapters: adapters_plan(&config.adapters, &folder),
+        store: config.store.location.to_string(),
         address: config.http.listen,
     };
     let model = Arc::new(model);
     let base: Arc<dyn crate::lora::Base> = Arc::<Llama>::clone(&model);
-    let settings = adapter::Settings {
-        budget: usize::try_from(config.adapters.cache_bytes.0).unwrap_or(usize::MAX),
-        max_waiting: config.adapters.line,
-        time_out: config.adapters.wait,
-        loaders: ADAPTER_LOADERS,
-    };
-    let adapters = Adapters::open(folder, base, settings);
+    let settings = adapter_settings(config, &store);
+    let foundation = adapter::Foundation { base, sha256: base_model.digest.clone() };
+    // Blocking is all right on this thread, which is no worker of the runtime.
+    let adapters =
+        Handle::current().block_on(Adapters::open(folder, foundation, store, settings))?;
     let kv_type = kv_type(&config.engine, &model);
     let engine = Engine::start(model, kv_type, engine_settings(&config.engine, kv))?;
     let settings = http_settings(config)?;
     let app = http::App::new(base_model, text, adapters, engine.clone(), settings);
     Ok(Started { app, engine, plan })
+}
+
+fn adapter_settings(config: &Serve, store: &Store) -> adapter::Settings {
+    let spool = config.store.spool.clone();
+    let beside = || store.folder().map_or_else(env::temp_dir, Path::to_owned);
+    adapter::Settings {
+        budget: usize::try_from(config.adapters.cache_bytes.0).unwrap_or(usize::MAX),
+        max_waiting: config.adapters.line,
+        time_out: config.adapters.wait,
+        loaders: ADAPTER_LOADERS,
+        limits: limits(&config.adapters),
+        spool: spool.unwrap_or_else(beside),
+        refresh: config.store.refresh,
+    }
 }
 
 /// The instructions asked for, if the processor has them.
@@ -180,6 +199,11 @@ fn format(path: &Path, encoding: Encoding) -> String {
     format!("{container}, {encoding:?}")
 }
 
+/// What is larger than all adapters may be together could never be loaded.
+fn limits(adapters: &config::Adapters) -> Limits {
+    Limits { max_rank: adapters.max_rank, max_bytes: adapters.cache_bytes.0 }
+}
+
 /// Checks the adapters' folder; an absent default folder has no adapters.
 fn scan(
     adapters: &config::Adapters,
@@ -187,7 +211,7 @@ fn scan(
     base_id: &str,
     workers: NonZeroUsize,
 ) -> Result<Folder, CliError> {
-    let limits = Limits { max_rank: adapters.max_rank, max_bytes: adapters.cache_bytes.0 };
+    let limits = limits(adapters);
     let reserved = ["base", "default", base_id];
     let rules = Rules { base, limits: &limits, reserved: &reserved, workers };
     match Folder::scan(&adapters.folder, &rules) {

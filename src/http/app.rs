@@ -1,17 +1,22 @@
 //! What every request shares, and which path leads where.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use axum::{
     Router,
     extract::Request,
     http::{HeaderMap, HeaderName},
     middleware::{from_fn, from_fn_with_state},
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use tokio::sync::{Semaphore, watch};
 
 use super::{
+    adapters,
     body::LARGE_BODIES,
     chat, completions,
     deadline::Deadline,
@@ -25,6 +30,7 @@ use super::{
     request_id,
     select::{self, Names, Voice},
     tokenize,
+    upload::UPLOADS,
 };
 use crate::{
     adapter::{Adapters, Wanted},
@@ -117,6 +123,7 @@ struct Shared {
     stage: watch::Sender<Stage>,
     desks: Desks,
     large_bodies: Semaphore,
+    uploads: Semaphore,
 }
 
 /// How far the server is on its way to its end; it only goes forward.
@@ -160,6 +167,7 @@ impl App {
             stage: watch::Sender::new(Stage::Serving),
             desks: Desks::new(),
             large_bodies: Semaphore::new(LARGE_BODIES),
+            uploads: Semaphore::new(UPLOADS),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -190,6 +198,10 @@ impl App {
 
     pub(super) fn large_bodies(&self) -> &Semaphore {
         &self.shared.large_bodies
+    }
+
+    pub(super) fn uploads(&self) -> &Semaphore {
+        &self.shared.uploads
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -249,26 +261,50 @@ impl App {
         }
     }
 
-    /// What names mean to the caller.
-    pub(super) fn with_names<T>(&self, read: impl FnOnce(&Names<'_>) -> T) -> T {
-        let lookup = |wanted: &Wanted| self.adapters().resolve(TenantId::DEFAULT, wanted);
-        read(&Names { base: &self.base().id, lookup: &lookup })
+    /// What names mean to the caller. Where one of them is not known, the store is asked and all are read again.
+    pub(super) async fn with_names<T>(
+        &self,
+        read: impl Fn(&Names<'_>) -> T,
+    ) -> Result<T, ApiError> {
+        let tenant = TenantId::DEFAULT;
+        let missing = Mutex::new(None);
+        let look = |wanted: &Wanted| {
+            let found = self.adapters().resolve(tenant, wanted);
+            if found.is_none() {
+                *missing.lock().expect("nothing here panics") = Some(wanted.name().clone());
+            }
+            found
+        };
+        let first = read(&Names { base: &self.base().id, lookup: &look });
+        let missing = missing.lock().expect("nothing here panics").take();
+        let Some(name) = missing else { return Ok(first) };
+        if !self.adapters().seek(tenant, &name).await.map_err(|e| ApiError::unreachable(&e))? {
+            return Ok(first);
+        }
+        let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted);
+        Ok(read(&Names { base: &self.base().id, lookup: &look }))
+    }
+
+    /// Whether the name means something else than an adapter.
+    pub(super) fn reserves(&self, name: &str) -> bool {
+        Names { base: &self.base().id, lookup: &|_| None }.reserves(name)
     }
 
     /// Who answers, and under which name it was asked for.
-    pub(super) fn choose(
+    pub(super) async fn choose(
         &self,
         headers: &HeaderMap,
         model: Option<String>,
     ) -> Result<(Voice, String), ApiError> {
         let header = select::header(headers, &self.settings().adapter_header.0)?;
-        let voice = self.with_names(|names| select::choose(header, model.as_deref(), names))?;
+        let choose = |names: &Names<'_>| select::choose(header, model.as_deref(), names);
+        let voice = self.with_names(choose).await??;
         let named = model.filter(|model| !model.is_empty()).or(header.map(str::to_owned));
         Ok((voice, named.unwrap_or_default()))
     }
 
     /// Refuses what [`App::choose`] refuses, but for a request that names nobody: tokens are the base's whoever answers.
-    pub(super) fn check_names(
+    pub(super) async fn check_names(
         &self,
         headers: &HeaderMap,
         model: Option<String>,
@@ -277,7 +313,7 @@ impl App {
         if header.is_none() && model.is_none() {
             return Ok(());
         }
-        self.choose(headers, model).map(drop)
+        self.choose(headers, model).await.map(drop)
     }
 
     /// Does work that takes time linear in `bytes`, at a desk.
@@ -296,6 +332,17 @@ impl App {
             .route("/v1/completions", post(completions::create))
             .route("/v1/models", get(models::list))
             .route("/v1/models/{*id}", get(models::show))
+            .route("/v1/adapters", get(adapters::list))
+            .route(
+                "/v1/adapters/{name}",
+                put(adapters::put).get(adapters::show).delete(adapters::remove),
+            )
+            .route("/v1/adapters/{name}/activate", post(adapters::activate))
+            .route("/v1/adapters/{name}/validate", post(adapters::validate))
+            .route("/v1/adapters/{name}/pin", post(adapters::pin))
+            .route("/v1/adapters/{name}/unpin", post(adapters::unpin))
+            .route("/v1/adapters/{name}/prefetch", post(adapters::prefetch))
+            .route("/v1/adapters/{name}/files/{file}", get(adapters::file))
             .route("/tokenize", post(tokenize::tokenize))
             .route("/detokenize", post(tokenize::detokenize))
             .route("/health", get(ops::health))

@@ -64,14 +64,14 @@ async fn place(app: &App, most: Option<u64>) -> Result<Option<SemaphorePermit<'_
 /// Nothing but plain JSON. A browser sends that across origins only after a preflight, which is never granted.
 fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.contains_key(CONTENT_ENCODING) {
-        return Err(ApiError::not_json("a body with a Content-Encoding is not accepted"));
+        return Err(ApiError::wrong_type("a body with a Content-Encoding is not accepted"));
     }
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let kind = value.split(';').next().unwrap_or("").trim();
     if kind.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    Err(ApiError::not_json("the body must be JSON: send Content-Type: application/json"))
+    Err(ApiError::wrong_type("the body must be JSON: send Content-Type: application/json"))
 }
 
 /// Collects the body into one buffer, however many pieces it comes in.

@@ -98,7 +98,7 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let chat = app.work(size, move |_| Chat::read(&bytes)).await?;
-    let (voice, requested) = app.choose(headers, chat.model)?;
+    let (voice, requested) = app.choose(headers, chat.model).await?;
     let (encoder, messages) = (app.encoder(), chat.messages);
     let render = move |_: &Asker| {
         let rendered = encoder.text.render(&messages, chat.ending)?;

@@ -114,7 +114,7 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let mut wanted = app.work(size, move |_| Wanted::read(&bytes)).await?;
-    let (voice, requested) = app.choose(headers, wanted.model.take())?;
+    let (voice, requested) = app.choose(headers, wanted.model.take()).await?;
     let encoder = app.encoder();
     wanted.check_room(&encoder)?;
     let encode =

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -19,9 +20,10 @@ use super::{
     generator::Generator,
 };
 use crate::{
-    adapter::{self, Adapters, Folder, Rules},
+    adapter::{self, Adapters, Folder, Foundation, Rules},
     engine::{Event, Failure, Finish, Job, Logprob, Refused, Stats, TokenStream},
     lora::{Lease, Limits, Sites, ZeroBase},
+    store::Store,
     text::Text,
 };
 
@@ -231,10 +233,14 @@ pub(super) fn app_over(
 ) -> (App, Arc<Scripted>) {
     let plays = Mutex::new(plays.into_iter().collect());
     let scripted = Arc::new(Scripted { plays, ..Scripted::default() });
-    let base = BaseModel { id: "org/tiny".to_owned(), digest: "ba5e".repeat(16), created: 7 };
+    let base = BaseModel { id: "org/tiny".to_owned(), digest: BASE.repeat(16), created: 7 };
     let generator: Arc<dyn Generator> = Arc::<Scripted>::clone(&scripted);
-    (App::over(base, text, adapters(), generator, settings), scripted)
+    let (store, _) = Store::faulty();
+    (App::over(base, text, adapters(store), generator, settings), scripted)
 }
+
+/// A part of the base's sha256.
+const BASE: &str = "ba5e";
 
 /// Where the adapters lie; kept for as long as the tests run, for they are loaded on demand.
 static SHELF: LazyLock<TempDir> = LazyLock::new(|| {
@@ -244,7 +250,7 @@ static SHELF: LazyLock<TempDir> = LazyLock::new(|| {
     dir
 });
 
-fn adapters() -> Adapters {
+fn adapters(store: Store) -> Adapters {
     let rules = Rules {
         base: &ZeroBase(SITES),
         limits: &Limits { max_rank: 8, max_bytes: 1 << 20 },
@@ -257,8 +263,14 @@ fn adapters() -> Adapters {
         max_waiting: 8,
         time_out: Duration::from_secs(5),
         loaders: NonZeroUsize::MIN,
+        limits: Limits { max_rank: 8, max_bytes: 1 << 20 },
+        spool: std::env::temp_dir(),
+        refresh: Duration::from_mins(1),
     };
-    Adapters::open(folder, Arc::new(ZeroBase(SITES)), settings)
+    let foundation = Foundation { base: Arc::new(ZeroBase(SITES)), sha256: BASE.repeat(16) };
+    // A store in memory never waits.
+    let open = Adapters::open(folder, foundation, store, settings);
+    open.now_or_never().expect("a store in memory is open at once").unwrap()
 }
 
 const SITES: Sites = Sites {

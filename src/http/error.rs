@@ -8,14 +8,21 @@
 //! | foreign Host or Origin | 403 | `invalid_request_error`, `forbidden_origin` |
 //! | unknown model or adapter, or another tenant's | 404 | `invalid_request_error`, `model_not_found` |
 //! | unknown route, wrong method | 404, 405 | `invalid_request_error`, - |
+//! | an adapter's version that is active, or was checked on another base; too much pinned | 409, not to be retried | `invalid_request_error`, `version_in_use`, `adapter_incompatible`, `too_much_pinned` |
+//! | things do not stand as `If-Match` or `If-None-Match` expects | 412 | `invalid_request_error`, `precondition_failed` |
+//! | an upload that is no adapter for this base | 422 | `invalid_request_error`, the rule |
 //! | body not received in time, too large, not JSON | 408, 413, 415 | `invalid_request_error`, - |
 //! | an adapter that cannot be loaded | 500, not to be retried | `server_error`, `adapter_unavailable` |
 //! | anything of ours that broke | 500 | `server_error`, `internal_error` |
 //! | queue full, no room for an adapter, shutting down | 503 and `Retry-After` | `server_error`, `overloaded` |
+//! | the store of adapters does not answer | 503 and `Retry-After` | `server_error`, `store_unavailable` |
+//! | the store, or the disk for uploads, is full | 507 | `server_error`, `store_full` |
 //! | the request's own deadline | 504, not to be retried | `server_error`, `deadline_exceeded` |
 //!
 //! The deadline is 504 and not 408: clients retry both, and `x-should-retry: false` says that the time they gave is spent.
 //! What a 5xx was caused by is never sent. It is logged here, at debug where it was logged before and a client could fill the log.
+
+use std::io;
 
 use axum::{
     Json,
@@ -25,8 +32,9 @@ use axum::{
 
 use super::wire::error::{ErrorBody, ErrorDetail};
 use crate::{
-    adapter::{LoadError, NotLent},
+    adapter::{LoadError, NotChanged, NotLent, Unfit, Unproved, Unreachable, Unreceived},
     engine::{Failure, Refused},
+    store::StoreError,
     text,
 };
 
@@ -152,8 +160,13 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     }
 
-    /// The body is not declared as plain JSON.
-    pub(super) fn not_json(message: impl Into<String>) -> Self {
+    /// The text names no adapter.
+    pub(super) fn bad_name(message: impl Into<String>) -> Self {
+        Self::invalid("name", message).with_code("invalid_adapter_name")
+    }
+
+    /// The body is not declared as what it must be.
+    pub(super) fn wrong_type(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
     }
 
@@ -193,6 +206,13 @@ impl ApiError {
     pub(super) fn not_lent(refusal: &NotLent, requested: &str) -> Self {
         match refusal {
             NotLent::Gone => Self::model_not_found(requested),
+            NotLent::OtherBase => Self::incompatible(refusal.to_string()),
+            NotLent::Failed(why) if matches!(**why, LoadError::Gone) => {
+                Self::model_not_found(requested)
+            }
+            NotLent::Failed(why) if matches!(**why, LoadError::Store(_)) => {
+                Self::store_unavailable()
+            }
             NotLent::Crowded { .. } | NotLent::TimedOut { .. } => {
                 Self::overloaded("every place for adapters is in use")
             }
@@ -203,6 +223,106 @@ impl ApiError {
             NotLent::TooLarge { .. } | NotLent::Failed(_) => {
                 tracing::debug!(adapter = requested, %refusal, "an adapter cannot be used");
                 Self::adapter_unavailable()
+            }
+        }
+    }
+
+    /// The store may know a name, and cannot be asked.
+    pub(super) fn unreachable(error: &Unreachable) -> Self {
+        tracing::debug!(%error, "a name could not be looked up");
+        Self::store_unavailable()
+    }
+
+    fn store_unavailable() -> Self {
+        let message = "the store of adapters does not answer; adapters in memory are served";
+        Self { code: Some("store_unavailable"), ..Self::overloaded(message) }
+    }
+
+    fn store_full() -> Self {
+        let message = "the store of adapters is full: nothing was kept";
+        let error = Self::new(StatusCode::INSUFFICIENT_STORAGE, message).with_code("store_full");
+        Self { retry: Retry::Never, ..error }
+    }
+
+    /// The request and the state of things exclude each other; it will be no different the next time.
+    fn conflict(message: impl Into<String>) -> Self {
+        Self { retry: Retry::Never, ..Self::new(StatusCode::CONFLICT, message) }
+    }
+
+    fn incompatible(message: impl Into<String>) -> Self {
+        Self::conflict(message).with_code("adapter_incompatible")
+    }
+
+    /// An upload, or a part of it, is no adapter that can be served.
+    pub(super) fn unfit(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, message).with_code(code)
+    }
+
+    /// An adapter of this name was not changed.
+    pub(super) fn not_changed(error: &NotChanged, name: &str) -> Self {
+        let message = || error.to_string();
+        match error {
+            NotChanged::Unknown => Self::model_not_found(name),
+            NotChanged::NoVersion(_) => {
+                Self::new(StatusCode::NOT_FOUND, message()).with_code("version_not_found")
+            }
+            NotChanged::Stale { .. } => Self::new(StatusCode::PRECONDITION_FAILED, message())
+                .with_code("precondition_failed"),
+            NotChanged::InUse(_) => Self::conflict(message()).with_code("version_in_use"),
+            NotChanged::OtherBase(_) => Self::incompatible(message()),
+            NotChanged::TooMuchPinned { .. } => {
+                Self::conflict(message()).with_code("too_much_pinned")
+            }
+            NotChanged::Unreceived(why) => Self::unreceived(why),
+            NotChanged::Unfit(why) => Self::unfit_upload(why),
+            NotChanged::Store(StoreError::Full { why }) => {
+                tracing::error!(why, "the store is full");
+                Self::store_full()
+            }
+            NotChanged::Store(why @ StoreError::Unavailable { .. }) => {
+                tracing::warn!(%why, "an adapter was not changed");
+                Self::store_unavailable()
+            }
+            NotChanged::Store(_) | NotChanged::File(_) => {
+                tracing::error!(%error, "an adapter was not changed");
+                Self::internal()
+            }
+        }
+    }
+
+    /// The files of an upload did not arrive as they should.
+    pub(super) fn unreceived(why: &Unreceived) -> Self {
+        let message = why.to_string();
+        match why {
+            Unreceived::Twice(_) => Self::malformed(message).with_code("repeated_file"),
+            Unreceived::Missing(_) => Self::unfit("missing_file", message),
+            Unreceived::TooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, message).with_code("file_too_large")
+            }
+            Unreceived::Spool(error) => {
+                tracing::error!(%error, "an upload cannot be spooled");
+                match error.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::store_full(),
+                    _ => Self::internal(),
+                }
+            }
+        }
+    }
+
+    fn unfit_upload(why: &Unfit) -> Self {
+        let message = why.to_string();
+        match why {
+            Unfit::Refused(refusal) => Self::unfit(refusal.code(), message),
+            Unfit::TooLarge { .. } => Self::unfit("adapter_too_large", message),
+            Unfit::Unproved(Unproved::NoEffect) => Self::unfit("no_effect", message),
+            Unfit::Unproved(Unproved::NotFinite) => Self::unfit("numbers_overflow", message),
+            Unfit::Unproved(Unproved::NotNow(_)) | Unfit::NoMemory { .. } => {
+                tracing::warn!(message, "an upload could not be tried");
+                Self::overloaded("the server cannot try the adapter now")
+            }
+            Unfit::BrokenOff(_) => {
+                tracing::error!(message, "an upload could not be checked");
+                Self::internal()
             }
         }
     }

@@ -16,6 +16,7 @@
 //! The end: nothing new is begun and bodies half sent are refused; what runs may end; after the drain time it is given up, each
 //! answer with its error; what then remains is cut off.
 
+mod adapters;
 mod answer;
 mod app;
 mod body;
@@ -41,6 +42,8 @@ mod select;
 mod serve;
 mod sse;
 mod tokenize;
+mod trial;
+mod upload;
 mod wire;
 mod words;
 

@@ -24,8 +24,7 @@ const TENANT: &str = "default";
 /// All of them, the base first.
 pub(super) async fn list(State(app): State<App>) -> Json<ModelList> {
     let cards = app.adapters().list(TenantId::DEFAULT);
-    let reachable =
-        |card: &&Card| !app.with_names(|names| names.reserves(card.revision.name.as_str()));
+    let reachable = |card: &&Card| card.active && !app.reserves(card.revision.name.as_str());
     let adapters = cards
         .iter()
         .filter(reachable)
@@ -40,7 +39,7 @@ pub(super) async fn show(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
     let Path(id) = id.map_err(|_| ApiError::malformed("the path is not percent-encoded UTF-8"))?;
-    match app.with_names(|names| names.in_model(&id)) {
+    match app.with_names(|names| names.in_model(&id)).await? {
         None => Err(ApiError::model_not_found(&id)),
         Some(Voice::Base) => Ok(Json(base(&app, id))),
         Some(Voice::Adapter(revision)) => {

@@ -33,7 +33,7 @@ pub(super) async fn tokenize(
             Ok(fields)
         });
         let mut fields = fields.await?;
-        app.check_names(&headers, fields.model.take())?;
+        app.check_names(&headers, fields.model.take()).await?;
         app.work(size, move |_| ids(&text, fields)).await
     };
     let tokens = app.bound(deadline, tokens).await?;
@@ -65,7 +65,7 @@ pub(super) async fn detokenize(
     let prompt = async {
         let (text, size) = (app.text().clone(), bytes.len());
         let Detokenize { model, tokens } = app.work(size, move |_| parse(&bytes)).await?;
-        app.check_names(&headers, model)?;
+        app.check_names(&headers, model).await?;
         app.work(size, move |_| decode(&text, &tokens)).await
     };
     Ok(Json(Detokenized { prompt: app.bound(deadline, prompt).await? }))

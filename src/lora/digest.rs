@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// Keeps adapter digests apart from any other sha256 in the system.
@@ -10,22 +11,42 @@ const TAG: &[u8] = b"chorus-adapter-v1\0";
 /// Identifies an adapter by content: sha256 over a tag, the sha256 of its config and that of its weights.
 ///
 /// Names move, digests never do.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
 
 impl Digest {
     /// The digest of an adapter with these two files.
     pub fn of(config: &[u8], weights: &[u8]) -> Self {
+        Self::of_hashes(Sha256::digest(config).into(), Sha256::digest(weights).into())
+    }
+
+    /// The same where the sha256 of each file is known.
+    pub fn of_hashes(config: [u8; 32], weights: [u8; 32]) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(TAG);
-        hasher.update(Sha256::digest(config));
-        hasher.update(Sha256::digest(weights));
+        hasher.update(config);
+        hasher.update(weights);
         Self(hasher.finalize().into())
     }
 
     /// The 32 bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = NotADigest;
+
+    fn try_from(text: String) -> Result<Self, NotADigest> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
     }
 }
 

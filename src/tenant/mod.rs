@@ -4,7 +4,10 @@
 //! Keys, quotas and more tenants come in here; nothing outside has to change for them.
 
 /// Identifies a tenant. Two tenants never see each other's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
 pub struct TenantId(u32);
 
 impl TenantId {

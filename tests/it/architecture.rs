@@ -3,22 +3,23 @@
 use std::{collections::BTreeSet, path::Path};
 
 /// A module and the modules of ours that it may name. `main`, `cli` and `config` wire and see all.
-const MAY_NAME: [(&str, &[&str]); 11] = [
-    ("http", &["adapter", "engine", "telemetry", "tenant", "text"]),
+const MAY_NAME: [(&str, &[&str]); 12] = [
+    ("http", &["adapter", "engine", "store", "telemetry", "tenant", "text"]),
     ("engine", &["lora", "model", "telemetry"]),
-    ("adapter", &["lora", "telemetry", "tenant"]),
+    ("adapter", &["lora", "store", "telemetry", "tenant"]),
     ("model", &["kernels", "lora"]),
     ("lora", &["kernels"]),
+    ("store", &[]),
     ("tenant", &[]),
     ("text", &[]),
     ("kernels", &[]),
     ("catalog", &[]),
     ("telemetry", &["config"]),
-    ("config", &["catalog"]),
+    ("config", &["catalog", "store"]),
 ];
 
 /// Crates that only some places may name.
-const KEPT_TO: [(&str, &[&str]); 4] = [
+const KEPT_TO: [(&str, &[&str]); 6] = [
     ("axum", &["http"]),
     (
         "candle_core",
@@ -35,6 +36,8 @@ const KEPT_TO: [(&str, &[&str]); 4] = [
     ),
     ("clap", &["cli", "config", "config.rs"]),
     ("hf_hub", &["catalog"]),
+    ("multer", &["http"]),
+    ("object_store", &["store"]),
 ];
 
 /// Every source file below `src` with its text, without what follows its first test module.

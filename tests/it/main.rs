@@ -10,5 +10,6 @@ mod parity;
 mod reference;
 mod serving;
 mod tokenizer;
+mod uploads;
 mod weights;
 mod world;

@@ -153,6 +153,8 @@ pub(crate) struct Server {
     /// What it printed until it was ready.
     pub(crate) plan: String,
     pub(crate) client: reqwest::Client,
+    /// Its own, where none was given.
+    _store: Option<tempfile::TempDir>,
 }
 
 impl Server {
@@ -164,6 +166,13 @@ impl Server {
         command.arg(chorus::catalog::DEFAULT).arg("--model").arg(base);
         if !arguments.contains(&"--adapters") {
             command.arg("--adapters").arg(shipped_adapters());
+        }
+        let store = (!arguments.contains(&"--store")).then(|| tempfile::tempdir().unwrap());
+        if let Some(store) = &store {
+            command.arg("--store").arg(store.path());
+        }
+        if !arguments.contains(&"--log") {
+            command.args(["--log", "error"]);
         }
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -178,7 +187,7 @@ impl Server {
         }
         // Whatever else it prints must find a reader.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, url: url.unwrap(), plan, client: reqwest::Client::new() }
+        Self { child, url: url.unwrap(), plan, client: reqwest::Client::new(), _store: store }
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {

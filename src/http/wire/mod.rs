@@ -1,5 +1,6 @@
 //! What goes over the wire, as it is written there. None of these types is known outside `http`.
 
+pub(super) mod adapters;
 pub(super) mod chat;
 pub(super) mod common;
 pub(super) mod completion;

@@ -1,0 +1,489 @@
+//! What a tenant does to its adapters: each change is one record in the store before anybody sees it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, future, stream, stream::BoxStream};
+
+use super::{
+    AdapterName, Adapters, BadFile, Card, Trial, Unfit, Upload, Version,
+    check::check,
+    files::{Files, Pages},
+    record::{Blob, Change, Record, Stored},
+    registry::{self, History, Released, State},
+    upload::{Part, Received, Unreceived},
+};
+use crate::{
+    lora::Digest,
+    store::{Appended, StoreError},
+    tenant::TenantId,
+};
+
+/// A name, whose it is, and who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// Whose adapter.
+    pub tenant: TenantId,
+    /// Its name.
+    pub name: &'a AdapterName,
+    /// Who asks, as the audit log has it.
+    pub by: &'a str,
+}
+
+/// How things must stand for a change to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Expected {
+    /// In any way.
+    #[default]
+    Anything,
+    /// One of these versions is active.
+    Active(Vec<u32>),
+    /// The name is there.
+    There,
+    /// The name is not there.
+    New,
+}
+
+/// What became of an upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The version that has the uploaded bytes.
+    pub card: Card,
+    /// There was none before.
+    pub is_new: bool,
+}
+
+/// Why a change was not made. Nothing has changed then, but where the store is at fault that is not certain.
+#[derive(Debug, thiserror::Error)]
+pub enum NotChanged {
+    /// The tenant has no such name.
+    #[error("there is no such adapter")]
+    Unknown,
+    /// The name has no such version.
+    #[error("the adapter has no version {0}")]
+    NoVersion(u32),
+    /// Things do not stand as expected.
+    #[error("{}", stale(*.active))]
+    Stale {
+        /// What is active instead.
+        active: Option<u32>,
+    },
+    /// The name points to it.
+    #[error(
+        "version {0} is the active one: activate another first, or delete the adapter as a whole"
+    )]
+    InUse(u32),
+    /// It was checked against another base.
+    #[error("version {0} was checked against another base model: validate it on this one first")]
+    OtherBase(u32),
+    /// Pinned adapters would leave too little memory for all others.
+    #[error(
+        "pinned adapters may take {most} bytes of memory together, and with this one they would take {wanted}: unpin another first"
+    )]
+    TooMuchPinned {
+        /// Bytes that they would take.
+        wanted: usize,
+        /// Bytes that they may.
+        most: usize,
+    },
+    /// The upload is not complete or too large.
+    #[error(transparent)]
+    Unreceived(#[from] Unreceived),
+    /// The upload is no adapter that can be served here.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// Its bytes cannot be read back.
+    #[error(transparent)]
+    File(#[from] BadFile),
+    /// The store does not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn stale(active: Option<u32>) -> String {
+    match active {
+        Some(version) => format!("the active version is v{version}"),
+        None => "no version of this name is active".to_owned(),
+    }
+}
+
+impl Expected {
+    fn check(&self, history: Option<&History>) -> Result<(), NotChanged> {
+        let active = history.and_then(History::active);
+        let holds = match self {
+            Self::Anything => true,
+            Self::Active(versions) => active.is_some_and(|active| versions.contains(&active)),
+            Self::There => history.is_some(),
+            Self::New => history.is_none(),
+        };
+        if holds { Ok(()) } else { Err(NotChanged::Stale { active }) }
+    }
+}
+
+/// A file of an adapter, as it was uploaded.
+pub struct FileBytes {
+    /// Its length.
+    pub bytes: u64,
+    /// Its content.
+    pub pieces: BoxStream<'static, Result<Bytes, StoreError>>,
+}
+
+impl std::fmt::Debug for FileBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileBytes").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+/// What [`Adapters::put`] found out while it held the log.
+enum Decided {
+    /// The files have to be in the store first.
+    NeedsFiles,
+    /// The version that has the bytes, and whether it is new.
+    Kept(u32, bool),
+}
+
+impl Adapters {
+    /// Begins an upload.
+    pub fn upload(&self) -> Upload {
+        self.shared.spool.upload()
+    }
+
+    /// Fails where a change that expects this would fail now. Worth asking before an upload is received.
+    pub async fn expect(&self, target: Target<'_>, expected: &Expected) -> Result<(), NotChanged> {
+        if *expected != Expected::Anything {
+            self.refresh().await?;
+        }
+        self.shared.registry.with(|state| expected.check(state.look(target.tenant, target.name)))
+    }
+
+    /// Checks an upload, stores it, and makes it a version of the name: the next one, or the one that has these bytes.
+    ///
+    /// When this returns the version is durable, and with `activate` the name points to it.
+    pub async fn put(
+        &self,
+        target: Target<'_>,
+        upload: Upload,
+        (expected, activate): (&Expected, bool),
+        trial: &dyn Trial,
+    ) -> Result<Kept, NotChanged> {
+        let shared = &*self.shared;
+        let mut received = upload.complete().await?;
+        let digest = received.digest();
+        let facts = {
+            // One at a time: an adapter that is tried takes memory beside the budget.
+            let _turn = shared.trials.acquire().await;
+            let bounds = (&shared.limits, shared.budget);
+            check(received.files().await?, &shared.base, bounds, trial).await?
+        };
+        self.note_base(target, digest).await?;
+        let mut files: Option<[Blob; 2]> = None;
+        loop {
+            let decide = |state: &State| {
+                let history = state.look(target.tenant, target.name);
+                expected.check(history)?;
+                let active = history.and_then(History::active);
+                if let Some(version) = history.and_then(|history| history.version_of(digest)) {
+                    let moves = activate && active != Some(version);
+                    let change = moves.then_some(Change::Activated { version });
+                    return Ok((change, Decided::Kept(version, false)));
+                }
+                let Some([config, weights]) = &files else {
+                    return Ok((None, Decided::NeedsFiles));
+                };
+                // Equal bytes that are referred to now are so still when this record is written, or it is not.
+                let shared_or =
+                    |sha256, own: &Blob| state.blob_of(sha256).unwrap_or_else(|| own.clone());
+                let version = state.next_version(target.tenant, target.name);
+                let stored = Stored {
+                    version,
+                    digest,
+                    config: shared_or(received.config_sha256, config),
+                    weights: shared_or(received.weights_sha256, weights),
+                    memory: facts.memory,
+                    rank: facts.rank,
+                    targets: facts.targets.clone(),
+                    base: shared.base_sha256.clone(),
+                    activate,
+                };
+                Ok((Some(Change::Stored(Box::new(stored))), Decided::Kept(version, true)))
+            };
+            match self.change(target, decide).await {
+                Ok(Decided::NeedsFiles) => files = Some(self.store_files(&mut received).await?),
+                Ok(Decided::Kept(version, is_new)) => {
+                    self.erase_unused(files.iter().flatten()).await;
+                    let card = self.version(target, version).ok_or(NotChanged::Unknown)?;
+                    return Ok(Kept { card: card.card, is_new });
+                }
+                // The record may have been written: then these files are needed.
+                Err(error @ NotChanged::Store(_)) => return Err(error),
+                Err(error) => {
+                    self.erase_unused(files.iter().flatten()).await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Makes the name point to one of its versions.
+    pub async fn activate(
+        &self,
+        target: Target<'_>,
+        version: u32,
+        expected: &Expected,
+    ) -> Result<Version, NotChanged> {
+        let decide = |state: &State| {
+            let history = state.look(target.tenant, target.name).ok_or(NotChanged::Unknown)?;
+            expected.check(Some(history))?;
+            if !history.has(version) {
+                return Err(NotChanged::NoVersion(version));
+            }
+            let moves = history.active() != Some(version);
+            Ok((moves.then_some(Change::Activated { version }), ()))
+        };
+        let known = self.version(target, version);
+        if known.is_some_and(|version| !version.card.compatible) {
+            return Err(NotChanged::OtherBase(version));
+        }
+        self.change(target, decide).await?;
+        self.version(target, version).ok_or(NotChanged::NoVersion(version))
+    }
+
+    /// Keeps the active version in memory from now on.
+    pub async fn pin(&self, target: Target<'_>) -> Result<Card, NotChanged> {
+        let card = self.card(target.tenant, target.name).ok_or(NotChanged::Unknown)?;
+        let (most, wanted) = (self.most_pinned(), self.pinned_bytes() + card.memory);
+        if !card.pinned && wanted > most {
+            return Err(NotChanged::TooMuchPinned { wanted, most });
+        }
+        self.set_pin(target, Change::Pinned).await
+    }
+
+    /// Lets the active version be evicted again.
+    pub async fn unpin(&self, target: Target<'_>) -> Result<Card, NotChanged> {
+        self.set_pin(target, Change::Unpinned).await
+    }
+
+    async fn set_pin(&self, target: Target<'_>, change: Change) -> Result<Card, NotChanged> {
+        let decide = |state: &State| {
+            let history = state.look(target.tenant, target.name).ok_or(NotChanged::Unknown)?;
+            let changes = history.is_pinned() != (change == Change::Pinned);
+            Ok((changes.then(|| change.clone()), ()))
+        };
+        self.change(target, decide).await?;
+        self.card(target.tenant, target.name).ok_or(NotChanged::Unknown)
+    }
+
+    /// Takes a name away, or one version of it that is not the active one; returns whether the name is gone. Requests
+    /// in flight finish.
+    pub async fn remove(
+        &self,
+        target: Target<'_>,
+        version: Option<u32>,
+        expected: &Expected,
+    ) -> Result<bool, NotChanged> {
+        let decide = |state: &State| {
+            let history = state.look(target.tenant, target.name).ok_or(NotChanged::Unknown)?;
+            expected.check(Some(history))?;
+            let is_last = history.len() == 1;
+            match version {
+                Some(version) if !history.has(version) => Err(NotChanged::NoVersion(version)),
+                Some(version) if history.active() == Some(version) && !is_last => {
+                    Err(NotChanged::InUse(version))
+                }
+                Some(_) if is_last => Ok((Some(Change::Removed { version: None }), true)),
+                _ => Ok((Some(Change::Removed { version }), version.is_none())),
+            }
+        };
+        self.change(target, decide).await
+    }
+
+    /// Checks a version, whose base was another one, against this server's.
+    pub async fn validate(
+        &self,
+        target: Target<'_>,
+        version: u32,
+        trial: &dyn Trial,
+    ) -> Result<Version, NotChanged> {
+        let known = self.version(target, version).ok_or_else(|| {
+            let there = self.card(target.tenant, target.name).is_some();
+            if there { NotChanged::NoVersion(version) } else { NotChanged::Unknown }
+        })?;
+        let digest = known.card.revision.digest;
+        let places = self.shared.registry.files(digest);
+        if let Some(registry::Files { config, weights }) = places.first() {
+            let pages = |blob: &Blob| {
+                let len = usize::try_from(blob.bytes).map_err(std::io::Error::other);
+                len.and_then(Pages::zeros)
+                    .map_err(|error| NotChanged::Unfit(Unfit::BrokenOff(error)))
+            };
+            let mut files = Files { config: pages(config)?, weights: pages(weights)? };
+            self.shared.store.read_blob(&config.key, files.config.bytes_mut()).await?;
+            self.shared.store.read_blob(&weights.key, files.weights.bytes_mut()).await?;
+            let _turn = self.shared.trials.acquire().await;
+            let bounds = (&self.shared.limits, self.shared.budget);
+            check(files, &self.shared.base, bounds, trial).await?;
+            self.note_base(target, digest).await?;
+        }
+        self.version(target, version).ok_or(NotChanged::NoVersion(version))
+    }
+
+    /// The bytes of a file as they were uploaded: of a version, or of the active one.
+    pub async fn file(
+        &self,
+        target: Target<'_>,
+        version: Option<u32>,
+        part: Part,
+    ) -> Result<FileBytes, NotChanged> {
+        let active = || self.shared.registry.active(target.tenant, target.name);
+        let mut versions = self.shared.registry.versions(target.tenant, target.name).into_iter();
+        let entry = match version {
+            None => active().ok_or(NotChanged::Unknown)?,
+            Some(number) => {
+                let found = versions.find(|entry| entry.revision.version == number);
+                let missing =
+                    active().map_or(NotChanged::Unknown, |_| NotChanged::NoVersion(number));
+                found.ok_or(missing)?
+            }
+        };
+        if let Some(registry::Files { config, weights }) = entry.files {
+            let blob = if part == Part::Config { config } else { weights };
+            let pieces = self.shared.store.blob(&blob.key).await?;
+            return Ok(FileBytes { bytes: blob.bytes, pieces });
+        }
+        let (folder, digest) = (std::sync::Arc::clone(&self.shared.folder), entry.revision.digest);
+        let read = tokio::task::spawn_blocking(move || folder.read(digest)).await;
+        let files = read.ok().and_then(Result::ok).ok_or(NotChanged::Unknown)?;
+        let pages = if part == Part::Config { files.config } else { files.weights };
+        let (bytes, whole) = (pages.len() as u64, Bytes::copy_from_slice(&pages));
+        Ok(FileBytes { bytes, pieces: stream::once(future::ready(Ok(whole))).boxed() })
+    }
+
+    /// Takes in what other servers have written.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        let mut log = self.shared.log.lock().await;
+        for entry in log.catch_up().await? {
+            self.apply(&entry.record);
+        }
+        Ok(())
+    }
+
+    /// Erases files in the store that nothing refers to and that have been there for `grace`, because whoever has put
+    /// them later may be about to refer to them. Returns how many.
+    pub(super) async fn sweep(&self, grace: Duration) -> Result<usize, StoreError> {
+        let store = self.shared.store.clone();
+        let old = store.blobs(grace).await?;
+        // After the list: what is referred to by then stays.
+        self.refresh().await?;
+        let unused = |key: &_| !self.shared.registry.with(|state| state.refers_to(key));
+        let mut erased = 0;
+        for key in old.iter().filter(|key| unused(key)) {
+            store.erase_blob(key).await?;
+            erased += 1;
+        }
+        let leftovers =
+            tokio::task::spawn_blocking(move || store.remove_leftovers(grace)).await.unwrap_or(0);
+        Ok(erased + leftovers)
+    }
+
+    /// Decides on the state that all records before make, and writes the record that comes of it as the next one.
+    async fn change<T>(
+        &self,
+        target: Target<'_>,
+        mut decide: impl FnMut(&State) -> Result<(Option<Change>, T), NotChanged>,
+    ) -> Result<T, NotChanged> {
+        let mut log = self.shared.log.lock().await;
+        for entry in log.catch_up().await? {
+            self.apply(&entry.record);
+        }
+        loop {
+            let (change, outcome) = self.shared.registry.with(|state| decide(state))?;
+            let Some(change) = change else { return Ok(outcome) };
+            let Target { tenant, name, by } = target;
+            let (at, by, name) = (unix_millis(), by.to_owned(), name.clone());
+            let record = Record { at, by, tenant, name, change };
+            match log.append(record.clone()).await? {
+                Appended::Overtaken(entries) => {
+                    for entry in entries {
+                        self.apply(&entry.record);
+                    }
+                }
+                Appended::Written(number) => {
+                    let released = self.apply(&record);
+                    drop(log);
+                    let Record { by, name, change, .. } = record;
+                    tracing::info!(number, by, %name, %change, "an adapter has changed");
+                    for key in released.blobs {
+                        // Where this fails the sweep comes after it.
+                        if let Err(error) = self.shared.store.erase_blob(&key).await {
+                            tracing::warn!(?key, %error, "a file is not erased yet");
+                        }
+                    }
+                    return Ok(outcome);
+                }
+            }
+        }
+    }
+
+    fn apply(&self, record: &Record) -> Released {
+        let released = self.shared.registry.apply(record);
+        for digest in &released.contents {
+            self.shared.cache.forget(*digest);
+        }
+        self.shared.pins.wake.notify_one();
+        released
+    }
+
+    /// Where the name has this content already: records that it was checked against this server's base.
+    async fn note_base(&self, target: Target<'_>, digest: Digest) -> Result<(), NotChanged> {
+        let base = &self.shared.base_sha256;
+        let content = self.shared.registry.content(digest);
+        if content.is_none_or(|content| content.is_for(base)) {
+            return Ok(());
+        }
+        let decide = |state: &State| {
+            let history = state.look(target.tenant, target.name);
+            let version = history.and_then(|history| history.version_of(digest));
+            let validated = |version| Change::Validated { version, base: base.clone() };
+            Ok((version.map(validated), ()))
+        };
+        self.change(target, decide).await
+    }
+
+    async fn store_files(&self, received: &mut Received) -> Result<[Blob; 2], NotChanged> {
+        let store = &self.shared.store;
+        let (config, bytes) = (&*received.config, received.config.len() as u64);
+        let config =
+            Blob { key: store.put_blob(received.config_sha256, bytes, config).await?, bytes };
+        let bytes = received.weights_bytes;
+        tokio::io::AsyncSeekExt::rewind(&mut received.weights)
+            .await
+            .map_err(|error| NotChanged::Unreceived(Unreceived::Spool(error)))?;
+        let key = store.put_blob(received.weights_sha256, bytes, &mut received.weights).await?;
+        Ok([config, Blob { key, bytes }])
+    }
+
+    /// Erases those of these files that no version refers to.
+    async fn erase_unused(&self, files: impl Iterator<Item = &Blob>) {
+        for blob in files {
+            if self.shared.registry.with(|state| state.has_blob(blob)) {
+                continue;
+            }
+            if let Err(error) = self.shared.store.erase_blob(&blob.key).await {
+                tracing::warn!(key = ?blob.key, %error, "a file is not erased yet");
+            }
+        }
+    }
+
+    fn version(&self, target: Target<'_>, number: u32) -> Option<Version> {
+        let versions = self.versions(target.tenant, target.name);
+        versions.into_iter().find(|version| version.card.revision.version == number)
+    }
+}
+
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,459 @@
+//! Changes on a store in memory that can be made to fail, and on a directory.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::{
+    FutureExt as _, TryStreamExt as _,
+    future::{BoxFuture, join_all},
+};
+
+use super::{
+    super::{Folder, LoadError, NotLent, Unproved, Wanted, fixture},
+    *,
+};
+use crate::{
+    lora::Lease,
+    store::{Fault, Location, Store},
+};
+
+const ME: TenantId = TenantId::DEFAULT;
+const ROOM: usize = 1 << 20;
+
+/// Says the same of every adapter.
+struct Verdict(Result<(), Unproved>);
+
+impl Trial for Verdict {
+    fn probe(&self, _: Lease) -> BoxFuture<'_, Result<(), Unproved>> {
+        future::ready(self.0.clone()).boxed()
+    }
+}
+
+const GOOD: Verdict = Verdict(Ok(()));
+
+fn name(text: &str) -> AdapterName {
+    AdapterName::parse(text).unwrap()
+}
+
+fn target(name: &AdapterName) -> Target<'_> {
+    Target { tenant: ME, name, by: "me" }
+}
+
+async fn open(store: &Store) -> Adapters {
+    fixture::open(Folder::empty(), store.clone(), ROOM).await
+}
+
+/// An upload of the fixture's adapter of rank 2 with this value.
+async fn arrived(adapters: &Adapters, value: f32) -> Upload {
+    let (config, weights) = fixture::adapter(2, value);
+    let mut upload = adapters.upload();
+    for (part, bytes) in [(Part::Config, config.as_bytes()), (Part::Weights, &weights)] {
+        upload.begin(part).await.unwrap();
+        upload.write(part, bytes).await.unwrap();
+    }
+    upload
+}
+
+fn digest(value: f32) -> Digest {
+    let (config, weights) = fixture::adapter(2, value);
+    Digest::of(config.as_bytes(), &weights)
+}
+
+async fn put_if(
+    adapters: &Adapters,
+    text: &str,
+    value: f32,
+    expected: &Expected,
+) -> Result<Kept, NotChanged> {
+    let upload = arrived(adapters, value).await;
+    adapters.put(target(&name(text)), upload, (expected, true), &GOOD).await
+}
+
+async fn put(adapters: &Adapters, text: &str, value: f32) -> Result<Kept, NotChanged> {
+    put_if(adapters, text, value, &Expected::Anything).await
+}
+
+/// Version and content that a text stands for.
+fn resolve(adapters: &Adapters, text: &str) -> Option<(u32, Digest)> {
+    let revision = adapters.resolve(ME, &Wanted::parse(text).unwrap())?;
+    Some((revision.version, revision.digest))
+}
+
+async fn lease(adapters: &Adapters, text: &str) -> Result<Lease, NotLent> {
+    adapters.lease(&adapters.resolve(ME, &Wanted::parse(text).unwrap()).unwrap()).await
+}
+
+async fn blobs(store: &Store) -> usize {
+    store.blobs(Duration::ZERO).await.unwrap().len()
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_is_there_after_a_restart() {
+    let root = tempfile::TempDir::new().unwrap();
+    let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
+    let adapters = open(&store).await;
+    let kept = put(&adapters, "sql", 0.5).await.unwrap();
+    assert!(kept.is_new && kept.card.active && kept.card.compatible);
+    assert_eq!((kept.card.revision.version, kept.card.revision.digest), (1, digest(0.5)));
+    assert_eq!(lease(&adapters, "sql").await.unwrap().digest(), digest(0.5));
+    put(&adapters, "sql", 0.25).await.unwrap();
+    put(&adapters, "law", 0.5).await.unwrap();
+    let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
+    let again = open(&store).await;
+    assert_eq!(resolve(&again, "sql"), Some((2, digest(0.25))));
+    assert_eq!(resolve(&again, "sql@v1"), Some((1, digest(0.5))));
+    for (text, value) in [("sql", 0.25), ("sql@v1", 0.5), ("law", 0.5)] {
+        assert_eq!(lease(&again, text).await.unwrap().digest(), digest(value), "{text}");
+    }
+    assert_eq!(again.list(ME), {
+        let names = ["law", "sql"].map(|text| again.card(ME, &name(text)).unwrap());
+        names.to_vec()
+    });
+}
+
+#[tokio::test]
+async fn the_same_bytes_are_the_same_version() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    put(&adapters, "sql", 0.5).await.unwrap();
+    put(&adapters, "sql", 0.25).await.unwrap();
+    let kept = put(&adapters, "sql", 0.5).await.unwrap();
+    assert_eq!((kept.is_new, kept.card.revision.version, kept.card.active), (false, 1, true));
+    assert_eq!(resolve(&adapters, "sql"), Some((1, digest(0.5))));
+    let law = put(&adapters, "law", 0.5).await.unwrap();
+    assert_eq!((law.is_new, law.card.revision.version), (true, 1));
+    // Two weights and one config, however many versions have them.
+    assert_eq!(blobs(&store).await, 3);
+}
+
+#[tokio::test]
+async fn without_activation_a_version_waits() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    put(&adapters, "sql", 0.5).await.unwrap();
+    let upload = arrived(&adapters, 0.25).await;
+    let name = name("sql");
+    let kept = adapters.put(target(&name), upload, (&Expected::Anything, false), &GOOD).await;
+    assert!(!kept.unwrap().card.active);
+    assert_eq!(resolve(&adapters, "sql"), Some((1, digest(0.5))));
+    adapters.activate(target(&name), 2, &Expected::Active(vec![1])).await.unwrap();
+    assert_eq!(resolve(&adapters, "sql"), Some((2, digest(0.25))));
+    let rollback = adapters.activate(target(&name), 1, &Expected::Active(vec![1])).await;
+    assert!(matches!(rollback, Err(NotChanged::Stale { active: Some(2) })), "{rollback:?}");
+    adapters.activate(target(&name), 1, &Expected::Anything).await.unwrap();
+    assert_eq!(resolve(&adapters, "sql"), Some((1, digest(0.5))));
+    let missing = adapters.activate(target(&name), 3, &Expected::Anything).await;
+    assert!(matches!(missing, Err(NotChanged::NoVersion(3))), "{missing:?}");
+}
+
+#[tokio::test]
+async fn things_must_stand_as_expected() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    let stale = |result: Result<Kept, NotChanged>| matches!(result, Err(NotChanged::Stale { .. }));
+    assert!(stale(put_if(&adapters, "sql", 0.5, &Expected::There).await));
+    assert!(stale(put_if(&adapters, "sql", 0.5, &Expected::Active(vec![1])).await));
+    put_if(&adapters, "sql", 0.5, &Expected::New).await.unwrap();
+    assert!(stale(put_if(&adapters, "sql", 0.25, &Expected::New).await));
+    assert!(stale(put_if(&adapters, "sql", 0.5, &Expected::New).await), "the same bytes too");
+    put_if(&adapters, "sql", 0.25, &Expected::Active(vec![7, 1])).await.unwrap();
+    assert!(stale(put_if(&adapters, "sql", 0.75, &Expected::Active(vec![1])).await));
+    assert_eq!(blobs(&store).await, 3, "what was refused is erased");
+    let early = adapters.expect(target(&name("sql")), &Expected::New).await;
+    assert!(matches!(early, Err(NotChanged::Stale { active: Some(2) })), "{early:?}");
+}
+
+/// Of writers that expect the same version each round has one that wins, on one server or two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_fifty_writers_one_wins() {
+    let store = Store::faulty().0;
+    let servers = [open(&store).await, open(&store).await];
+    put(&servers[0], "sql", 0.5).await.unwrap();
+    for round in 1..=6u32 {
+        let won = AtomicUsize::new(0);
+        let write = async |writer: u32| {
+            let value = 1.0 + (round * 100 + writer) as f32 / 1024.0;
+            let server = &servers[writer as usize % 2];
+            match put_if(server, "sql", value, &Expected::Active(vec![round])).await {
+                Ok(kept) => {
+                    assert_eq!(kept.card.revision.version, round + 1);
+                    won.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(NotChanged::Stale { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        };
+        join_all((0..50).map(write)).await;
+        assert_eq!(won.into_inner(), 1, "round {round}");
+    }
+    assert_eq!(blobs(&store).await, 8, "a config and seven weights");
+}
+
+#[tokio::test]
+async fn servers_on_one_store_see_each_others_changes() {
+    let store = Store::faulty().0;
+    let (one, two) = (open(&store).await, open(&store).await);
+    put(&one, "sql", 0.5).await.unwrap();
+    assert_eq!(resolve(&two, "sql"), None);
+    assert!(two.seek(ME, &name("sql")).await.unwrap());
+    assert_eq!(lease(&two, "sql").await.unwrap().digest(), digest(0.5));
+    put(&two, "sql", 0.25).await.unwrap();
+    one.refresh().await.unwrap();
+    assert_eq!(resolve(&one, "sql"), Some((2, digest(0.25))));
+    one.remove(target(&name("sql")), None, &Expected::Anything).await.unwrap();
+    two.refresh().await.unwrap();
+    assert_eq!(resolve(&two, "sql"), None);
+    assert_eq!(two.stats().resident, 0, "its memory is given back there too");
+}
+
+#[tokio::test]
+async fn what_is_refused_leaves_nothing() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    let name = name("sql");
+    for verdict in [Unproved::NoEffect, Unproved::NotFinite, Unproved::NotNow(String::new())] {
+        let upload = arrived(&adapters, 0.5).await;
+        let trial = Verdict(Err(verdict.clone()));
+        let refused =
+            adapters.put(target(&name), upload, (&Expected::Anything, true), &trial).await;
+        let Err(NotChanged::Unfit(Unfit::Unproved(why))) = refused else { panic!("{refused:?}") };
+        assert_eq!(why, verdict);
+    }
+    let mut upload = adapters.upload();
+    for (part, bytes) in [(Part::Config, b"{}"), (Part::Weights, b"no")] {
+        upload.begin(part).await.unwrap();
+        upload.write(part, bytes).await.unwrap();
+    }
+    let refused = adapters.put(target(&name), upload, (&Expected::Anything, true), &GOOD).await;
+    assert!(matches!(refused, Err(NotChanged::Unfit(Unfit::Refused(_)))), "{refused:?}");
+    let refused =
+        adapters.put(target(&name), adapters.upload(), (&Expected::Anything, true), &GOOD).await;
+    assert!(matches!(refused, Err(NotChanged::Unreceived(_))), "{refused:?}");
+    assert_eq!(resolve(&adapters, "sql"), None);
+    assert_eq!(blobs(&store).await, 0);
+}
+
+#[tokio::test]
+async fn an_adapter_larger_than_the_budget_is_refused() {
+    let adapters = fixture::open(Folder::empty(), Store::faulty().0, 100).await;
+    let refused = put(&adapters, "sql", 0.5).await;
+    let Err(NotChanged::Unfit(Unfit::TooLarge { budget: 100, .. })) = refused else {
+        panic!("{refused:?}")
+    };
+}
+
+#[tokio::test]
+async fn a_store_that_is_down_fails_what_needs_it_and_nothing_else() {
+    let (store, faults) = Store::faulty();
+    let adapters = open(&store).await;
+    put(&adapters, "warm", 0.5).await.unwrap();
+    put(&adapters, "cold", 0.25).await.unwrap();
+    drop(lease(&adapters, "warm").await.unwrap());
+    faults.down();
+    assert_eq!(lease(&adapters, "warm").await.unwrap().digest(), digest(0.5));
+    let cold = lease(&adapters, "cold").await.unwrap_err();
+    let NotLent::Failed(why) = cold else { panic!("{cold}") };
+    assert!(matches!(*why, LoadError::Store(StoreError::Unavailable { .. })), "{why}");
+    for result in [
+        put(&adapters, "new", 0.75).await.map(drop),
+        adapters.remove(target(&name("warm")), None, &Expected::Anything).await.map(drop),
+        adapters.activate(target(&name("warm")), 1, &Expected::Anything).await.map(drop),
+    ] {
+        assert!(matches!(result, Err(NotChanged::Store(StoreError::Unavailable { .. }))));
+    }
+    assert!(adapters.seek(ME, &name("unknown")).await.is_err());
+    faults.up();
+    put(&adapters, "new", 0.75).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await; // a failure is remembered for a second
+    assert_eq!(lease(&adapters, "cold").await.unwrap().digest(), digest(0.25));
+}
+
+#[tokio::test]
+async fn answers_of_the_store_that_are_lost_change_nothing_twice() {
+    let (store, faults) = Store::faulty();
+    let adapters = open(&store).await;
+    // Config, weights, record.
+    for (lost, value) in [(Fault::AnswerLost, 0.5), (Fault::RetriedAfterLoss, 1.5)] {
+        (0..2).for_each(|_| faults.next_put(Fault::None));
+        faults.next_put(lost);
+        put(&adapters, "sql", value).await.unwrap();
+        assert_eq!(resolve(&adapters, "sql").unwrap().1, digest(value));
+    }
+    assert_eq!(adapters.versions(ME, &name("sql")).len(), 2);
+    for at in 0..3 {
+        for fault in [Fault::RequestLost, Fault::Full] {
+            faults.none();
+            (0..at).for_each(|_| faults.next_put(Fault::None));
+            faults.next_put(fault);
+            let failed = put(&adapters, "law", 0.75).await.unwrap_err();
+            let is_full = matches!(failed, NotChanged::Store(StoreError::Full { .. }));
+            assert_eq!(is_full, fault == Fault::Full, "{failed}");
+            assert_eq!(resolve(&adapters, "law"), None, "{fault:?} at {at}");
+        }
+    }
+    faults.none();
+    adapters.sweep(Duration::ZERO).await.unwrap();
+    assert_eq!(blobs(&store).await, 3, "what was put in vain is swept");
+    assert_eq!(lease(&adapters, "sql").await.unwrap().digest(), digest(1.5));
+}
+
+#[tokio::test]
+async fn what_is_deleted_is_gone_everywhere_and_running_requests_finish() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    let sql = name("sql");
+    put(&adapters, "sql", 0.5).await.unwrap();
+    put(&adapters, "sql", 0.25).await.unwrap();
+    let in_use = adapters.remove(target(&sql), Some(2), &Expected::Anything).await;
+    assert!(matches!(in_use, Err(NotChanged::InUse(2))), "{in_use:?}");
+    let missing = adapters.remove(target(&sql), Some(9), &Expected::Anything).await;
+    assert!(matches!(missing, Err(NotChanged::NoVersion(9))), "{missing:?}");
+    assert!(!adapters.remove(target(&sql), Some(1), &Expected::Anything).await.unwrap());
+    assert_eq!((resolve(&adapters, "sql@v1"), blobs(&store).await), (None, 2));
+
+    let revision = adapters.resolve(ME, &Wanted::parse("sql").unwrap()).unwrap();
+    let running = adapters.lease(&revision).await.unwrap();
+    assert!(adapters.remove(target(&sql), Some(2), &Expected::Anything).await.unwrap());
+    assert_eq!((resolve(&adapters, "sql"), blobs(&store).await), (None, 0));
+    assert!(matches!(adapters.lease(&revision).await, Err(NotLent::Gone)));
+    assert_eq!(running.digest(), digest(0.25));
+    assert_eq!(adapters.stats().resident, 1);
+    drop(running);
+    assert_eq!(adapters.stats().resident, 0);
+    let unknown = adapters.remove(target(&sql), None, &Expected::Anything).await;
+    assert!(matches!(unknown, Err(NotChanged::Unknown)), "{unknown:?}");
+    assert_eq!(put(&adapters, "sql", 0.5).await.unwrap().card.revision.version, 3);
+}
+
+#[tokio::test]
+async fn what_is_pinned_stays_in_memory() {
+    let store = Store::faulty().0;
+    let memory = {
+        let adapters = open(&store).await;
+        put(&adapters, "sql", 0.5).await.unwrap();
+        put(&adapters, "law", 0.25).await.unwrap();
+        put(&adapters, "tax", 0.75).await.unwrap().card.memory
+    };
+    let adapters = fixture::open(Folder::empty(), store.clone(), 2 * memory + memory / 2).await;
+    let sql = name("sql");
+    adapters.pin(target(&sql)).await.unwrap();
+    let until_resident = async || {
+        while !adapters.card(ME, &sql).unwrap().resident {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    until_resident().await;
+    for _ in 0..3 {
+        for text in ["law", "tax"] {
+            drop(lease(&adapters, text).await.unwrap());
+        }
+    }
+    let card = adapters.card(ME, &sql).unwrap();
+    assert_eq!((card.pinned, card.resident, card.leases), (true, true, 0));
+    let refused = adapters.pin(target(&name("law"))).await;
+    assert!(matches!(refused, Err(NotChanged::TooMuchPinned { .. })), "{refused:?}");
+    assert!(!adapters.unpin(target(&sql)).await.unwrap().pinned);
+    adapters.pin(target(&name("law"))).await.unwrap();
+    drop(adapters);
+    // It is in the records, so a restart keeps to it.
+    let adapters = fixture::open(Folder::empty(), store, 3 * memory).await;
+    while !adapters.card(ME, &name("law")).unwrap().resident {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_of_another_base_is_refused_until_it_is_validated() {
+    let store = Store::faulty().0;
+    let old = open(&store).await;
+    put(&old, "sql", 0.5).await.unwrap();
+    put(&old, "sql", 0.25).await.unwrap();
+    let new = fixture::open_on("0ther", Folder::empty(), store.clone(), ROOM).await;
+    let sql = name("sql");
+    assert!(!new.card(ME, &sql).unwrap().compatible);
+    assert!(matches!(lease(&new, "sql").await, Err(NotLent::OtherBase)));
+    let moved = new.activate(target(&sql), 1, &Expected::Anything).await;
+    assert!(matches!(moved, Err(NotChanged::OtherBase(1))), "{moved:?}");
+    let failed = new.validate(target(&sql), 2, &Verdict(Err(Unproved::NoEffect))).await;
+    assert!(matches!(failed, Err(NotChanged::Unfit(_))), "{failed:?}");
+    assert!(new.validate(target(&sql), 2, &GOOD).await.unwrap().card.compatible);
+    assert_eq!(lease(&new, "sql").await.unwrap().digest(), digest(0.25));
+    assert!(matches!(lease(&new, "sql@v1").await, Err(NotLent::OtherBase)));
+    // To upload it again is to have it checked.
+    put(&new, "sql", 0.5).await.unwrap();
+    assert_eq!(lease(&new, "sql").await.unwrap().digest(), digest(0.5));
+    old.refresh().await.unwrap();
+    assert!(old.card(ME, &sql).unwrap().compatible);
+}
+
+#[tokio::test]
+async fn memory_that_another_version_of_chorus_noted_is_set_right() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    let memory = put(&adapters, "sql", 0.5).await.unwrap().card.memory;
+    let content = adapters.shared.registry.content(digest(0.5)).unwrap();
+    content.set_memory(memory + 64);
+    assert_eq!(lease(&adapters, "sql").await.unwrap().bytes(), memory);
+    assert_eq!(adapters.card(ME, &name("sql")).unwrap().memory, memory);
+    assert_eq!(adapters.stats().resident_bytes, memory);
+}
+
+#[tokio::test]
+async fn a_tenant_gets_its_own_bytes_back() {
+    let root = tempfile::TempDir::new().unwrap();
+    fixture::write(&root.path().join("folder"), 2, 0.5);
+    let folder = fixture::scan(root.path()).unwrap();
+    let adapters = fixture::open(folder, Store::faulty().0, ROOM).await;
+    put(&adapters, "stored", 0.5).await.unwrap();
+    let (config, weights) = fixture::adapter(2, 0.5);
+    for text in ["folder", "stored"] {
+        for (part, bytes) in [(Part::Config, config.as_bytes()), (Part::Weights, &weights)] {
+            for version in [None, Some(1)] {
+                let file = adapters.file(target(&name(text)), version, part).await.unwrap();
+                assert_eq!(file.bytes, bytes.len() as u64);
+                let pieces: Vec<_> = file.pieces.try_collect().await.unwrap();
+                assert!(pieces.concat() == bytes, "{text}");
+            }
+            let missing = adapters.file(target(&name(text)), Some(2), part).await;
+            assert!(matches!(missing, Err(NotChanged::NoVersion(2))), "{missing:?}");
+        }
+    }
+    let unknown = adapters.file(target(&name("none")), None, Part::Config).await;
+    assert!(matches!(unknown, Err(NotChanged::Unknown)), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn an_upload_goes_before_the_folder() {
+    let root = tempfile::TempDir::new().unwrap();
+    fixture::write(&root.path().join("sql"), 2, 0.5);
+    let store = Store::faulty().0;
+    let adapters = fixture::open(fixture::scan(root.path()).unwrap(), store.clone(), ROOM).await;
+    assert_eq!(put(&adapters, "sql", 0.25).await.unwrap().card.revision.version, 2);
+    for _ in 0..2 {
+        let adapters =
+            fixture::open(fixture::scan(root.path()).unwrap(), store.clone(), ROOM).await;
+        assert_eq!(resolve(&adapters, "sql"), Some((2, digest(0.25))));
+        assert_eq!(lease(&adapters, "sql@v1").await.unwrap().digest(), digest(0.5));
+    }
+    let kept = put(&adapters, "sql", 0.5).await.unwrap();
+    assert_eq!((kept.is_new, kept.card.revision.version), (false, 1), "back to the folder's");
+    adapters.remove(target(&name("sql")), None, &Expected::Anything).await.unwrap();
+    let adapters = fixture::open(fixture::scan(root.path()).unwrap(), store, ROOM).await;
+    assert_eq!(resolve(&adapters, "sql"), None, "what was deleted does not come back");
+}
+
+#[tokio::test]
+async fn damage_in_the_store_is_found_before_it_is_served() {
+    let root = tempfile::TempDir::new().unwrap();
+    let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
+    let adapters = open(&store).await;
+    put(&adapters, "sql", 0.5).await.unwrap();
+    for entry in root.path().join("blobs").read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+    let error = lease(&adapters, "sql").await.unwrap_err();
+    let NotLent::Failed(why) = error else { panic!("{error}") };
+    assert!(matches!(*why, LoadError::Damaged), "{why}");
+}

@@ -1,0 +1,113 @@
+//! Whether an upload may become visible: its files against the base, then one forward through it.
+
+use std::{io, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
+
+use super::{Facts, aside::aside, files::Files};
+use crate::lora::{self, Adapter, Base, BuildError, Lease, Limits, peft};
+
+/// Runs an adapter that nobody else can see yet.
+pub trait Trial: Send + Sync {
+    /// Computes the same tokens through the base and through the adapter.
+    fn probe(&self, adapter: Lease) -> BoxFuture<'_, Result<(), Unproved>>;
+}
+
+/// Why a trial did not show that the adapter works.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unproved {
+    /// It computes what the base does.
+    #[error(
+        "the adapter changes nothing: through it the base gives the very same numbers, as with an adapter that was never trained (lora_B is zero)"
+    )]
+    NoEffect,
+    /// It computes something that is no number.
+    #[error(
+        "the adapter's numbers overflow: through it the base gives values that are not finite; were its weights saved at another scale?"
+    )]
+    NotFinite,
+    /// There was no place to try it.
+    #[error("the adapter could not be tried now: {0}")]
+    NotNow(String),
+}
+
+/// Why an upload is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// Its files are no adapter for this base.
+    #[error(transparent)]
+    Refused(#[from] lora::Refusal),
+    /// It could never be loaded.
+    #[error(
+        "the adapter takes {memory} bytes of memory, and all adapters of this server together may take {budget}"
+    )]
+    TooLarge {
+        /// Bytes it takes.
+        memory: usize,
+        /// Bytes there are.
+        budget: usize,
+    },
+    /// It was tried.
+    #[error(transparent)]
+    Unproved(#[from] Unproved),
+    /// There is no memory to try it in.
+    #[error("the system has no {bytes} bytes of memory left to try it")]
+    NoMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// The check broke off.
+    #[error("the adapter could not be checked: {0}")]
+    BrokenOff(io::Error),
+}
+
+impl From<BuildError> for Unfit {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::Refused(refusal) => Self::Refused(refusal),
+            BuildError::NoMemory { bytes } => Self::NoMemory { bytes },
+        }
+    }
+}
+
+/// Reads, builds and tries an adapter, which takes memory beside the cache until it returns.
+pub(super) async fn check(
+    files: Files,
+    base: &Arc<dyn Base>,
+    (limits, budget): (&Limits, usize),
+    trial: &dyn Trial,
+) -> Result<Facts, Unfit> {
+    let (sender, receiver) = oneshot::channel();
+    let (base, limits) = (Arc::clone(base), *limits);
+    aside(move || drop(sender.send(build(&files, &*base, &limits, budget))))
+        .map_err(Unfit::BrokenOff)?;
+    let built = receiver.await.map_err(|lost| Unfit::BrokenOff(io::Error::other(lost)))?;
+    let (facts, adapter) = built?;
+    trial.probe(Lease::new(Arc::new(adapter), || ())).await?;
+    Ok(facts)
+}
+
+fn build(
+    files: &Files,
+    base: &dyn Base,
+    limits: &Limits,
+    budget: usize,
+) -> Result<(Facts, Adapter), Unfit> {
+    let sites = base.sites();
+    let manifest = peft::read(&files.config, &files.weights, sites, limits)?;
+    let memory = Adapter::planned_bytes(&manifest, sites);
+    if memory > budget {
+        return Err(Unfit::TooLarge { memory, budget });
+    }
+    let digest = files.digest();
+    let adapter = Adapter::build(digest, &manifest, base)?;
+    let facts = Facts {
+        digest,
+        bytes: files.bytes(),
+        memory,
+        rank: manifest.rank,
+        targets: manifest.targets,
+    };
+    Ok((facts, adapter))
+}

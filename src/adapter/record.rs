@@ -1,0 +1,151 @@
+//! What the store keeps of an adapter's life: one record a change, never rewritten.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::AdapterName;
+use crate::{lora::Digest, store::BlobKey, tenant::TenantId};
+
+/// One change, as it was acknowledged. The log of all of them is the audit log too: who, what, when.
+///
+/// A field or change that is not known here makes the record unreadable: a server must not guess what a newer one decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    /// Unix time in milliseconds, by the clock of the server that wrote it; the order is that of the log, not of this.
+    pub(super) at: u64,
+    /// Who asked for it.
+    pub(super) by: String,
+    /// Whose adapter it is.
+    pub(super) tenant: TenantId,
+    /// The name that is changed.
+    pub(super) name: AdapterName,
+    /// How.
+    pub(super) change: Change,
+}
+
+/// What happened to a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum Change {
+    /// A version came, checked and with its bytes in the store.
+    Stored(Box<Stored>),
+    /// The name points to this version from now on.
+    Activated {
+        /// Its number.
+        version: u32,
+    },
+    /// The active version is to be kept in memory.
+    Pinned,
+    /// It may be evicted again.
+    Unpinned,
+    /// The name, or one version of it, is gone. Its number is never given again.
+    Removed {
+        /// All versions where it is `None`.
+        version: Option<u32>,
+    },
+    /// A version was checked against another base.
+    Validated {
+        /// Its number.
+        version: u32,
+        /// sha256 of the base.
+        base: String,
+    },
+}
+
+/// As a line of the log has it.
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stored(stored) => {
+                let Stored { version, digest, activate, .. } = &**stored;
+                let active = if *activate { ", active" } else { "" };
+                write!(f, "version {version} stored{active}, sha256 {digest}")
+            }
+            Self::Activated { version } => write!(f, "version {version} activated"),
+            Self::Pinned => f.write_str("pinned"),
+            Self::Unpinned => f.write_str("unpinned"),
+            Self::Removed { version: Some(version) } => write!(f, "version {version} removed"),
+            Self::Removed { version: None } => f.write_str("removed"),
+            Self::Validated { version, base } => {
+                write!(f, "version {version} validated on base {base}")
+            }
+        }
+    }
+}
+
+/// A version as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Stored {
+    /// Greater than all numbers that the name had before.
+    pub(super) version: u32,
+    /// The content.
+    pub(super) digest: Digest,
+    /// `adapter_config.json`
+    pub(super) config: Blob,
+    /// `adapter_model.safetensors`
+    pub(super) weights: Blob,
+    /// Bytes of memory that it took on the server which checked it.
+    pub(super) memory: usize,
+    /// Its largest rank.
+    pub(super) rank: usize,
+    /// What it changes in the base.
+    pub(super) targets: Vec<String>,
+    /// sha256 of the base that it was checked against.
+    pub(super) base: String,
+    /// Whether the name points to it from now on.
+    pub(super) activate: bool,
+}
+
+/// A file in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Blob {
+    /// Where it lies.
+    pub(super) key: BlobKey,
+    /// Its length.
+    pub(super) bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_written_as_they_are_documented_and_read_back() {
+        let name = AdapterName::parse("sql").unwrap();
+        let record = |change| Record {
+            at: 1,
+            by: "open".to_owned(),
+            tenant: TenantId::DEFAULT,
+            name: name.clone(),
+            change,
+        };
+        for (change, json) in [
+            (Change::Pinned, r#""pinned""#),
+            (Change::Activated { version: 2 }, r#"{"activated":{"version":2}}"#),
+            (Change::Removed { version: None }, r#"{"removed":{"version":null}}"#),
+        ] {
+            let record = record(change);
+            let text = serde_json::to_string(&record).unwrap();
+            let whole =
+                format!(r#"{{"at":1,"by":"open","tenant":0,"name":"sql","change":{json}}}"#);
+            assert_eq!(text, whole);
+            assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_guessed() {
+        for json in [
+            r#"{"at":1,"by":"open","tenant":0,"name":"sql","change":"melted"}"#,
+            r#"{"at":1,"by":"open","tenant":0,"name":"../sql","change":"pinned"}"#,
+            r#"{"at":1,"by":"open","tenant":0,"name":"sql","change":"pinned","why":"?"}"#,
+            r#"{"at":1,"by":"open","tenant":0,"name":"sql","change":{"activated":{"version":2,"percent":5}}}"#,
+        ] {
+            assert!(serde_json::from_str::<Record>(json).is_err(), "{json}");
+        }
+    }
+}

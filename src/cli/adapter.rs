@@ -1,0 +1,442 @@
+//! `chorus adapter`: what the adapters API does, from a terminal.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Subcommand};
+use futures_util::StreamExt as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::{
+    Body, Method, RequestBuilder, Response,
+    header::{IF_MATCH, IF_NONE_MATCH},
+    multipart::{Form, Part},
+};
+use serde_json::Value;
+use tokio::io::AsyncReadExt as _;
+
+use super::error::CliError;
+use crate::config::ByteSize;
+
+/// Both files of an adapter, in the order in which they are sent: what is wrong with the first is known sooner.
+const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+/// Bytes that are read from a file at once.
+const PIECE: usize = 256 << 10;
+
+/// Which server, and how its answers are shown.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Remote {
+    /// The server
+    #[arg(long, env = "CHORUS_URL", value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+    /// The API key; better given as a variable, because other users of this machine see arguments
+    #[arg(long, env = "CHORUS_KEY", value_name = "KEY", hide_env_values = true)]
+    key: Option<String>,
+    /// Print the server's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum AdapterCommand {
+    /// Upload an adapter: a folder with `adapter_config.json` and `adapter_model.safetensors`
+    Push {
+        /// What requests will name it by
+        name: String,
+        /// The folder
+        path: PathBuf,
+        /// Keep the name pointing to what it points to
+        #[arg(long)]
+        no_activate: bool,
+        /// Only if this version is the active one
+        #[arg(long, value_name = "VERSION", conflicts_with = "new")]
+        if_active: Option<u32>,
+        /// Only if there is no adapter of this name
+        #[arg(long)]
+        new: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// List the adapters
+    List {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Show one adapter and its versions
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Make the name point to one of its versions
+    Activate {
+        /// Its name
+        name: String,
+        /// The version's number
+        version: u32,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Check a version that was uploaded for another base against the one that is served
+    Validate {
+        /// Its name
+        name: String,
+        /// The version's number
+        version: u32,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Keep the active version in memory
+    Pin {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Let the active version be evicted again
+    Unpin {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Load the active version into memory
+    Prefetch {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Delete an adapter, or one of its versions
+    Rm {
+        /// Its name
+        name: String,
+        /// Only this version, which must not be the active one
+        #[arg(long, value_name = "VERSION")]
+        version: Option<u32>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Fetch an adapter's two files into a new folder
+    Get {
+        /// Its name
+        name: String,
+        /// The folder, which is made
+        path: PathBuf,
+        /// Another version than the active one
+        #[arg(long, value_name = "VERSION")]
+        version: Option<u32>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+/// Why a command on a server did not work.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoteError {
+    #[error("{url} does not answer; is `chorus serve` running there? --url names another server")]
+    Unreachable { url: String, source: reqwest::Error },
+    #[error("{status}: {message}")]
+    Refused { status: u16, message: String },
+    #[error("the server's answer is none of chorus: {0}")]
+    Answer(String),
+    #[error("{} cannot be read", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{} cannot be written", path.display())]
+    Unwritable { path: PathBuf, source: io::Error },
+}
+
+/// Does it.
+pub(crate) fn run(command: AdapterCommand) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::System)?;
+    let text = runtime.block_on(answer(command))?;
+    write!(io::stdout(), "{text}").map_err(CliError::Output)
+}
+
+/// What is printed.
+async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
+    match command {
+        AdapterCommand::Push { name, path, no_activate, if_active, new, remote } => {
+            let mut request = remote.request(Method::PUT, &[&name], &[("activate", !no_activate)]);
+            if let Some(version) = if_active {
+                request = request.header(IF_MATCH, format!("\"v{version}\""));
+            }
+            if new {
+                request = request.header(IF_NONE_MATCH, "*");
+            }
+            let (form, bar) = upload(&path).await?;
+            let answer = remote.send(request.multipart(form)).await;
+            bar.finish_and_clear();
+            remote.shown(answer?, |adapter| line(adapter) + "\n").await
+        }
+        AdapterCommand::List { remote } => {
+            let request = remote.request(Method::GET, &[], NO_QUERY);
+            remote.shown(remote.send(request).await?, list).await
+        }
+        AdapterCommand::Show { name, remote } => {
+            let request = remote.request(Method::GET, &[&name], NO_QUERY);
+            remote.shown(remote.send(request).await?, history).await
+        }
+        AdapterCommand::Activate { name, version, remote } => {
+            remote.act(&name, "activate", Some(version)).await
+        }
+        AdapterCommand::Validate { name, version, remote } => {
+            remote.act(&name, "validate", Some(version)).await
+        }
+        AdapterCommand::Pin { name, remote } => remote.act(&name, "pin", None).await,
+        AdapterCommand::Unpin { name, remote } => remote.act(&name, "unpin", None).await,
+        AdapterCommand::Prefetch { name, remote } => remote.act(&name, "prefetch", None).await,
+        AdapterCommand::Rm { name, version, remote } => {
+            let query = version.map(|version| ("version", version));
+            let request = remote.request(Method::DELETE, &[&name], query.as_slice());
+            let deleted = |answer: &Value| format!("{} is deleted\n", text(&answer["id"]));
+            remote.shown(remote.send(request).await?, deleted).await
+        }
+        AdapterCommand::Get { name, path, version, remote } => {
+            remote.fetch(&name, &path, version).await
+        }
+    }
+}
+
+const NO_QUERY: &[(&str, bool)] = &[];
+
+impl Remote {
+    fn request<V: serde::Serialize>(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, V)],
+    ) -> RequestBuilder {
+        let mut url = format!("{}/v1/adapters", self.url.trim_end_matches('/'));
+        for part in path {
+            url.push('/');
+            // Names that need it are none; the server says so better than a URL that cannot be parsed.
+            url.extend(part.bytes().map(|byte| match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-' => {
+                    char::from(byte).to_string()
+                }
+                other => format!("%{other:02X}"),
+            }));
+        }
+        let request = reqwest::Client::new().request(method, url);
+        let request = if query.is_empty() { request } else { request.query(query) };
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
+    }
+
+    /// The answer, if it is not a refusal.
+    async fn send(&self, request: RequestBuilder) -> Result<Response, RemoteError> {
+        let sent = request.send().await;
+        let response =
+            sent.map_err(|source| RemoteError::Unreachable { url: self.url.clone(), source })?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.text().await.unwrap_or_default();
+        let error = serde_json::from_str::<Value>(&body).unwrap_or_default();
+        let message = match (&error["error"]["message"], &error["error"]["code"]) {
+            (Value::String(message), Value::String(code)) => format!("{message} ({code})"),
+            (Value::String(message), _) => message.clone(),
+            _ => status.canonical_reason().unwrap_or("the server refused").to_owned(),
+        };
+        Err(RemoteError::Refused { status: status.as_u16(), message: printable(&message) })
+    }
+
+    /// The answer as it is printed: for people, or as it came.
+    async fn shown(
+        &self,
+        response: Response,
+        for_people: impl FnOnce(&Value) -> String,
+    ) -> Result<String, RemoteError> {
+        let answer: Value =
+            response.json().await.map_err(|error| RemoteError::Answer(error.to_string()))?;
+        Ok(if self.json { format!("{answer}\n") } else { for_people(&answer) })
+    }
+
+    async fn act(
+        &self,
+        name: &str,
+        action: &str,
+        version: Option<u32>,
+    ) -> Result<String, RemoteError> {
+        let request = self.request(Method::POST, &[name, action], NO_QUERY);
+        let request = match version {
+            Some(version) => request.json(&serde_json::json!({ "version": version })),
+            None => request,
+        };
+        self.shown(self.send(request).await?, |adapter| line(adapter) + "\n").await
+    }
+
+    async fn fetch(
+        &self,
+        name: &str,
+        folder: &Path,
+        version: Option<u32>,
+    ) -> Result<String, RemoteError> {
+        let unwritable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| RemoteError::Unwritable { path, source }
+        };
+        std::fs::create_dir(folder).map_err(unwritable(folder))?;
+        for file in FILES {
+            let query = version.map(|version| ("version", version));
+            let request = self.request(Method::GET, &[name, "files", file], query.as_slice());
+            let response = self.send(request).await?;
+            let bar = bar(file, response.content_length().unwrap_or(0));
+            let path = folder.join(file);
+            let mut out = std::fs::File::create_new(&path).map_err(unwritable(&path))?;
+            let mut pieces = response.bytes_stream();
+            while let Some(piece) = pieces.next().await {
+                let piece = piece
+                    .map_err(|source| RemoteError::Unreachable { url: self.url.clone(), source })?;
+                out.write_all(&piece).map_err(unwritable(&path))?;
+                bar.inc(piece.len() as u64);
+            }
+            bar.finish_and_clear();
+        }
+        Ok(format!("{}\n", folder.display()))
+    }
+}
+
+/// A folder's two files as a form, and the bar that shows how much of them is sent.
+async fn upload(folder: &Path) -> Result<(Form, ProgressBar), RemoteError> {
+    let bar = bar("uploading", 0);
+    let mut form = Form::new();
+    for file in FILES {
+        let path = folder.join(file);
+        let unreadable = |source| RemoteError::Unreadable { path: path.clone(), source };
+        let open = tokio::fs::File::open(&path).await.map_err(unreadable)?;
+        let bytes = open.metadata().await.map_err(unreadable)?.len();
+        bar.inc_length(bytes);
+        let shown = bar.clone();
+        let pieces = futures_util::stream::try_unfold(open, move |mut open| {
+            let shown = shown.clone();
+            async move {
+                let mut piece = vec![0; PIECE];
+                let read = open.read(&mut piece).await?;
+                piece.truncate(read);
+                shown.inc(read as u64);
+                Ok::<_, io::Error>((read > 0).then_some((piece, open)))
+            }
+        });
+        let part = Part::stream_with_length(Body::wrap_stream(pieces), bytes).file_name(file);
+        form = form.part(file, part);
+    }
+    Ok((form, bar))
+}
+
+/// A bar on a terminal; nothing anywhere else.
+fn bar(message: &'static str, bytes: u64) -> ProgressBar {
+    let bar =
+        if io::stderr().is_terminal() { ProgressBar::new(bytes) } else { ProgressBar::hidden() };
+    let style = ProgressStyle::with_template(
+        "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+    );
+    bar.set_style(style.expect("a test parses the template").progress_chars("=> "));
+    bar.set_length(bytes);
+    bar.set_message(message);
+    bar
+}
+
+/// One adapter on one line.
+fn line(adapter: &Value) -> String {
+    let digest = text(&adapter["digest"]);
+    // Enough to tell two apart.
+    let digest: String = digest.chars().take("sha256:".len() + 12).collect();
+    let version = format!("v{}", adapter["version"]);
+    let targets: Vec<_> = adapter["targets"].as_array().into_iter().flatten().map(text).collect();
+    let pinned = if adapter["pinned"] == true { ", pinned" } else { "" };
+    let name = adapter.get("name").map(text).unwrap_or_default();
+    format!(
+        "{name:<24} {version:<5} {:<12} {:<4} {:>10}  rank {:<4} {digest}  {}{pinned}",
+        text(&adapter["status"]),
+        text(&adapter["residency"]),
+        ByteSize(adapter["bytes"].as_u64().unwrap_or(0)).to_string(),
+        adapter["rank"].to_string(),
+        targets.join(","),
+    )
+}
+
+fn list(answer: &Value) -> String {
+    let adapters = answer["data"].as_array().map_or(&[][..], Vec::as_slice);
+    if adapters.is_empty() {
+        return "no adapters; `chorus adapter push NAME PATH` uploads one\n".to_owned();
+    }
+    adapters.iter().map(|adapter| line(adapter) + "\n").collect()
+}
+
+fn history(adapter: &Value) -> String {
+    let versions = adapter["versions"].as_array().into_iter().flatten();
+    let lines = versions.map(|version| format!("  {}\n", line(version).trim_start()));
+    [line(adapter) + "\n"].into_iter().chain(lines).collect()
+}
+
+/// A text of an answer, safe to print.
+fn text(value: &Value) -> String {
+    printable(value.as_str().unwrap_or("?"))
+}
+
+/// Without what could change a terminal.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn remote() -> Remote {
+        Remote { url: "http://127.0.0.1:1/".to_owned(), key: None, json: false }
+    }
+
+    #[test]
+    fn names_cannot_leave_their_place_in_the_url() {
+        let request = remote().request(Method::GET, &["../a/b?c d"], NO_QUERY).build().unwrap();
+        assert_eq!(request.url().as_str(), "http://127.0.0.1:1/v1/adapters/..%2Fa%2Fb%3Fc%20d");
+    }
+
+    #[test]
+    fn an_adapter_is_one_line_whatever_the_server_says() {
+        let adapter = json!({
+            "name": "sql\u{1b}[31m\n", "version": 3, "digest": format!("sha256:{}", "ab".repeat(32)),
+            "bytes": 2048, "rank": 8, "targets": ["q_proj", "v_proj"], "status": "active",
+            "residency": "host", "pinned": true,
+        });
+        let shown = line(&adapter);
+        assert!(!shown.contains(['\n', '\u{1b}']), "{shown:?}");
+        for part in ["v3", "active", "host", "2.0 KiB", "rank 8", "sha256:abababababab ", "pinned"]
+        {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+        assert_eq!(line(&json!({})).lines().count(), 1);
+        assert_eq!(history(&json!({"versions": [adapter, {}]})).lines().count(), 3);
+        assert!(list(&json!({"data": []})).contains("chorus adapter push"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_and_a_folder_that_is_not_there_are_named() {
+        let error = answer(AdapterCommand::List { remote: remote() }).await.unwrap_err();
+        assert!(error.to_string().contains("http://127.0.0.1:1/ does not answer"), "{error}");
+        let push = AdapterCommand::Push {
+            name: "sql".to_owned(),
+            path: "/nowhere".into(),
+            no_activate: false,
+            if_active: None,
+            new: false,
+            remote: remote(),
+        };
+        let error = answer(push).await.unwrap_err();
+        assert!(error.to_string().contains("/nowhere/adapter_config.json"), "{error}");
+    }
+}

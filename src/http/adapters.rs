@@ -1,0 +1,345 @@
+//! `/v1/adapters`: what a tenant does with its own.
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{
+        Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH},
+    },
+    response::{IntoResponse, Response},
+};
+use futures_util::StreamExt as _;
+
+use super::{
+    app::App,
+    body::{Payload, parse},
+    error::ApiError,
+    trial::EngineTrial,
+    upload,
+    wire::adapters::{
+        AdapterList, AdapterOut, Deleted, PutQuery, Residency, Status, VersionIn, VersionOut,
+        VersionQuery,
+    },
+};
+use crate::{
+    adapter::{AdapterName, Card, Expected, Kept, NotChanged, Part, Target, Version, Wanted},
+    tenant::TenantId,
+};
+
+/// Who asks, where there are no keys.
+const NOBODY: &str = "open";
+
+/// The name in a path.
+type Named = Result<Path<String>, PathRejection>;
+
+/// All of the caller's.
+pub(super) async fn list(State(app): State<App>) -> Json<AdapterList> {
+    let cards = app.adapters().list(TenantId::DEFAULT);
+    let data = cards.into_iter().map(|card| adapter(&app, card, None)).collect();
+    Json(AdapterList { object: "list", data })
+}
+
+/// One, with its versions.
+pub(super) async fn show(State(app): State<App>, named: Named) -> Result<Response, ApiError> {
+    let name = name(&app, named)?;
+    shown(&app, &name).await
+}
+
+/// Takes an upload.
+pub(super) async fn put(
+    State(app): State<App>,
+    named: Named,
+    query: Result<Query<PutQuery>, QueryRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (head, body) = request.into_parts();
+    let body = upload::Incoming::new(&head.headers, body);
+    let kept = async {
+        let name = name(&app, named)?;
+        let Query(PutQuery { activate }) = query.map_err(|error| bad_query(&error))?;
+        let expected = expected(&head.headers)?;
+        let refused = |error: NotChanged| ApiError::not_changed(&error, name.as_str());
+        let target = target(&name);
+        app.accepting()?;
+        app.adapters().expect(target, &expected).await.map_err(refused)?;
+        let upload = app.adapters().upload();
+        let upload = app.while_accepting(body.receive(&app, upload)).await?;
+        let trial = EngineTrial::new(&app);
+        let kept = app.adapters().put(target, upload, (&expected, activate), &trial).await;
+        kept.map_err(refused)
+    };
+    match kept.await {
+        Ok(Kept { card, is_new }) => {
+            let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+            Ok((status, tag(card.revision.version), Json(adapter(&app, card, None)))
+                .into_response())
+        }
+        Err(refusal) => {
+            body.finish().await;
+            Err(refusal)
+        }
+    }
+}
+
+/// Makes the name point to one of its versions.
+pub(super) async fn activate(
+    State(app): State<App>,
+    named: Named,
+    headers: HeaderMap,
+    Payload(bytes): Payload,
+) -> Result<Response, ApiError> {
+    let name = name(&app, named)?;
+    let VersionIn { version } = parse(&bytes)?;
+    let activated = app.adapters().activate(target(&name), version, &expected(&headers)?).await;
+    activated.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
+    shown(&app, &name).await
+}
+
+/// Checks a version against the base that is served now.
+pub(super) async fn validate(
+    State(app): State<App>,
+    named: Named,
+    Payload(bytes): Payload,
+) -> Result<Response, ApiError> {
+    let name = name(&app, named)?;
+    let VersionIn { version } = parse(&bytes)?;
+    let trial = EngineTrial::new(&app);
+    let validated = app.adapters().validate(target(&name), version, &trial).await;
+    validated.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
+    shown(&app, &name).await
+}
+
+/// Keeps the active version in memory.
+pub(super) async fn pin(State(app): State<App>, named: Named) -> Result<Response, ApiError> {
+    let name = name(&app, named)?;
+    let pinned = app.adapters().pin(target(&name)).await;
+    let card = pinned.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
+    Ok(Json(adapter(&app, card, None)).into_response())
+}
+
+/// Lets it be evicted again.
+pub(super) async fn unpin(State(app): State<App>, named: Named) -> Result<Response, ApiError> {
+    let name = name(&app, named)?;
+    let unpinned = app.adapters().unpin(target(&name)).await;
+    let card = unpinned.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
+    Ok(Json(adapter(&app, card, None)).into_response())
+}
+
+/// Loads the active version, and answers when it is in memory.
+pub(super) async fn prefetch(State(app): State<App>, named: Named) -> Result<Response, ApiError> {
+    let name = name(&app, named)?;
+    let revision = app.adapters().resolve(TenantId::DEFAULT, &Wanted::Active(name.clone()));
+    let revision = revision.ok_or_else(|| ApiError::model_not_found(name.as_str()))?;
+    let lease = app.adapters().lease(&revision).await;
+    drop(lease.map_err(|error| ApiError::not_lent(&error, name.as_str()))?);
+    shown(&app, &name).await
+}
+
+/// Takes a name away, or one version of it.
+pub(super) async fn remove(
+    State(app): State<App>,
+    named: Named,
+    query: Result<Query<VersionQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Json<Deleted>, ApiError> {
+    let name = name(&app, named)?;
+    let Query(VersionQuery { version }) = query.map_err(|error| bad_query(&error))?;
+    let removed = app.adapters().remove(target(&name), version, &expected(&headers)?).await;
+    removed.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
+    let id = match version {
+        Some(version) => format!("{name}@v{version}"),
+        None => name.to_string(),
+    };
+    Ok(Json(Deleted { id, object: "adapter", deleted: true }))
+}
+
+/// The caller's own bytes.
+pub(super) async fn file(
+    State(app): State<App>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    query: Result<Query<VersionQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Path((name, file)) = path.map_err(|_| bad_path())?;
+    let name = self::name(&app, Ok(Path(name)))?;
+    let Query(VersionQuery { version }) = query.map_err(|error| bad_query(&error))?;
+    let Some(part) = Part::of_file(&file) else {
+        let message = "an adapter has the files adapter_config.json and adapter_model.safetensors";
+        return Err(ApiError::invalid("file", message));
+    };
+    let found = app.adapters().file(target(&name), version, part).await;
+    let found = found.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
+    let kind = match part {
+        Part::Config => "application/json",
+        Part::Weights => "application/octet-stream",
+    };
+    let pieces = found.pieces.inspect(|piece| {
+        if let Err(error) = piece {
+            tracing::warn!(%error, "a file that was asked for breaks off");
+        }
+    });
+    let headers =
+        [(CONTENT_TYPE, HeaderValue::from_static(kind)), (CONTENT_LENGTH, found.bytes.into())];
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
+async fn shown(app: &App, name: &AdapterName) -> Result<Response, ApiError> {
+    let tenant = TenantId::DEFAULT;
+    let look = || app.adapters().card(tenant, name);
+    let mut card = look();
+    if card.is_none() {
+        let sought = app.adapters().seek(tenant, name).await;
+        sought.map_err(|error| ApiError::unreachable(&error))?;
+        card = look();
+    }
+    let card = card.ok_or_else(|| ApiError::model_not_found(name.as_str()))?;
+    let versions = app.adapters().versions(tenant, name).into_iter().map(version).collect();
+    let tag = card.active.then(|| tag(card.revision.version));
+    Ok((tag, Json(adapter(app, card, Some(versions)))).into_response())
+}
+
+fn adapter(app: &App, card: Card, versions: Option<Vec<VersionOut>>) -> AdapterOut {
+    let (status, residency) = standing(&card);
+    AdapterOut {
+        id: card.revision.name.to_string(),
+        object: "adapter",
+        name: card.revision.name.to_string(),
+        version: card.revision.version,
+        digest: format!("sha256:{}", card.revision.digest),
+        bytes: card.bytes,
+        rank: card.rank,
+        targets: card.targets,
+        parent: app.base().id.clone(),
+        created: card.created,
+        status,
+        residency,
+        pinned: card.pinned,
+        memory: card.memory,
+        leases: card.leases,
+        hits: card.hits,
+        last_used: card.last_used,
+        versions,
+    }
+}
+
+fn version(Version { card, stored }: Version) -> VersionOut {
+    let (status, residency) = standing(&card);
+    VersionOut {
+        version: card.revision.version,
+        digest: format!("sha256:{}", card.revision.digest),
+        bytes: card.bytes,
+        rank: card.rank,
+        targets: card.targets,
+        created: card.created,
+        status,
+        residency,
+        read_only: !stored,
+    }
+}
+
+fn standing(card: &Card) -> (Status, Residency) {
+    let status = match (card.compatible, card.active) {
+        (false, _) => Status::Incompatible,
+        (true, true) => Status::Active,
+        (true, false) => Status::Inactive,
+    };
+    (status, if card.resident { Residency::Host } else { Residency::Disk })
+}
+
+fn target(name: &AdapterName) -> Target<'_> {
+    Target { tenant: TenantId::DEFAULT, name, by: NOBODY }
+}
+
+/// The name of a path, which must be one that an adapter can have.
+fn name(app: &App, named: Named) -> Result<AdapterName, ApiError> {
+    let Path(text) = named.map_err(|_| bad_path())?;
+    let name = AdapterName::parse(&text).map_err(|bad| ApiError::bad_name(bad.to_string()))?;
+    if app.reserves(name.as_str()) {
+        return Err(ApiError::bad_name("the name is reserved for the base model"));
+    }
+    Ok(name)
+}
+
+fn bad_path() -> ApiError {
+    ApiError::malformed("the path is not percent-encoded UTF-8")
+}
+
+fn bad_query(error: &QueryRejection) -> ApiError {
+    ApiError::malformed(format!("the query string is not understood: {error}"))
+}
+
+/// The entity tag of a version.
+fn tag(version: u32) -> [(HeaderName, HeaderValue); 1] {
+    let value = HeaderValue::from_str(&format!("\"v{version}\""));
+    [(ETAG, value.expect("digits may stand in a header"))]
+}
+
+/// What `If-Match` or `If-None-Match` asks for (RFC 9110, sections 13.1.1 and 13.1.2).
+fn expected(headers: &HeaderMap) -> Result<Expected, ApiError> {
+    let value = |header: HeaderName| {
+        let mut values = headers.get_all(&header).iter();
+        let first = values.next().map(|value| value.to_str().map(str::trim));
+        match (first, values.next()) {
+            (None, _) => Ok(None),
+            (Some(Ok(value)), None) => Ok(Some(value)),
+            _ => Err(ApiError::malformed(format!("the header {header} cannot be read"))),
+        }
+    };
+    match (value(IF_MATCH)?, value(IF_NONE_MATCH)?) {
+        (None, None) => Ok(Expected::Anything),
+        (Some("*"), None) => Ok(Expected::There),
+        (None, Some("*")) => Ok(Expected::New),
+        (Some(tags), None) => {
+            let versions = tags.split(',').map(|tag| {
+                let version = tag.trim().strip_prefix("\"v")?.strip_suffix('"')?;
+                let plain = version.bytes().all(|byte| byte.is_ascii_digit());
+                if plain { version.parse().ok() } else { None }
+            });
+            let versions = versions.collect::<Option<_>>().ok_or_else(|| {
+                ApiError::invalid(
+                    "If-Match",
+                    "If-Match must be *, or tags of versions such as \"v3\"",
+                )
+            })?;
+            Ok(Expected::Active(versions))
+        }
+        (None, Some(_)) => Err(ApiError::invalid("If-None-Match", "If-None-Match can only be *")),
+        (Some(_), Some(_)) => {
+            Err(ApiError::invalid("If-Match", "If-Match and If-None-Match exclude each other"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&'static str, &'static str)]) -> Option<Expected> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        expected(&headers).ok()
+    }
+
+    #[test]
+    fn conditions_are_read_as_they_are_written() {
+        assert_eq!(read(&[]), Some(Expected::Anything));
+        assert_eq!(read(&[("if-match", "*")]), Some(Expected::There));
+        assert_eq!(read(&[("if-none-match", "*")]), Some(Expected::New));
+        assert_eq!(read(&[("if-match", "\"v3\"")]), Some(Expected::Active(vec![3])));
+        assert_eq!(read(&[("if-match", "\"v3\", \"v14\"")]), Some(Expected::Active(vec![3, 14])));
+        for bad in
+            ["v3", "\"3\"", "W/\"v3\"", "\"v-3\"", "\"v\"", "\"v3\",", "\"v99999999999\"", ""]
+        {
+            assert_eq!(read(&[("if-match", bad)]), None, "{bad}");
+        }
+        assert_eq!(read(&[("if-none-match", "\"v3\"")]), None);
+        assert_eq!(read(&[("if-match", "*"), ("if-none-match", "*")]), None);
+        assert_eq!(read(&[("if-match", "*"), ("if-match", "*")]), None);
+    }
+}
