@@ -28,6 +28,7 @@ pub use self::values::{
 use crate::{
     catalog::{self, HubAccess},
     store::{BadLocation, Location},
+    tenant::{BadKey, Key},
 };
 
 const MODELS_DIR: &str = "models";
@@ -107,6 +108,9 @@ pub struct Knobs {
     /// Listen beyond this machine although there are no API keys
     #[arg(long, env = "CHORUS_OPEN", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     open: Option<Switch>,
+    /// Let everybody who reaches this server read /metrics, not only the operator
+    #[arg(long, env = "CHORUS_METRICS_OPEN", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    metrics_open: Option<Switch>,
     /// What computes: auto or cpu [default: auto]
     #[arg(long, env = "CHORUS_DEVICE", value_name = "DEVICE")]
     device: Option<Device>,
@@ -199,6 +203,7 @@ impl Knobs {
             listen: self.listen.or(under.listen),
             allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
             open: self.open.or(under.open),
+            metrics_open: self.metrics_open.or(under.metrics_open),
             prefix_cache: self.prefix_cache.or(under.prefix_cache),
             device: self.device.or(under.device),
             precision: self.precision.or(under.precision),
@@ -351,6 +356,12 @@ pub struct Engine {
 pub struct Http {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Beyond this machine too, although there are no keys.
+    pub open: bool,
+    /// The metrics may be read without a key.
+    pub metrics_open: bool,
+    /// The operator's key, where one was set.
+    pub operator_key: Option<Key>,
     /// Host names, without port, that requests may be for besides the loopback ones.
     pub allowed_hosts: Vec<String>,
     /// Longest a request may take.
@@ -412,15 +423,9 @@ pub enum ConfigError {
         /// The key or value, and what is wrong with it.
         what: String,
     },
-    /// Anybody on the network could use the server.
-    #[error(
-        "listening on {listen} lets everybody who reaches this machine use the server, which has \
-         no API keys: listen on 127.0.0.1, or pass --open if that is meant"
-    )]
-    Open {
-        /// The address.
-        listen: SocketAddr,
-    },
+    /// The operator's key could be guessed, or cannot be sent.
+    #[error("CHORUS_OPERATOR_KEY: {0}")]
+    OperatorKey(#[from] BadKey),
     /// The store has no place.
     #[error("store: {0}")]
     Store(#[from] BadLocation),
@@ -463,9 +468,6 @@ impl Serve {
     /// Fills in the defaults and checks what concerns more than one knob.
     fn from_knobs(knobs: Knobs) -> Result<Self, ConfigError> {
         let listen = knobs.listen.map_or(LISTEN, |Listen(address)| address);
-        if !listen.ip().is_loopback() && !knobs.open.is_some_and(|Switch(open)| open) {
-            return Err(ConfigError::Open { listen });
-        }
         let threads = match knobs.threads {
             Some(Count(threads)) if threads.get() > MOST_THREADS => {
                 return Err(ConfigError::Threads { threads: threads.get() });
@@ -512,6 +514,9 @@ impl Serve {
             },
             http: Http {
                 listen,
+                open: knobs.open.is_some_and(|Switch(open)| open),
+                metrics_open: knobs.metrics_open.is_some_and(|Switch(open)| open),
+                operator_key: operator_key()?,
                 allowed_hosts: knobs.allowed_hosts.map_or_else(Vec::new, |hosts| hosts.0),
                 request_timeout: time(knobs.request_timeout, REQUEST_TIMEOUT),
                 drain_time: time(knobs.drain_time, DRAIN_TIME),
@@ -527,8 +532,11 @@ impl Serve {
     }
 }
 
-/// What `chorus adapter` reads, which may be set where a server runs as well.
-const OTHERS: [&str; 2] = ["CHORUS_URL", "CHORUS_KEY"];
+/// Holds the operator's key. It has no flag, because other users of a machine see arguments, and no line in the file.
+const OPERATOR_KEY: &str = "CHORUS_OPERATOR_KEY";
+
+/// What other commands read, which may be set where a server runs as well, and what has no flag.
+const OTHERS: [&str; 3] = ["CHORUS_URL", "CHORUS_KEY", OPERATOR_KEY];
 
 /// `CHORUS_*` variables that are set and are no option: most are misspelt.
 ///
@@ -555,6 +563,13 @@ fn without_meaning(set: impl Iterator<Item = String>) -> Vec<String> {
 fn variables() -> impl Iterator<Item = (String, String)> {
     env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// The operator's key, where one is set.
+#[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
+fn operator_key() -> Result<Option<Key>, BadKey> {
+    let set = env::var(OPERATOR_KEY).ok().filter(|key| !key.is_empty());
+    set.map(|key| Key::parse(&key)).transpose()
 }
 
 /// `HF_HUB_OFFLINE`, with the values that its other readers take for yes.
@@ -630,6 +645,7 @@ mod tests {
             store = "s3://bucket/prefix"
             store-refresh = "1s"
             spool = "/var/tmp"
+            metrics-open = true
             adapter-cache-bytes = "2GiB"
             adapter-wait = 7
             adapter-line = 2
@@ -650,7 +666,7 @@ mod tests {
         "#;
         let dir = tempfile::tempdir().unwrap();
         let written = Serve::try_from(typed(&["--config", &file(&dir, text)])).unwrap();
-        let mut flags = vec!["--open".to_owned()];
+        let mut flags = vec!["--open".to_owned(), "--metrics-open".to_owned()];
         for line in text.lines().filter(|line| line.contains('=') && !line.contains("open")) {
             let (key, value) = line.trim().split_once(" = ").unwrap();
             flags.extend([format!("--{key}"), value.trim_matches('"').to_owned()]);
@@ -722,13 +738,10 @@ mod tests {
     }
 
     #[test]
-    fn the_world_is_let_in_only_when_that_is_meant() {
-        let world = ["--listen", "0.0.0.0:80"];
-        assert!(matches!(Serve::try_from(typed(&world)), Err(ConfigError::Open { .. })));
-        Serve::try_from(typed(&[&world[..], &["--open"]].concat())).unwrap();
-        Serve::try_from(typed(&["--listen", "[::1]:80"])).unwrap();
+    fn localhost_is_an_address() {
         let name = Serve::try_from(typed(&["--listen", "localhost:80"])).unwrap();
         assert_eq!(name.http.listen, SocketAddr::from((Ipv4Addr::LOCALHOST, 80)));
+        assert!(Serve::try_from(typed(&["--open"])).unwrap().http.open && !name.http.open);
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! - [`adapter`] knows no model: it is given [`lora::Sites`] and a [`lora::Base`].
 //! - [`http`] alone knows axum, public JSON and status codes. [`config`] alone reads the environment.
 //! - [`store`] knows no adapter and no tenant, only keys and bytes. Uploads never come near a path: names are in records.
-//! - [`text`], [`kernels`], [`catalog`], [`store`] and [`tenant`] name nothing of ours.
+//! - [`text`], [`kernels`], [`catalog`] and [`store`] name nothing of ours; [`tenant`] only the store.
 //! - No path turns a request that named an adapter into an answer of the base, or of another adapter.
 //!
 //! # Who names whom
@@ -22,6 +22,7 @@
 //! http    -> tenant, text, adapter, engine, store (its errors)
 //! engine  -> model, lora
 //! adapter -> lora, tenant, store
+//! tenant  -> store
 //! model   -> lora, kernels
 //! lora    -> kernels
 //! cli     -> all: it wires them
@@ -30,7 +31,7 @@
 //! # One request
 //!
 //! ```text
-//! POST -> choose (header, model) -> resolve (tenant, name) -> Revision: the digest is pinned here
+//! POST -> Caller (from the key) -> choose (header, model) -> resolve (tenant, name) -> Revision: the digest is pinned here
 //!      -> lease: the adapter is in memory until the lease is dropped
 //!      -> encode -> Engine::submit(Job) -> TokenStream
 //! engine thread: drain the inbox -> plan -> forward(rows, kv, lora) -> sample per row -> commit -> events
@@ -83,7 +84,7 @@
 //!
 //! - The lease is a value of its own ([`lora::Lease`]) and not a bare `Arc`: whoever lent it must hear of its return, or a waiting
 //!   line could not move.
-//! - One tenant, `default`, exists so far. Everything that belongs to somebody is already keyed by [`tenant::TenantId`].
+//! - The operator's key is made with the first tenant, which is when the server begins to ask for keys. There are no quotas yet.
 //! - Files in the store are named by sha256 and a nonce, not by sha256 alone: with one key for equal bytes an upload and a
 //!   deletion that meet could leave a record without its file.
 //! - A pin is a lease that the server itself holds; the cache's policy knows nothing of it.

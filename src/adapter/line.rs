@@ -516,6 +516,8 @@ mod tests {
         /// What waiting requests were answered: true for a lease.
         answered: BTreeMap<u32, bool>,
         asked: u32,
+        /// Adapters that went because they were forgotten.
+        dropped: u64,
     }
 
     fn digest(adapter: char) -> Digest {
@@ -539,6 +541,7 @@ mod tests {
                 waiting: BTreeMap::new(),
                 answered: BTreeMap::new(),
                 asked: 0,
+                dropped: 0,
             }
         }
 
@@ -567,6 +570,10 @@ mod tests {
         }
 
         fn carry_out(&mut self, orders: Orders<char, u32>) {
+            for gone in orders.dropped {
+                assert!(!self.leases.contains(&gone), "{gone} was dropped while leased");
+                self.dropped += 1;
+            }
             for (request, of, answer) in orders.answers {
                 let (adapter, _) = self.waiting.remove(&request).expect("answered once");
                 assert_eq!(digest(adapter), of);
@@ -602,6 +609,13 @@ mod tests {
             self.leases.remove(at);
             let orders = self.line.returned(digest(adapter), self.now);
             self.carry_out(orders);
+        }
+
+        fn forget(&mut self, adapter: char) {
+            let orders = self.line.forget(digest(adapter), self.now);
+            self.carry_out(orders);
+            let idle = !self.leases.contains(&adapter) && !self.loading.contains(&adapter);
+            assert!(!idle || !self.line.resident.contains(&digest(adapter)));
         }
 
         fn leave(&mut self, request: u32) {
@@ -649,6 +663,10 @@ mod tests {
             assert_eq!(line.loading.len(), self.loading.len());
             assert_eq!(line.waiting, self.waiting.len());
             assert!(line.waiting <= line.bounds.waiting);
+            for of in &line.forgotten {
+                let leased = line.resident.peek(of).is_some_and(|entry| entry.leases > 0);
+                assert!(leased || line.loading.contains_key(of), "what is forgotten and idle goes");
+            }
             for (of, entry) in &line.resident {
                 let letter = letter(*of);
                 let live = self.leases.iter().filter(|leased| **leased == letter).count();
@@ -684,6 +702,34 @@ mod tests {
         world.ask('a').unwrap();
         let counts = world.line.standing().counts;
         assert_eq!((counts.hits, counts.misses, counts.loads), (1, 5, 1));
+    }
+
+    #[test]
+    fn what_is_forgotten_goes_with_its_last_lease_and_can_come_again() {
+        let mut world = World::new(3, 9, 2);
+        for adapter in ['a', 'b', 'b'] {
+            world.lend(adapter);
+        }
+        world.give_back('a');
+        world.forget('a');
+        world.forget('b');
+        world.forget('f');
+        assert_eq!(world.resident(), "b");
+        world.give_back('b');
+        assert_eq!(world.resident(), "b");
+        world.lend('b');
+        world.give_back('b');
+        world.give_back('b');
+        assert_eq!(world.resident(), "");
+        let waiting = world.ask('c').unwrap();
+        world.forget('c');
+        world.load('c', Ok(()));
+        assert!(world.answered[&waiting]);
+        world.give_back('c');
+        assert_eq!(world.resident(), "");
+        world.lend('c');
+        world.give_back('c');
+        assert_eq!(world.resident(), "c", "who asks again names it again");
     }
 
     #[test]
@@ -933,6 +979,7 @@ mod tests {
         Return(Index),
         Load(Index),
         Fail(Index),
+        Forget(char),
         Pass(u64),
     }
 
@@ -943,6 +990,7 @@ mod tests {
             4 => any::<Index>().prop_map(Event::Return),
             3 => any::<Index>().prop_map(Event::Load),
             1 => any::<Index>().prop_map(Event::Fail),
+            1 => prop::char::range('a', 'f').prop_map(Event::Forget),
             3 => (0..200_u64).prop_map(Event::Pass),
         ]
     }
@@ -974,6 +1022,7 @@ mod tests {
                         self.load(adapter, Err(()));
                     }
                 }
+                Event::Forget(adapter) => self.forget(*adapter),
                 Event::Pass(milliseconds) => self.pass(Duration::from_millis(*milliseconds)),
             }
         }
@@ -1007,7 +1056,8 @@ mod tests {
             prop_assert_eq!(standing.loading_bytes, 0);
             prop_assert_eq!(standing.leased, 0);
             let Counts { loads, failures, evictions, .. } = standing.counts;
-            prop_assert_eq!(loads, failures + evictions + standing.resident as u64);
+            let gone = failures + evictions + world.dropped;
+            prop_assert_eq!(loads, gone + standing.resident as u64);
         }
 
         /// Once it is late, the head is served when the leases of that moment have ended, though others keep asking and

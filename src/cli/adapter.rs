@@ -5,38 +5,29 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use futures_util::StreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{
-    Body, Method, RequestBuilder, Response,
+    Body, Method,
     header::{IF_MATCH, IF_NONE_MATCH},
     multipart::{Form, Part},
 };
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
-use super::error::CliError;
+use super::{
+    error::CliError,
+    remote::{NO_QUERY, Remote, RemoteError, text},
+};
 use crate::config::ByteSize;
 
 /// Both files of an adapter, in the order in which they are sent: what is wrong with the first is known sooner.
 const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+/// Where the API has them.
+const ADAPTERS: &str = "adapters";
 /// Bytes that are read from a file at once.
 const PIECE: usize = 256 << 10;
-
-/// Which server, and how its answers are shown.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct Remote {
-    /// The server
-    #[arg(long, env = "CHORUS_URL", value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// The API key; better given as a variable, because other users of this machine see arguments
-    #[arg(long, env = "CHORUS_KEY", value_name = "KEY", hide_env_values = true)]
-    key: Option<String>,
-    /// Print the server's answer as JSON
-    #[arg(long)]
-    json: bool,
-}
 
 /// What is to be done.
 #[derive(Clone, Debug, Subcommand)]
@@ -134,21 +125,6 @@ pub(crate) enum AdapterCommand {
     },
 }
 
-/// Why a command on a server did not work.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RemoteError {
-    #[error("{url} does not answer; is `chorus serve` running there? --url names another server")]
-    Unreachable { url: String, source: reqwest::Error },
-    #[error("{status}: {message}")]
-    Refused { status: u16, message: String },
-    #[error("the server's answer is none of chorus: {0}")]
-    Answer(String),
-    #[error("{} cannot be read", path.display())]
-    Unreadable { path: PathBuf, source: io::Error },
-    #[error("{} cannot be written", path.display())]
-    Unwritable { path: PathBuf, source: io::Error },
-}
-
 /// Does it.
 pub(crate) fn run(command: AdapterCommand) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -163,7 +139,8 @@ pub(crate) fn run(command: AdapterCommand) -> Result<(), CliError> {
 async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
     match command {
         AdapterCommand::Push { name, path, no_activate, if_active, new, remote } => {
-            let mut request = remote.request(Method::PUT, &[&name], &[("activate", !no_activate)]);
+            let mut request =
+                remote.request(Method::PUT, &[ADAPTERS, &name], &[("activate", !no_activate)]);
             if let Some(version) = if_active {
                 request = request.header(IF_MATCH, format!("\"v{version}\""));
             }
@@ -176,11 +153,11 @@ async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
             remote.shown(answer?, |adapter| line(adapter) + "\n").await
         }
         AdapterCommand::List { remote } => {
-            let request = remote.request(Method::GET, &[], NO_QUERY);
+            let request = remote.request(Method::GET, &[ADAPTERS], NO_QUERY);
             remote.shown(remote.send(request).await?, list).await
         }
         AdapterCommand::Show { name, remote } => {
-            let request = remote.request(Method::GET, &[&name], NO_QUERY);
+            let request = remote.request(Method::GET, &[ADAPTERS, &name], NO_QUERY);
             remote.shown(remote.send(request).await?, history).await
         }
         AdapterCommand::Activate { name, version, remote } => {
@@ -194,7 +171,7 @@ async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
         AdapterCommand::Prefetch { name, remote } => remote.act(&name, "prefetch", None).await,
         AdapterCommand::Rm { name, version, remote } => {
             let query = version.map(|version| ("version", version));
-            let request = remote.request(Method::DELETE, &[&name], query.as_slice());
+            let request = remote.request(Method::DELETE, &[ADAPTERS, &name], query.as_slice());
             let deleted = |answer: &Value| format!("{} is deleted\n", text(&answer["id"]));
             remote.shown(remote.send(request).await?, deleted).await
         }
@@ -204,71 +181,14 @@ async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
     }
 }
 
-const NO_QUERY: &[(&str, bool)] = &[];
-
 impl Remote {
-    fn request<V: serde::Serialize>(
-        &self,
-        method: Method,
-        path: &[&str],
-        query: &[(&str, V)],
-    ) -> RequestBuilder {
-        let mut url = format!("{}/v1/adapters", self.url.trim_end_matches('/'));
-        for part in path {
-            url.push('/');
-            // Names that need it are none; the server says so better than a URL that cannot be parsed.
-            url.extend(part.bytes().map(|byte| match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-' => {
-                    char::from(byte).to_string()
-                }
-                other => format!("%{other:02X}"),
-            }));
-        }
-        let request = reqwest::Client::new().request(method, url);
-        let request = if query.is_empty() { request } else { request.query(query) };
-        match &self.key {
-            Some(key) => request.bearer_auth(key),
-            None => request,
-        }
-    }
-
-    /// The answer, if it is not a refusal.
-    async fn send(&self, request: RequestBuilder) -> Result<Response, RemoteError> {
-        let sent = request.send().await;
-        let response =
-            sent.map_err(|source| RemoteError::Unreachable { url: self.url.clone(), source })?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let body = response.text().await.unwrap_or_default();
-        let error = serde_json::from_str::<Value>(&body).unwrap_or_default();
-        let message = match (&error["error"]["message"], &error["error"]["code"]) {
-            (Value::String(message), Value::String(code)) => format!("{message} ({code})"),
-            (Value::String(message), _) => message.clone(),
-            _ => status.canonical_reason().unwrap_or("the server refused").to_owned(),
-        };
-        Err(RemoteError::Refused { status: status.as_u16(), message: printable(&message) })
-    }
-
-    /// The answer as it is printed: for people, or as it came.
-    async fn shown(
-        &self,
-        response: Response,
-        for_people: impl FnOnce(&Value) -> String,
-    ) -> Result<String, RemoteError> {
-        let answer: Value =
-            response.json().await.map_err(|error| RemoteError::Answer(error.to_string()))?;
-        Ok(if self.json { format!("{answer}\n") } else { for_people(&answer) })
-    }
-
     async fn act(
         &self,
         name: &str,
         action: &str,
         version: Option<u32>,
     ) -> Result<String, RemoteError> {
-        let request = self.request(Method::POST, &[name, action], NO_QUERY);
+        let request = self.request(Method::POST, &[ADAPTERS, name, action], NO_QUERY);
         let request = match version {
             Some(version) => request.json(&serde_json::json!({ "version": version })),
             None => request,
@@ -289,7 +209,8 @@ impl Remote {
         std::fs::create_dir(folder).map_err(unwritable(folder))?;
         for file in FILES {
             let query = version.map(|version| ("version", version));
-            let request = self.request(Method::GET, &[name, "files", file], query.as_slice());
+            let request =
+                self.request(Method::GET, &[ADAPTERS, name, "files", file], query.as_slice());
             let response = self.send(request).await?;
             let bar = bar(file, response.content_length().unwrap_or(0));
             let path = folder.join(file);
@@ -380,16 +301,6 @@ fn history(adapter: &Value) -> String {
     [line(adapter) + "\n"].into_iter().chain(lines).collect()
 }
 
-/// A text of an answer, safe to print.
-fn text(value: &Value) -> String {
-    printable(value.as_str().unwrap_or("?"))
-}
-
-/// Without what could change a terminal.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, " ")
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -398,12 +309,6 @@ mod tests {
 
     fn remote() -> Remote {
         Remote { url: "http://127.0.0.1:1/".to_owned(), key: None, json: false }
-    }
-
-    #[test]
-    fn names_cannot_leave_their_place_in_the_url() {
-        let request = remote().request(Method::GET, &["../a/b?c d"], NO_QUERY).build().unwrap();
-        assert_eq!(request.url().as_str(), "http://127.0.0.1:1/v1/adapters/..%2Fa%2Fb%3Fc%20d");
     }
 
     #[test]

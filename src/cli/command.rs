@@ -11,7 +11,9 @@ use clap_complete::Shell;
 use super::{
     adapter::{self, AdapterCommand},
     error::CliError,
-    pull, serve, usage,
+    pull, serve,
+    tenant::{self, TenantCommand},
+    usage,
 };
 use crate::config::{ModelsArgs, ServeArgs};
 
@@ -45,6 +47,11 @@ enum Command {
         #[command(subcommand)]
         command: AdapterCommand,
     },
+    /// Make tenants and their keys
+    Tenant {
+        #[command(subcommand)]
+        command: TenantCommand,
+    },
     /// Print a completion script
     Completions {
         /// The shell it is for
@@ -59,6 +66,7 @@ impl Command {
             Self::Pull { name: Some(name), models } => pull::run(&name, models),
             Self::Pull { name: None, models } => pull::list(models),
             Self::Adapter { command } => adapter::run(command),
+            Self::Tenant { command } => tenant::run(command),
             Self::Completions { shell } => completions(shell),
         }
     }

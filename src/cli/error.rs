@@ -2,7 +2,7 @@
 
 use std::{error::Error, io, net::SocketAddr, path::PathBuf};
 
-use super::adapter::RemoteError;
+use super::remote::RemoteError;
 use crate::{
     adapter::ScanError,
     catalog::PullError,
@@ -65,6 +65,10 @@ pub(crate) enum CliError {
     Engine(#[from] candle_core::Error),
     #[error("the engine ended by a fault that the log tells; start the server again")]
     EngineEnded,
+    #[error(
+        "listening on {address} lets everybody who reaches this machine use the server, which has no API keys: listen on 127.0.0.1, set CHORUS_OPERATOR_KEY and make keys, or pass --open if that is meant"
+    )]
+    Open { address: SocketAddr },
     #[error("cannot listen on {address}; choose another address with --listen")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("the server stopped")]

@@ -7,8 +7,10 @@ mod error;
 mod plan;
 mod progress;
 mod pull;
+mod remote;
 mod serve;
 mod signals;
+mod tenant;
 mod usage;
 
 pub use command::run;

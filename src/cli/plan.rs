@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     pub(crate) adapters: Adapters,
     /// Where uploads go.
     pub(crate) store: String,
+    /// How many there are; `None` where there are no keys.
+    pub(crate) tenants: Option<usize>,
     pub(crate) address: SocketAddr,
 }
 
@@ -104,6 +106,10 @@ impl fmt::Display for Plan {
         writeln!(f, "  kv        {bytes}: {pages} pages of {size} tokens, {tokens} tokens in all")?;
         write!(f, "{}", self.adapters)?;
         writeln!(f, "  store     {}", self.store)?;
+        match self.tenants {
+            None => writeln!(f, "  tenants   none: no keys are asked for")?,
+            Some(count) => writeln!(f, "  tenants   {count}, with keys")?,
+        }
         writeln!(f, "  address   http://{}", self.address)?;
         writeln!(f, "\nTry it:\n{}", self.curl())
     }
@@ -191,6 +197,7 @@ mod tests {
                 }],
             },
             store: "s3://bucket".into(),
+            tenants: None,
             address: ([0, 0, 0, 0], 8080).into(),
         }
     }

@@ -29,6 +29,7 @@ use crate::{
     model::{Kv, KvType, Llama, PAGE},
     store::Store,
     telemetry,
+    tenant::Tenants,
     text::Text,
 };
 
@@ -92,16 +93,27 @@ struct Started {
 
 /// Fetches, loads and checks; the slow parts on a thread of their own.
 async fn start(config: &Serve) -> Result<Started, CliError> {
-    let located = locate(&config.base).await?;
     let store = Store::open(&config.store.location).await?;
+    let (operator, refresh) = (config.http.operator_key.as_ref(), config.store.refresh);
+    let tenants = Tenants::open(&store, operator, refresh).await.map_err(CliError::Records)?;
+    // Before a download, and before anybody is let in.
+    let address = config.http.listen;
+    if tenants.are_open() && !address.ip().is_loopback() && !config.http.open {
+        return Err(CliError::Open { address });
+    }
+    let located = locate(&config.base).await?;
     let config = config.clone();
-    tokio::task::spawn_blocking(move || build(&config, located, store))
+    tokio::task::spawn_blocking(move || build(&config, located, (store, tenants)))
         .await
         .map_err(|lost| CliError::System(io::Error::other(lost)))?
 }
 
 /// Joins the parts.
-fn build(config: &Serve, located: Located, store: Store) -> Result<Started, CliError> {
+fn build(
+    config: &Serve,
+    located: Located,
+    (store, tenants): (Store, Tenants),
+) -> Result<Started, CliError> {
     // `auto` will mean more once there is more than one.
     let (Device::Auto | Device::Cpu) = config.engine.device;
     let (text, model) = load(&located.path, &config.engine)?;
@@ -132,6 +144,7 @@ fn build(config: &Serve, located: Located, store: Store) -> Result<Started, CliE
         kv,
         adapters: adapters_plan(&config.adapters, &folder),
         store: config.store.location.to_string(),
+        tenants: if tenants.are_open() { None } else { Some(tenants.list().len()) },
         address: config.http.listen,
     };
     let model = Arc::new(model);
@@ -144,7 +157,7 @@ fn build(config: &Serve, located: Located, store: Store) -> Result<Started, CliE
     let kv_type = kv_type(&config.engine, &model);
     let engine = Engine::start(model, kv_type, engine_settings(&config.engine, kv))?;
     let settings = http_settings(config)?;
-    let app = http::App::new(base_model, text, adapters, engine.clone(), settings);
+    let app = http::App::new(base_model, text, (adapters, tenants), engine.clone(), settings);
     Ok(Started { app, engine, plan })
 }
 
@@ -294,6 +307,7 @@ fn http_settings(config: &Serve) -> Result<http::Settings, CliError> {
         chat_tokens: http.chat_tokens,
         drain: http.drain_time,
         max_connections: http.max_connections,
+        metrics_open: http.metrics_open,
         allowed_hosts: http.allowed_hosts.clone(),
     })
 }

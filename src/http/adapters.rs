@@ -17,6 +17,7 @@ use futures_util::StreamExt as _;
 
 use super::{
     app::App,
+    auth::{By, need},
     body::{Payload, parse},
     error::ApiError,
     trial::EngineTrial,
@@ -28,31 +29,38 @@ use super::{
 };
 use crate::{
     adapter::{AdapterName, Card, Expected, Kept, NotChanged, Part, Target, Version, Wanted},
-    tenant::TenantId,
+    tenant::{Caller, Scope, TenantId},
 };
-
-/// Who asks, where there are no keys.
-const NOBODY: &str = "open";
 
 /// The name in a path.
 type Named = Result<Path<String>, PathRejection>;
 
 /// All of the caller's.
-pub(super) async fn list(State(app): State<App>) -> Json<AdapterList> {
-    let cards = app.adapters().list(TenantId::DEFAULT);
+pub(super) async fn list(
+    State(app): State<App>,
+    By(caller): By,
+) -> Result<Json<AdapterList>, ApiError> {
+    need(&caller, Scope::Infer)?;
+    let cards = app.adapters().list(caller.tenant);
     let data = cards.into_iter().map(|card| adapter(&app, card, None)).collect();
-    Json(AdapterList { object: "list", data })
+    Ok(Json(AdapterList { object: "list", data }))
 }
 
 /// One, with its versions.
-pub(super) async fn show(State(app): State<App>, named: Named) -> Result<Response, ApiError> {
+pub(super) async fn show(
+    State(app): State<App>,
+    By(caller): By,
+    named: Named,
+) -> Result<Response, ApiError> {
+    need(&caller, Scope::Infer)?;
     let name = name(&app, named)?;
-    shown(&app, &name).await
+    shown(&app, &caller, &name).await
 }
 
 /// Takes an upload.
 pub(super) async fn put(
     State(app): State<App>,
+    By(caller): By,
     named: Named,
     query: Result<Query<PutQuery>, QueryRejection>,
     request: Request,
@@ -60,11 +68,13 @@ pub(super) async fn put(
     let (head, body) = request.into_parts();
     let body = upload::Incoming::new(&head.headers, body);
     let kept = async {
+        need(&caller, Scope::Upload)?;
+        let asked = Asked::by(&caller);
         let name = name(&app, named)?;
         let Query(PutQuery { activate }) = query.map_err(|error| bad_query(&error))?;
         let expected = expected(&head.headers)?;
         let refused = |error: NotChanged| ApiError::not_changed(&error, name.as_str());
-        let target = target(&name);
+        let target = asked.of(&name);
         app.accepting()?;
         app.adapters().expect(target, &expected).await.map_err(refused)?;
         let upload = app.adapters().upload();
@@ -89,67 +99,93 @@ pub(super) async fn put(
 /// Makes the name point to one of its versions.
 pub(super) async fn activate(
     State(app): State<App>,
+    By(caller): By,
     named: Named,
     headers: HeaderMap,
     Payload(bytes): Payload,
 ) -> Result<Response, ApiError> {
+    need(&caller, Scope::Upload)?;
+    let asked = Asked::by(&caller);
     let name = name(&app, named)?;
     let VersionIn { version } = parse(&bytes)?;
-    let activated = app.adapters().activate(target(&name), version, &expected(&headers)?).await;
+    let activated = app.adapters().activate(asked.of(&name), version, &expected(&headers)?).await;
     activated.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
-    shown(&app, &name).await
+    shown(&app, &caller, &name).await
 }
 
 /// Checks a version against the base that is served now.
 pub(super) async fn validate(
     State(app): State<App>,
+    By(caller): By,
     named: Named,
     Payload(bytes): Payload,
 ) -> Result<Response, ApiError> {
+    need(&caller, Scope::Upload)?;
+    let asked = Asked::by(&caller);
     let name = name(&app, named)?;
     let VersionIn { version } = parse(&bytes)?;
     let trial = EngineTrial::new(&app);
-    let validated = app.adapters().validate(target(&name), version, &trial).await;
+    let validated = app.adapters().validate(asked.of(&name), version, &trial).await;
     validated.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
-    shown(&app, &name).await
+    shown(&app, &caller, &name).await
 }
 
 /// Keeps the active version in memory.
-pub(super) async fn pin(State(app): State<App>, named: Named) -> Result<Response, ApiError> {
+pub(super) async fn pin(
+    State(app): State<App>,
+    By(caller): By,
+    named: Named,
+) -> Result<Response, ApiError> {
+    need(&caller, Scope::Admin)?;
+    let asked = Asked::by(&caller);
     let name = name(&app, named)?;
-    let pinned = app.adapters().pin(target(&name)).await;
+    let pinned = app.adapters().pin(asked.of(&name)).await;
     let card = pinned.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
     Ok(Json(adapter(&app, card, None)).into_response())
 }
 
 /// Lets it be evicted again.
-pub(super) async fn unpin(State(app): State<App>, named: Named) -> Result<Response, ApiError> {
+pub(super) async fn unpin(
+    State(app): State<App>,
+    By(caller): By,
+    named: Named,
+) -> Result<Response, ApiError> {
+    need(&caller, Scope::Admin)?;
+    let asked = Asked::by(&caller);
     let name = name(&app, named)?;
-    let unpinned = app.adapters().unpin(target(&name)).await;
+    let unpinned = app.adapters().unpin(asked.of(&name)).await;
     let card = unpinned.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
     Ok(Json(adapter(&app, card, None)).into_response())
 }
 
 /// Loads the active version, and answers when it is in memory.
-pub(super) async fn prefetch(State(app): State<App>, named: Named) -> Result<Response, ApiError> {
+pub(super) async fn prefetch(
+    State(app): State<App>,
+    By(caller): By,
+    named: Named,
+) -> Result<Response, ApiError> {
+    need(&caller, Scope::Upload)?;
     let name = name(&app, named)?;
-    let revision = app.adapters().resolve(TenantId::DEFAULT, &Wanted::Active(name.clone()));
+    let revision = app.adapters().resolve(caller.tenant, &Wanted::Active(name.clone()));
     let revision = revision.ok_or_else(|| ApiError::model_not_found(name.as_str()))?;
     let lease = app.adapters().lease(&revision).await;
     drop(lease.map_err(|error| ApiError::not_lent(&error, name.as_str()))?);
-    shown(&app, &name).await
+    shown(&app, &caller, &name).await
 }
 
 /// Takes a name away, or one version of it.
 pub(super) async fn remove(
     State(app): State<App>,
+    By(caller): By,
     named: Named,
     query: Result<Query<VersionQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Json<Deleted>, ApiError> {
+    need(&caller, Scope::Admin)?;
+    let asked = Asked::by(&caller);
     let name = name(&app, named)?;
     let Query(VersionQuery { version }) = query.map_err(|error| bad_query(&error))?;
-    let removed = app.adapters().remove(target(&name), version, &expected(&headers)?).await;
+    let removed = app.adapters().remove(asked.of(&name), version, &expected(&headers)?).await;
     removed.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
     let id = match version {
         Some(version) => format!("{name}@v{version}"),
@@ -161,9 +197,12 @@ pub(super) async fn remove(
 /// The caller's own bytes.
 pub(super) async fn file(
     State(app): State<App>,
+    By(caller): By,
     path: Result<Path<(String, String)>, PathRejection>,
     query: Result<Query<VersionQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
+    need(&caller, Scope::Upload)?;
+    let asked = Asked::by(&caller);
     let Path((name, file)) = path.map_err(|_| bad_path())?;
     let name = self::name(&app, Ok(Path(name)))?;
     let Query(VersionQuery { version }) = query.map_err(|error| bad_query(&error))?;
@@ -171,7 +210,7 @@ pub(super) async fn file(
         let message = "an adapter has the files adapter_config.json and adapter_model.safetensors";
         return Err(ApiError::invalid("file", message));
     };
-    let found = app.adapters().file(target(&name), version, part).await;
+    let found = app.adapters().file(asked.of(&name), version, part).await;
     let found = found.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
     let kind = match part {
         Part::Config => "application/json",
@@ -187,8 +226,8 @@ pub(super) async fn file(
     Ok((headers, Body::from_stream(pieces)).into_response())
 }
 
-async fn shown(app: &App, name: &AdapterName) -> Result<Response, ApiError> {
-    let tenant = TenantId::DEFAULT;
+async fn shown(app: &App, caller: &Caller, name: &AdapterName) -> Result<Response, ApiError> {
+    let tenant = caller.tenant;
     let look = || app.adapters().card(tenant, name);
     let mut card = look();
     if card.is_none() {
@@ -250,8 +289,20 @@ fn standing(card: &Card) -> (Status, Residency) {
     (status, if card.resident { Residency::Host } else { Residency::Disk })
 }
 
-fn target(name: &AdapterName) -> Target<'_> {
-    Target { tenant: TenantId::DEFAULT, name, by: NOBODY }
+/// Who asks, as the log of changes has it.
+struct Asked {
+    tenant: TenantId,
+    by: String,
+}
+
+impl Asked {
+    fn by(caller: &Caller) -> Self {
+        Self { tenant: caller.tenant, by: caller.to_string() }
+    }
+
+    fn of<'a>(&'a self, name: &'a AdapterName) -> Target<'a> {
+        Target { tenant: self.tenant, name, by: &self.by }
+    }
 }
 
 /// The name of a path, which must be one that an adapter can have.

@@ -11,12 +11,12 @@ use axum::{
     extract::Request,
     http::{HeaderMap, HeaderName},
     middleware::{from_fn, from_fn_with_state},
-    routing::{get, post, put},
+    routing::{delete, get, post, put},
 };
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    adapters,
+    adapters, admin, auth,
     body::LARGE_BODIES,
     chat, completions,
     deadline::Deadline,
@@ -35,7 +35,7 @@ use super::{
 use crate::{
     adapter::{Adapters, Wanted},
     engine::Engine,
-    tenant::TenantId,
+    tenant::{Caller, TenantId, Tenants},
     text::Text,
 };
 
@@ -65,6 +65,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Most connections at once; further ones wait to be accepted.
     pub max_connections: usize,
+    /// Whether the metrics may be read over the network without the operator's key.
+    pub metrics_open: bool,
     /// Host names besides loopback ones that `Host` and `Origin` may have (without port).
     pub allowed_hosts: Vec<String>,
 }
@@ -78,6 +80,7 @@ impl Default for Settings {
             chat_tokens: 1024,
             drain: Duration::from_secs(30),
             max_connections: 4096,
+            metrics_open: false,
             allowed_hosts: Vec::new(),
         }
     }
@@ -116,6 +119,7 @@ struct Shared {
     base: BaseModel,
     text: Text,
     adapters: Adapters,
+    tenants: Tenants,
     generator: Arc<dyn Generator>,
     settings: Settings,
     metrics: Metrics,
@@ -142,17 +146,17 @@ impl App {
     pub fn new(
         base: BaseModel,
         text: Text,
-        adapters: Adapters,
+        stored: (Adapters, Tenants),
         engine: Engine,
         settings: Settings,
     ) -> Self {
-        Self::over(base, text, adapters, Arc::new(engine), settings)
+        Self::over(base, text, stored, Arc::new(engine), settings)
     }
 
     pub(super) fn over(
         base: BaseModel,
         text: Text,
-        adapters: Adapters,
+        (adapters, tenants): (Adapters, Tenants),
         generator: Arc<dyn Generator>,
         settings: Settings,
     ) -> Self {
@@ -161,6 +165,7 @@ impl App {
             base,
             text,
             adapters,
+            tenants,
             generator,
             settings,
             metrics,
@@ -186,6 +191,10 @@ impl App {
 
     pub(super) fn adapters(&self) -> &Adapters {
         &self.shared.adapters
+    }
+
+    pub(super) fn tenants(&self) -> &Tenants {
+        &self.shared.tenants
     }
 
     pub(super) fn generator(&self) -> &dyn Generator {
@@ -264,9 +273,11 @@ impl App {
     /// What names mean to the caller. Where one of them is not known, the store is asked and all are read again.
     pub(super) async fn with_names<T>(
         &self,
+        tenant: TenantId,
         read: impl Fn(&Names<'_>) -> T,
     ) -> Result<T, ApiError> {
-        let tenant = TenantId::DEFAULT;
+        let default = self.tenants().default_adapter(tenant);
+        let (base, default) = (self.base().id.as_str(), default.as_deref());
         let missing = Mutex::new(None);
         let look = |wanted: &Wanted| {
             let found = self.adapters().resolve(tenant, wanted);
@@ -275,30 +286,31 @@ impl App {
             }
             found
         };
-        let first = read(&Names { base: &self.base().id, lookup: &look });
+        let first = read(&Names { base, default, lookup: &look });
         let missing = missing.lock().expect("nothing here panics").take();
         let Some(name) = missing else { return Ok(first) };
         if !self.adapters().seek(tenant, &name).await.map_err(|e| ApiError::unreachable(&e))? {
             return Ok(first);
         }
         let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted);
-        Ok(read(&Names { base: &self.base().id, lookup: &look }))
+        Ok(read(&Names { base, default, lookup: &look }))
     }
 
     /// Whether the name means something else than an adapter.
     pub(super) fn reserves(&self, name: &str) -> bool {
-        Names { base: &self.base().id, lookup: &|_| None }.reserves(name)
+        Names { base: &self.base().id, default: None, lookup: &|_| None }.reserves(name)
     }
 
     /// Who answers, and under which name it was asked for.
     pub(super) async fn choose(
         &self,
+        caller: &Caller,
         headers: &HeaderMap,
         model: Option<String>,
     ) -> Result<(Voice, String), ApiError> {
         let header = select::header(headers, &self.settings().adapter_header.0)?;
         let choose = |names: &Names<'_>| select::choose(header, model.as_deref(), names);
-        let voice = self.with_names(choose).await??;
+        let voice = self.with_names(caller.tenant, choose).await??;
         let named = model.filter(|model| !model.is_empty()).or(header.map(str::to_owned));
         Ok((voice, named.unwrap_or_default()))
     }
@@ -306,6 +318,7 @@ impl App {
     /// Refuses what [`App::choose`] refuses, but for a request that names nobody: tokens are the base's whoever answers.
     pub(super) async fn check_names(
         &self,
+        caller: &Caller,
         headers: &HeaderMap,
         model: Option<String>,
     ) -> Result<(), ApiError> {
@@ -313,7 +326,7 @@ impl App {
         if header.is_none() && model.is_none() {
             return Ok(());
         }
-        self.choose(headers, model).await.map(drop)
+        self.choose(caller, headers, model).await.map(drop)
     }
 
     /// Does work that takes time linear in `bytes`, at a desk.
@@ -343,6 +356,11 @@ impl App {
             .route("/v1/adapters/{name}/unpin", post(adapters::unpin))
             .route("/v1/adapters/{name}/prefetch", post(adapters::prefetch))
             .route("/v1/adapters/{name}/files/{file}", get(adapters::file))
+            .route("/v1/admin/tenants", get(admin::list).post(admin::create))
+            .route("/v1/admin/tenants/{name}", get(admin::show))
+            .route("/v1/admin/tenants/{name}/keys", post(admin::add_key))
+            .route("/v1/admin/tenants/{name}/keys/{id}", delete(admin::revoke_key))
+            .route("/v1/admin/tenants/{name}/default", post(admin::set_default))
             .route("/tokenize", post(tokenize::tokenize))
             .route("/detokenize", post(tokenize::detokenize))
             .route("/health", get(ops::health))
@@ -352,6 +370,7 @@ impl App {
             .route("/metrics", get(ops::metrics))
             .fallback(no_route)
             .method_not_allowed_fallback(wrong_method)
+            .layer(from_fn_with_state(self.clone(), auth::layer))
             .layer(from_fn_with_state(guard, guard::layer))
             .layer(from_fn_with_state(self.clone(), metrics::layer))
             .layer(from_fn(request_id::layer))

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::{
     answer::{Piece, Scored},
     app::App,
+    auth::{By, need},
     body::{Payload, parse, refuse_unsupported},
     deadline::Deadline,
     delivery::{Form, deliver},
@@ -26,7 +27,10 @@ use super::{
         usage::{Usage, UsageKey},
     },
 };
-use crate::text::{Ending, Framing, Message, Text};
+use crate::{
+    tenant::{Caller, Scope},
+    text::{Ending, Framing, Message, Text},
+};
 
 const ROLE: &str = "assistant";
 
@@ -84,21 +88,23 @@ fn scores(fields: &ChatFields) -> Result<Option<usize>, ApiError> {
 /// Answers one chat.
 pub(super) async fn create(
     State(app): State<App>,
+    By(caller): By,
     headers: HeaderMap,
     Payload(bytes): Payload,
 ) -> Result<Response, ApiError> {
+    need(&caller, Scope::Infer)?;
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    app.bound(deadline, answer(&app, &headers, (bytes, deadline))).await
+    app.bound(deadline, answer(&app, (&caller, &headers), (bytes, deadline))).await
 }
 
 async fn answer(
     app: &App,
-    headers: &HeaderMap,
+    (caller, headers): (&Caller, &HeaderMap),
     (bytes, deadline): (axum::body::Bytes, Deadline),
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let chat = app.work(size, move |_| Chat::read(&bytes)).await?;
-    let (voice, requested) = app.choose(headers, chat.model).await?;
+    let (voice, requested) = app.choose(caller, headers, chat.model).await?;
     let (encoder, messages) = (app.encoder(), chat.messages);
     let render = move |_: &Asker| {
         let rendered = encoder.text.render(&messages, chat.ending)?;
@@ -124,6 +130,7 @@ async fn answer(
         logprobs: chat.logprobs,
         prompt_logprobs: None,
         voice,
+        tenant: caller.tenant,
         requested,
         deadline,
     };

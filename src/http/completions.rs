@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     answer::{End, Piece},
     app::App,
+    auth::{By, need},
     body::{Payload, parse, refuse_unsupported},
     deadline::Deadline,
     delivery::{Form, deliver},
@@ -26,7 +27,10 @@ use super::{
         usage::{Usage, UsageKey},
     },
 };
-use crate::text::{Framing, Text};
+use crate::{
+    tenant::{Caller, Scope},
+    text::{Framing, Text},
+};
 
 /// OpenAI's default for `max_tokens`.
 const DEFAULT_TOKENS: usize = 16;
@@ -100,21 +104,23 @@ struct Encoded {
 /// Continues one or several prompts.
 pub(super) async fn create(
     State(app): State<App>,
+    By(caller): By,
     headers: HeaderMap,
     Payload(bytes): Payload,
 ) -> Result<Response, ApiError> {
+    need(&caller, Scope::Infer)?;
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    app.bound(deadline, answer(&app, &headers, (bytes, deadline))).await
+    app.bound(deadline, answer(&app, (&caller, &headers), (bytes, deadline))).await
 }
 
 async fn answer(
     app: &App,
-    headers: &HeaderMap,
+    (caller, headers): (&Caller, &HeaderMap),
     (bytes, deadline): (axum::body::Bytes, Deadline),
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let mut wanted = app.work(size, move |_| Wanted::read(&bytes)).await?;
-    let (voice, requested) = app.choose(headers, wanted.model.take()).await?;
+    let (voice, requested) = app.choose(caller, headers, wanted.model.take()).await?;
     let encoder = app.encoder();
     wanted.check_room(&encoder)?;
     let encode =
@@ -137,6 +143,7 @@ async fn answer(
         logprobs,
         prompt_logprobs: logprobs.filter(|_| echo),
         voice,
+        tenant: caller.tenant,
         requested,
         deadline,
     };

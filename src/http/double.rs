@@ -24,6 +24,7 @@ use crate::{
     engine::{Event, Failure, Finish, Job, Logprob, Refused, Stats, TokenStream},
     lora::{Lease, Limits, Sites, ZeroBase},
     store::Store,
+    tenant::Tenants,
     text::Text,
 };
 
@@ -236,7 +237,9 @@ pub(super) fn app_over(
     let base = BaseModel { id: "org/tiny".to_owned(), digest: BASE.repeat(16), created: 7 };
     let generator: Arc<dyn Generator> = Arc::<Scripted>::clone(&scripted);
     let (store, _) = Store::faulty();
-    (App::over(base, text, adapters(store), generator, settings), scripted)
+    let tenants = Tenants::open(&store, None, Duration::from_mins(1));
+    let tenants = tenants.now_or_never().expect("a store in memory is open at once").unwrap();
+    (App::over(base, text, (adapters(store), tenants), generator, settings), scripted)
 }
 
 /// A part of the base's sha256.

@@ -5,6 +5,8 @@
 //! | malformed, wrong type or range, unsupported field | 400 | `invalid_request_error`, - |
 //! | header and `model` name two adapters | 400 | `invalid_request_error`, `adapter_conflict` |
 //! | prompt and answer exceed the context | 400 | `invalid_request_error`, `context_length_exceeded` |
+//! | no API key, or none that counts | 401 | `invalid_request_error`, `invalid_api_key` |
+//! | a key that does not allow this | 403 | `invalid_request_error`, `insufficient_scope` |
 //! | foreign Host or Origin | 403 | `invalid_request_error`, `forbidden_origin` |
 //! | unknown model or adapter, or another tenant's | 404 | `invalid_request_error`, `model_not_found` |
 //! | unknown route, wrong method | 404, 405 | `invalid_request_error`, - |
@@ -35,6 +37,7 @@ use crate::{
     adapter::{LoadError, NotChanged, NotLent, Unfit, Unproved, Unreachable, Unreceived},
     engine::{Failure, Refused},
     store::StoreError,
+    tenant::NotDone,
     text,
 };
 
@@ -130,6 +133,17 @@ impl ApiError {
              Please shorten the prompt"
         );
         Self::malformed(message).with_code("context_length_exceeded")
+    }
+
+    /// No key, or none that counts: the two must be the same bytes.
+    pub(super) fn unidentified() -> Self {
+        let message = "a valid API key is needed: send it as Authorization: Bearer KEY";
+        Self::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key")
+    }
+
+    /// The key does not allow this.
+    pub(super) fn not_allowed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message).with_code("insufficient_scope")
     }
 
     /// A browser acts for a page that is not ours.
@@ -234,7 +248,7 @@ impl ApiError {
     }
 
     fn store_unavailable() -> Self {
-        let message = "the store of adapters does not answer; adapters in memory are served";
+        let message = "the store does not answer; adapters in memory are served";
         Self { code: Some("store_unavailable"), ..Self::overloaded(message) }
     }
 
@@ -256,6 +270,29 @@ impl ApiError {
     /// An upload, or a part of it, is no adapter that can be served.
     pub(super) fn unfit(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, message).with_code(code)
+    }
+
+    /// Tenants or keys were not changed.
+    pub(super) fn not_done(error: &NotDone) -> Self {
+        let message = error.to_string();
+        match error {
+            NotDone::NoTenant(_) => {
+                Self::new(StatusCode::NOT_FOUND, message).with_code("tenant_not_found")
+            }
+            NotDone::NoKey(_) => {
+                Self::new(StatusCode::NOT_FOUND, message).with_code("key_not_found")
+            }
+            NotDone::Taken(_) => Self::conflict(message).with_code("tenant_exists"),
+            NotDone::Expired => Self::invalid("expires", message),
+            NotDone::Store(StoreError::Full { why }) => {
+                tracing::error!(why, "the store is full");
+                Self::store_full()
+            }
+            NotDone::Store(error) => {
+                tracing::error!(%error, "tenants were not changed");
+                Self::store_unavailable()
+            }
+        }
     }
 
     /// An adapter of this name was not changed.

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     adapter::Lease,
     engine::{Failure, Job, Lane, Scope, TokenStream},
+    tenant::TenantId,
     text::{Detok, Stops},
 };
 
@@ -42,6 +43,8 @@ pub(super) struct Order {
     /// As in [`Job`].
     pub(super) prompt_logprobs: Option<usize>,
     pub(super) voice: Voice,
+    /// Whose request it is.
+    pub(super) tenant: TenantId,
     /// How the voice was asked for.
     pub(super) requested: String,
     pub(super) deadline: Deadline,
@@ -196,9 +199,9 @@ impl Order {
             stop_tokens: self.stop_tokens(app),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
-            // One lane and one scope per tenant, and there is one tenant.
-            lane: Lane::default(),
-            scope: Scope::default(),
+            // Tenants share the engine fairly, and nothing that one has computed tells another of it.
+            lane: Lane(self.tenant.number()),
+            scope: Scope(self.tenant.number()),
             deadline: Some(self.deadline.instant()),
         }
     }

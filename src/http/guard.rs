@@ -97,10 +97,17 @@ fn authority(text: &str) -> Option<Authority> {
     text.parse().ok().filter(|authority: &Authority| !authority.as_str().contains('@'))
 }
 
-/// Refuses what the guard does not let through.
-pub(super) async fn layer(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+/// Refuses what the guard does not let through, and tells the rest where it may come from.
+pub(super) async fn layer(
+    State(guard): State<Guard>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     match guard.check(request.headers(), request.uri()) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            request.extensions_mut().insert(guard.reach);
+            next.run(request).await
+        }
         Err(refusal) => refusal.into_response(),
     }
 }

@@ -17,8 +17,10 @@
 //! answer with its error; what then remains is cut off.
 
 mod adapters;
+mod admin;
 mod answer;
 mod app;
+mod auth;
 mod body;
 mod chat;
 mod completions;

@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{app::App, error::ApiError, request_id};
+use super::{app::App, auth::Watcher, error::ApiError, request_id};
 
 /// The form that `prometheus-client` writes, which Prometheus reads.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -38,7 +38,7 @@ pub(super) async fn version() -> Json<Value> {
 }
 
 /// Everything counted, for Prometheus.
-pub(super) async fn metrics(State(app): State<App>) -> Result<Response, ApiError> {
+pub(super) async fn metrics(_: Watcher, State(app): State<App>) -> Result<Response, ApiError> {
     let text = app.metrics().encode().map_err(|error| {
         tracing::error!(%error, "the metrics could not be written");
         ApiError::internal()

@@ -50,6 +50,8 @@ impl fmt::Display for Voice {
 pub(super) struct Names<'a> {
     /// The base's id.
     pub(super) base: &'a str,
+    /// The adapter that `default` means as `model`; the base where it is `None`.
+    pub(super) default: Option<&'a str>,
     /// The caller's adapters.
     pub(super) lookup: &'a dyn Fn(&Wanted) -> Option<Revision>,
 }
@@ -62,8 +64,12 @@ impl Names<'_> {
 
     /// What `model` means.
     pub(super) fn in_model(&self, value: &str) -> Option<Voice> {
-        if value == self.base || value == BASE || value == DEFAULT {
-            return Some(Voice::Base);
+        match self.default {
+            Some(adapter) if value == DEFAULT => return self.adapter(adapter),
+            _ if value == self.base || value == BASE || value == DEFAULT => {
+                return Some(Voice::Base);
+            }
+            _ => {}
         }
         let own = value.strip_prefix(self.base).and_then(|rest| rest.strip_prefix(':'));
         self.adapter(own.unwrap_or(value))
@@ -159,7 +165,7 @@ mod tests {
 
     /// `base`, `NAME@vN`, or the code of the refusal.
     fn outcome(header: Option<&str>, model: Option<&str>) -> String {
-        match choose(header, model, &Names { base: "tiny", lookup: &lookup }) {
+        match choose(header, model, &Names { base: "tiny", default: None, lookup: &lookup }) {
             Ok(voice) => voice.to_string().split(';').next().unwrap().to_owned(),
             Err(error) => {
                 let code = error.body().error.code.unwrap_or("invalid").to_owned();

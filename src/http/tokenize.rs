@@ -5,6 +5,7 @@ use axum::{Json, extract::State, http::HeaderMap};
 
 use super::{
     app::App,
+    auth::{By, need},
     body::{Payload, parse, refuse_unsupported},
     deadline::Deadline,
     error::ApiError,
@@ -14,14 +15,19 @@ use super::{
         unsupported::RENDERED,
     },
 };
-use crate::text::{Framing, Specials, Text};
+use crate::{
+    tenant::Scope,
+    text::{Framing, Specials, Text},
+};
 
 /// The tokens that a prompt or a chat becomes.
 pub(super) async fn tokenize(
     State(app): State<App>,
+    By(caller): By,
     headers: HeaderMap,
     Payload(bytes): Payload,
 ) -> Result<Json<Tokenized>, ApiError> {
+    need(&caller, Scope::Infer)?;
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
     let tokens = async {
         let (text, size) = (app.text().clone(), bytes.len());
@@ -33,7 +39,7 @@ pub(super) async fn tokenize(
             Ok(fields)
         });
         let mut fields = fields.await?;
-        app.check_names(&headers, fields.model.take()).await?;
+        app.check_names(&caller, &headers, fields.model.take()).await?;
         app.work(size, move |_| ids(&text, fields)).await
     };
     let tokens = app.bound(deadline, tokens).await?;
@@ -58,14 +64,16 @@ fn ids(text: &Text, fields: Tokenize) -> Result<Vec<u32>, ApiError> {
 /// The text of tokens, special ones written out.
 pub(super) async fn detokenize(
     State(app): State<App>,
+    By(caller): By,
     headers: HeaderMap,
     Payload(bytes): Payload,
 ) -> Result<Json<Detokenized>, ApiError> {
+    need(&caller, Scope::Infer)?;
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
     let prompt = async {
         let (text, size) = (app.text().clone(), bytes.len());
         let Detokenize { model, tokens } = app.work(size, move |_| parse(&bytes)).await?;
-        app.check_names(&headers, model).await?;
+        app.check_names(&caller, &headers, model).await?;
         app.work(size, move |_| decode(&text, &tokens)).await
     };
     Ok(Json(Detokenized { prompt: app.bound(deadline, prompt).await? }))

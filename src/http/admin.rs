@@ -1,0 +1,134 @@
+//! `/v1/admin/tenants`: what the operator does.
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    app::App,
+    auth::Operator,
+    body::{Payload, parse},
+    error::ApiError,
+    wire::admin::{DefaultIn, KeyIn, KeyOut, TenantIn, TenantList, TenantOut},
+};
+use crate::{
+    adapter::AdapterName,
+    tenant::{Created, KeyCard, KeyId, NotDone, TenantCard, TenantName},
+};
+
+/// The name in a path.
+type Named = Result<Path<String>, PathRejection>;
+
+/// All tenants.
+pub(super) async fn list(_: Operator, State(app): State<App>) -> Json<TenantList> {
+    let data = app.tenants().list().into_iter().map(tenant).collect();
+    Json(TenantList { object: "list", data })
+}
+
+/// One tenant.
+pub(super) async fn show(
+    _: Operator,
+    State(app): State<App>,
+    named: Named,
+) -> Result<Json<TenantOut>, ApiError> {
+    let name = name(named)?;
+    let card = app.tenants().card(&name);
+    card.map(|card| Json(tenant(card))).ok_or_else(|| refused(&NotDone::NoTenant(name)))
+}
+
+/// A new tenant.
+pub(super) async fn create(
+    Operator(caller): Operator,
+    State(app): State<App>,
+    Payload(bytes): Payload,
+) -> Result<Response, ApiError> {
+    let TenantIn { name } = parse(&bytes)?;
+    let name = parsed(&name)?;
+    let created = app.tenants().create(&caller.to_string(), &name).await;
+    let Created { card, operator } = created.map_err(|error| refused(&error))?;
+    let operator_key = operator.map(|key| key.reveal().to_owned());
+    let out = TenantOut { operator_key, ..tenant(card) };
+    Ok((StatusCode::CREATED, Json(out)).into_response())
+}
+
+/// A new key for a tenant.
+pub(super) async fn add_key(
+    Operator(caller): Operator,
+    State(app): State<App>,
+    named: Named,
+    Payload(bytes): Payload,
+) -> Result<Response, ApiError> {
+    let name = name(named)?;
+    let KeyIn { scope, expires } = parse(&bytes)?;
+    let added = app.tenants().add_key(&caller.to_string(), &name, scope, expires).await;
+    let (secret, card) = added.map_err(|error| refused(&error))?;
+    let out = KeyOut { key: Some(secret.reveal().to_owned()), ..key(card) };
+    Ok((StatusCode::CREATED, Json(out)).into_response())
+}
+
+/// A key is none any more.
+pub(super) async fn revoke_key(
+    Operator(caller): Operator,
+    State(app): State<App>,
+    path: Result<Path<(String, String)>, PathRejection>,
+) -> Result<Json<TenantOut>, ApiError> {
+    let Path((name, id)) = path.map_err(|_| bad_path())?;
+    let name = parsed(&name)?;
+    let revoked = app.tenants().revoke_key(&caller.to_string(), &name, &KeyId::named(&id)).await;
+    revoked.map_err(|error| refused(&error))?;
+    let card = app.tenants().card(&name);
+    card.map(|card| Json(tenant(card))).ok_or_else(|| refused(&NotDone::NoTenant(name)))
+}
+
+/// Says what `default` means to a tenant as a model. Whether there is such an adapter is looked at when it is asked for.
+pub(super) async fn set_default(
+    Operator(caller): Operator,
+    State(app): State<App>,
+    named: Named,
+    Payload(bytes): Payload,
+) -> Result<Json<TenantOut>, ApiError> {
+    let name = name(named)?;
+    let DefaultIn { adapter } = parse(&bytes)?;
+    if let Some(adapter) = &adapter {
+        AdapterName::parse(adapter).map_err(|bad| ApiError::bad_name(bad.to_string()))?;
+    }
+    let set = app.tenants().set_default_adapter(&caller.to_string(), &name, adapter).await;
+    Ok(Json(tenant(set.map_err(|error| refused(&error))?)))
+}
+
+fn tenant(card: TenantCard) -> TenantOut {
+    TenantOut {
+        id: card.id.number(),
+        object: "tenant",
+        name: card.name.into(),
+        created: card.created,
+        default_adapter: card.default_adapter,
+        keys: card.keys.into_iter().map(key).collect(),
+        operator_key: None,
+    }
+}
+
+fn key(card: KeyCard) -> KeyOut {
+    let KeyCard { id, scope, created, expires } = card;
+    KeyOut { id: id.to_string(), scope, created, expires, key: None }
+}
+
+fn name(named: Named) -> Result<TenantName, ApiError> {
+    let Path(text) = named.map_err(|_| bad_path())?;
+    parsed(&text)
+}
+
+fn parsed(text: &str) -> Result<TenantName, ApiError> {
+    TenantName::parse(text).map_err(|bad| ApiError::invalid("name", bad.to_string()))
+}
+
+fn bad_path() -> ApiError {
+    ApiError::malformed("the path is not percent-encoded UTF-8")
+}
+
+fn refused(error: &NotDone) -> ApiError {
+    ApiError::not_done(error)
+}

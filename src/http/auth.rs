@@ -1,0 +1,135 @@
+//! Who is calling: the key of a request, and what needs which.
+
+use std::time::SystemTime;
+
+use axum::{
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderMap, header::AUTHORIZATION, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+use super::{app::App, error::ApiError, guard::Reach};
+use crate::tenant::{Caller, Right, Scope};
+
+/// Paths that say nothing about anybody: whoever watches the process needs no key.
+const PUBLIC: [&str; 5] = ["/health", "/ping", "/ready", "/version", METRICS];
+const METRICS: &str = "/metrics";
+
+/// Finds out who is calling, or refuses.
+pub(super) async fn layer(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let key = bearer(request.headers());
+    match app.tenants().identify(key, SystemTime::now()) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+        }
+        Err(_) if PUBLIC.contains(&request.uri().path()) => {}
+        Err(_) => return ApiError::unidentified().into_response(),
+    }
+    next.run(request).await
+}
+
+/// The key of `Authorization: Bearer KEY` (RFC 6750, section 2.1). Of several none counts.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (value, None) = (values.next()?.to_str().ok()?, values.next()) else { return None };
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+/// Whoever is calling.
+#[derive(Debug)]
+pub(super) struct By(pub(super) Caller);
+
+impl FromRequestParts<App> for By {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        parts.extensions.get().cloned().map(Self).ok_or_else(ApiError::unidentified)
+    }
+}
+
+/// Refuses a key that does not allow this.
+pub(super) fn need(caller: &Caller, scope: Scope) -> Result<(), ApiError> {
+    if caller.may(scope) {
+        return Ok(());
+    }
+    Err(match caller.right {
+        Right::Operator => ApiError::not_allowed(
+            "the operator's key is no tenant's: make a key for one with `chorus tenant key new`",
+        ),
+        _ => ApiError::not_allowed(format!(
+            "the API key does not allow this: a key of scope {} is needed",
+            match scope {
+                Scope::Infer => "infer",
+                Scope::Upload => "upload",
+                Scope::Admin => "admin",
+            }
+        )),
+    })
+}
+
+/// The operator, or on a server without keys whoever sits at this machine.
+#[derive(Debug)]
+pub(super) struct Operator(pub(super) Caller);
+
+impl FromRequestParts<App> for Operator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let By(caller) = By::from_request_parts(parts, app).await?;
+        let at_home = parts.extensions.get() == Some(&Reach::Loopback);
+        match caller.right {
+            Right::Operator => Ok(Self(caller)),
+            Right::Open if at_home => Ok(Self(caller)),
+            Right::Open => Err(ApiError::not_allowed(
+                "a server that listens beyond its machine is administered with the key in its CHORUS_OPERATOR_KEY",
+            )),
+            Right::Key(..) => Err(ApiError::not_allowed("this needs the operator's key")),
+        }
+    }
+}
+
+/// Whoever may read the metrics: on the network only the operator, where there is one.
+#[derive(Debug)]
+pub(super) struct Watcher;
+
+impl FromRequestParts<App> for Watcher {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let at_home = parts.extensions.get() == Some(&Reach::Loopback);
+        let caller: Option<&Caller> = parts.extensions.get();
+        if at_home || app.settings().metrics_open || caller.is_some_and(Caller::is_operator) {
+            return Ok(Self);
+        }
+        Err(match caller {
+            None => ApiError::unidentified(),
+            Some(_) => ApiError::not_allowed("this needs the operator's key, or --metrics-open"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn key(values: &[&'static str]) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(AUTHORIZATION, HeaderValue::from_static(value));
+        }
+        bearer(&headers).map(str::to_owned)
+    }
+
+    #[test]
+    fn one_bearer_key_is_read() {
+        assert_eq!(key(&["Bearer abc"]).as_deref(), Some("abc"));
+        assert_eq!(key(&["bearer  abc "]).as_deref(), Some("abc"));
+        for values in [&[][..], &["abc"], &["Basic abc"], &["Bearer"], &["Bearer a", "Bearer b"]] {
+            assert_eq!(key(values), None, "{values:?}");
+        }
+    }
+}

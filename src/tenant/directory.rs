@@ -1,0 +1,582 @@
+//! All tenants and their keys.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, RwLock, Weak},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::Mutex;
+
+use super::{
+    Caller, Key, KeyId, Right, TenantId, TenantName,
+    key::KeyHash,
+    record::{Change, Record, Scope},
+};
+use crate::store::{Appended, Entry, Log, Store, StoreError};
+
+/// Knows every tenant and every key. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Tenants {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: RwLock<State>,
+    /// Held while a change is decided and written.
+    log: Mutex<Log<Record>>,
+    /// The operator's key where this server was given one; it counts beside the one in the records.
+    operator: Option<KeyHash>,
+}
+
+/// What the records come to.
+#[derive(Debug, Default)]
+struct State {
+    tenants: BTreeMap<TenantId, Tenant>,
+    /// Who each key is. Looked up by a hash that nobody can choose, so the time that takes tells nothing of a key.
+    keys: HashMap<KeyHash, TenantId>,
+    operator: Option<KeyHash>,
+}
+
+#[derive(Debug)]
+struct Tenant {
+    name: TenantName,
+    /// Unix seconds.
+    created: u64,
+    keys: BTreeMap<KeyId, TenantKey>,
+    default_adapter: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+struct TenantKey {
+    hash: KeyHash,
+    scope: Scope,
+    created: u64,
+    expires: Option<u64>,
+}
+
+/// What an operator sees of a tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantCard {
+    /// Never given to another.
+    pub id: TenantId,
+    /// What it is called.
+    pub name: TenantName,
+    /// Unix time in seconds.
+    pub created: u64,
+    /// Those that are not revoked, by id.
+    pub keys: Vec<KeyCard>,
+    /// What `default` means as a model; the base where it is `None`.
+    pub default_adapter: Option<String>,
+}
+
+/// What an operator sees of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyCard {
+    /// Its name.
+    pub id: KeyId,
+    /// What it allows.
+    pub scope: Scope,
+    /// Unix time in seconds.
+    pub created: u64,
+    /// Unix time in seconds from which on it is none.
+    pub expires: Option<u64>,
+}
+
+/// A new tenant.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// As others see it.
+    pub card: TenantCard,
+    /// With the first tenant, where the server was given none: the operator's key. It is shown this once.
+    pub operator: Option<Key>,
+}
+
+/// A request shows no key, or none that counts. The two are not told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no API key that counts")]
+pub struct Unidentified;
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum NotDone {
+    /// There is no such tenant.
+    #[error("there is no tenant {0}")]
+    NoTenant(TenantName),
+    /// The tenant has no such key.
+    #[error("the tenant has no key {0}")]
+    NoKey(KeyId),
+    /// The name is taken.
+    #[error("there is a tenant {0} already")]
+    Taken(TenantName),
+    /// A key that is over before it begins.
+    #[error("the key would have expired already")]
+    Expired,
+    /// The store does not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why the lock is never poisoned.
+const NO_PANIC: &str = "no look-up or change panics";
+
+impl Tenants {
+    /// Reads what the store has. `operator` is the operator's key, where this server is given one.
+    ///
+    /// From then on what other servers write is taken in each `refresh`, until the last handle is gone.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
+    pub async fn open(
+        store: &Store,
+        operator: Option<&Key>,
+        refresh: Duration,
+    ) -> Result<Self, StoreError> {
+        let (log, entries) = Log::<Record>::open(store, "tenants").await?;
+        let mut state = State::default();
+        // It is there without a record, so that a folder of adapters has an owner.
+        let name = TenantName::parse(TenantName::DEFAULT).expect("a test parses it");
+        state.tenants.insert(TenantId::DEFAULT, Tenant::new(name, 0));
+        for entry in &entries {
+            state.apply(entry);
+        }
+        let operator = operator.map(Key::hash);
+        let shared = Shared { state: RwLock::new(state), log: Mutex::new(log), operator };
+        let shared = Arc::new(shared);
+        tokio::spawn(keep_up(Arc::downgrade(&shared), refresh));
+        Ok(Self { shared })
+    }
+
+    /// There are no keys, and everybody may do everything.
+    pub fn are_open(&self) -> bool {
+        self.shared.operator.is_none() && self.with(|state| state.operator.is_none())
+    }
+
+    /// Who shows this key, at this time.
+    pub fn identify(&self, key: Option<&str>, now: SystemTime) -> Result<Caller, Unidentified> {
+        if self.are_open() {
+            return Ok(Caller { tenant: TenantId::DEFAULT, right: Right::Open });
+        }
+        let hash = key.and_then(KeyHash::of).ok_or(Unidentified)?;
+        let now = unix_seconds(now);
+        self.with(|state| {
+            let operators = [&self.shared.operator, &state.operator].into_iter().flatten();
+            // All of them, so that the time does not tell which.
+            if operators.fold(false, |found, operator| found | operator.is(&hash)) {
+                return Ok(Caller { tenant: TenantId::DEFAULT, right: Right::Operator });
+            }
+            let tenant = *state.keys.get(&hash).ok_or(Unidentified)?;
+            let id = hash.id();
+            let known = state.tenants.get(&tenant).and_then(|tenant| tenant.keys.get(&id));
+            let live = |key: &&TenantKey| {
+                key.hash.is(&hash) && key.expires.is_none_or(|expires| now < expires)
+            };
+            let key = known.filter(live).ok_or(Unidentified)?;
+            Ok(Caller { tenant, right: Right::Key(id, key.scope) })
+        })
+    }
+
+    /// What a tenant is called.
+    pub fn name(&self, tenant: TenantId) -> Option<TenantName> {
+        self.with(|state| state.tenants.get(&tenant).map(|tenant| tenant.name.clone()))
+    }
+
+    /// What `default` means to a tenant as a model; the base where it is `None`.
+    pub fn default_adapter(&self, tenant: TenantId) -> Option<String> {
+        self.with(|state| state.tenants.get(&tenant)?.default_adapter.clone())
+    }
+
+    /// All tenants, by name.
+    pub fn list(&self) -> Vec<TenantCard> {
+        let mut cards: Vec<_> =
+            self.with(|state| state.tenants.iter().map(|(id, tenant)| tenant.card(*id)).collect());
+        cards.sort_by(|one, two| one.name.cmp(&two.name));
+        cards
+    }
+
+    /// One tenant.
+    pub fn card(&self, name: &TenantName) -> Option<TenantCard> {
+        self.with(|state| {
+            let (id, tenant) = state.find(name)?;
+            Some(tenant.card(id))
+        })
+    }
+
+    /// A new tenant. The first one ends open access.
+    pub async fn create(&self, by: &str, name: &TenantName) -> Result<Created, NotDone> {
+        let operator = if self.are_open() { Some(random()?) } else { None };
+        let mut made = false;
+        let decide = |state: &State| {
+            if state.find(name).is_some() {
+                return Err(NotDone::Taken(name.clone()));
+            }
+            // Another server may have been first.
+            made = operator.is_some() && state.operator.is_none();
+            let operator = operator.as_ref().filter(|_| made).map(Key::hash);
+            Ok(Change::Created { name: name.clone(), operator })
+        };
+        self.change(by, decide).await?;
+        let card = self.card(name).ok_or_else(|| NotDone::NoTenant(name.clone()))?;
+        Ok(Created { card, operator: operator.filter(|_| made) })
+    }
+
+    /// A new key for a tenant. It is in what is returned, and nowhere else.
+    pub async fn add_key(
+        &self,
+        by: &str,
+        name: &TenantName,
+        scope: Scope,
+        expires: Option<u64>,
+    ) -> Result<(Key, KeyCard), NotDone> {
+        if expires.is_some_and(|expires| expires <= unix_seconds(SystemTime::now())) {
+            return Err(NotDone::Expired);
+        }
+        let key = random()?;
+        let hash = key.hash();
+        let decide = |state: &State| {
+            let (tenant, _) = state.find(name).ok_or_else(|| NotDone::NoTenant(name.clone()))?;
+            Ok(Change::KeyAdded { tenant, key: hash, scope, expires })
+        };
+        self.change(by, decide).await?;
+        let card = self
+            .card(name)
+            .and_then(|card| card.keys.into_iter().find(|card| card.id == hash.id()));
+        Ok((key, card.ok_or_else(|| NotDone::NoKey(hash.id()))?))
+    }
+
+    /// A key is none any more, here at once and on other servers when they refresh.
+    pub async fn revoke_key(
+        &self,
+        by: &str,
+        name: &TenantName,
+        key: &KeyId,
+    ) -> Result<(), NotDone> {
+        let decide = |state: &State| {
+            let (tenant, known) =
+                state.find(name).ok_or_else(|| NotDone::NoTenant(name.clone()))?;
+            if !known.keys.contains_key(key) {
+                return Err(NotDone::NoKey(key.clone()));
+            }
+            Ok(Change::KeyRevoked { tenant, key: key.clone() })
+        };
+        self.change(by, decide).await
+    }
+
+    /// Says what `default` means to a tenant as a model.
+    pub async fn set_default_adapter(
+        &self,
+        by: &str,
+        name: &TenantName,
+        adapter: Option<String>,
+    ) -> Result<TenantCard, NotDone> {
+        let decide = |state: &State| {
+            let (tenant, _) = state.find(name).ok_or_else(|| NotDone::NoTenant(name.clone()))?;
+            Ok(Change::DefaultAdapter { tenant, adapter: adapter.clone() })
+        };
+        self.change(by, decide).await?;
+        self.card(name).ok_or_else(|| NotDone::NoTenant(name.clone()))
+    }
+
+    /// Takes in what other servers have written.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        let mut log = self.shared.log.lock().await;
+        let entries = log.catch_up().await?;
+        self.apply(&entries);
+        Ok(())
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.shared.state.read().expect(NO_PANIC))
+    }
+
+    fn apply(&self, entries: &[Entry<Record>]) {
+        let mut state = self.shared.state.write().expect(NO_PANIC);
+        for entry in entries {
+            state.apply(entry);
+        }
+    }
+
+    /// Decides on the state that all records before make, and writes the record that comes of it as the next one.
+    async fn change(
+        &self,
+        by: &str,
+        mut decide: impl FnMut(&State) -> Result<Change, NotDone>,
+    ) -> Result<(), NotDone> {
+        let mut log = self.shared.log.lock().await;
+        let entries = log.catch_up().await?;
+        self.apply(&entries);
+        loop {
+            let change = self.with(|state| decide(state))?;
+            let at = unix_seconds(SystemTime::now()).saturating_mul(1000);
+            let record = Record { at, by: by.to_owned(), change };
+            match log.append(record.clone()).await? {
+                Appended::Overtaken(entries) => self.apply(&entries),
+                Appended::Written(number) => {
+                    tracing::info!(number, by, change = ?record.change, "tenants have changed");
+                    self.apply(&[Entry { number, record }]);
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn find(&self, name: &TenantName) -> Option<(TenantId, &Tenant)> {
+        let mut tenants = self.tenants.iter();
+        tenants.find(|(_, tenant)| tenant.name == *name).map(|(id, tenant)| (*id, tenant))
+    }
+
+    fn apply(&mut self, Entry { number, record }: &Entry<Record>) {
+        let created = record.at / 1000;
+        match &record.change {
+            Change::Created { name, operator } => {
+                // As many tenants as there are numbers have never been made.
+                let id = TenantId(u32::try_from(*number).unwrap_or(u32::MAX));
+                self.tenants.entry(id).or_insert_with(|| Tenant::new(name.clone(), created));
+                self.operator = self.operator.or(*operator);
+            }
+            Change::KeyAdded { tenant, key, scope, expires } => {
+                let Some(known) = self.tenants.get_mut(tenant) else { return };
+                let added = TenantKey { hash: *key, scope: *scope, created, expires: *expires };
+                known.keys.insert(key.id(), added);
+                self.keys.insert(*key, *tenant);
+            }
+            Change::KeyRevoked { tenant, key } => {
+                let known = self.tenants.get_mut(tenant);
+                if let Some(gone) = known.and_then(|tenant| tenant.keys.remove(key)) {
+                    self.keys.remove(&gone.hash);
+                }
+            }
+            Change::DefaultAdapter { tenant, adapter } => {
+                if let Some(tenant) = self.tenants.get_mut(tenant) {
+                    tenant.default_adapter.clone_from(adapter);
+                }
+            }
+        }
+    }
+}
+
+impl Tenant {
+    fn new(name: TenantName, created: u64) -> Self {
+        Self { name, created, keys: BTreeMap::new(), default_adapter: None }
+    }
+
+    fn card(&self, id: TenantId) -> TenantCard {
+        let key = |(id, key): (&KeyId, &TenantKey)| KeyCard {
+            id: id.clone(),
+            scope: key.scope,
+            created: key.created,
+            expires: key.expires,
+        };
+        TenantCard {
+            id,
+            name: self.name.clone(),
+            created: self.created,
+            keys: self.keys.iter().map(key).collect(),
+            default_adapter: self.default_adapter.clone(),
+        }
+    }
+}
+
+/// Takes in what other servers write until nobody needs it any more.
+async fn keep_up(tenants: Weak<Shared>, refresh: Duration) {
+    loop {
+        tokio::time::sleep(refresh).await;
+        let Some(shared) = tenants.upgrade() else { return };
+        // The adapters' records are in the same store, and their keeper says once when it is down.
+        if let Err(error) = (Tenants { shared }).refresh().await {
+            tracing::debug!(%error, "keys are those of a moment ago");
+        }
+    }
+}
+
+fn random() -> Result<Key, StoreError> {
+    Key::random().map_err(|error| StoreError::Unavailable {
+        why: format!("the system gives no random numbers: {error}"),
+    })
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEVER: Duration = Duration::from_hours(1);
+
+    fn name(text: &str) -> TenantName {
+        TenantName::parse(text).unwrap()
+    }
+
+    async fn open(store: &Store) -> Tenants {
+        Tenants::open(store, None, NEVER).await.unwrap()
+    }
+
+    fn who(tenants: &Tenants, key: &Key) -> Option<Caller> {
+        tenants.identify(Some(key.reveal()), SystemTime::now()).ok()
+    }
+
+    #[tokio::test]
+    async fn without_tenants_everybody_is_the_default_one() {
+        let (store, _) = Store::faulty();
+        let tenants = open(&store).await;
+        for key in [None, Some("none"), Some("sk-anything")] {
+            let caller = tenants.identify(key, SystemTime::now()).unwrap();
+            assert_eq!(caller.tenant, TenantId::DEFAULT);
+            assert!(caller.may(Scope::Admin) && caller.is_operator());
+        }
+        assert_eq!(tenants.list().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_first_tenant_ends_open_access_and_brings_the_operators_key() {
+        let (store, _) = Store::faulty();
+        let tenants = open(&store).await;
+        let Created { card, operator } = tenants.create("open", &name("acme")).await.unwrap();
+        let operator = operator.unwrap();
+        assert_eq!((card.name.as_str(), card.id.number()), ("acme", 1));
+        assert!(!tenants.are_open());
+        assert_eq!(tenants.identify(None, SystemTime::now()), Err(Unidentified));
+        let caller = who(&tenants, &operator).unwrap();
+        assert!(caller.is_operator() && !caller.may(Scope::Infer), "it is nobody's tenant");
+        let second = tenants.create("operator", &name("beta")).await.unwrap();
+        assert!(second.operator.is_none(), "once");
+        let again = open(&store).await;
+        assert!(who(&again, &operator).unwrap().is_operator(), "a restart knows it");
+        let taken = tenants.create("operator", &name("acme")).await;
+        assert!(matches!(taken, Err(NotDone::Taken(_))), "{taken:?}");
+        let taken = tenants.create("operator", &name("default")).await;
+        assert!(matches!(taken, Err(NotDone::Taken(_))), "{taken:?}");
+    }
+
+    #[tokio::test]
+    async fn an_operators_own_key_closes_the_server_from_the_start() {
+        let (store, _) = Store::faulty();
+        let own = Key::parse("correct-horse-battery").unwrap();
+        let tenants = Tenants::open(&store, Some(&own), NEVER).await.unwrap();
+        assert!(!tenants.are_open());
+        assert!(who(&tenants, &own).unwrap().is_operator());
+        assert_eq!(
+            tenants.identify(Some("correct-horse-batterx"), SystemTime::now()),
+            Err(Unidentified)
+        );
+        let created = tenants.create("operator", &name("acme")).await.unwrap();
+        assert!(created.operator.is_none());
+    }
+
+    #[tokio::test]
+    async fn keys_name_their_tenant_and_what_they_allow() {
+        let (store, _) = Store::faulty();
+        let tenants = open(&store).await;
+        tenants.create("open", &name("acme")).await.unwrap();
+        let beta = tenants.create("open", &name("beta")).await.unwrap().card.id;
+        let (key, card) = tenants.add_key("me", &name("beta"), Scope::Upload, None).await.unwrap();
+        let caller = who(&tenants, &key).unwrap();
+        assert_eq!(
+            caller,
+            Caller { tenant: beta, right: Right::Key(card.id.clone(), Scope::Upload) }
+        );
+        assert!(caller.may(Scope::Infer) && caller.may(Scope::Upload) && !caller.may(Scope::Admin));
+        assert!(!caller.is_operator());
+        let (default, _) =
+            tenants.add_key("me", &name("default"), Scope::Infer, None).await.unwrap();
+        assert_eq!(who(&tenants, &default).unwrap().tenant, TenantId::DEFAULT);
+        // Several per tenant, each by itself.
+        let (second, other) =
+            tenants.add_key("me", &name("beta"), Scope::Infer, None).await.unwrap();
+        tenants.revoke_key("me", &name("beta"), &card.id).await.unwrap();
+        assert_eq!(who(&tenants, &key), None);
+        assert_eq!(who(&tenants, &second).unwrap().tenant, beta);
+        assert_eq!(tenants.card(&name("beta")).unwrap().keys, [other]);
+        let gone = tenants.revoke_key("me", &name("beta"), &card.id).await;
+        assert!(matches!(gone, Err(NotDone::NoKey(_))), "{gone:?}");
+        let nobody = tenants.add_key("me", &name("nobody"), Scope::Infer, None).await;
+        assert!(matches!(nobody, Err(NotDone::NoTenant(_))), "{nobody:?}");
+        for bad in ["", " ", &second.reveal()[1..], &second.reveal().to_uppercase()] {
+            assert_eq!(tenants.identify(Some(bad), SystemTime::now()), Err(Unidentified), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_ends_when_it_was_to_end() {
+        let (store, _) = Store::faulty();
+        let tenants = open(&store).await;
+        tenants.create("open", &name("acme")).await.unwrap();
+        let now = SystemTime::now();
+        let expires = unix_seconds(now) + 60;
+        let add = |at| {
+            let tenants = tenants.clone();
+            async move { tenants.add_key("me", &name("acme"), Scope::Infer, Some(at)).await }
+        };
+        let (key, card) = add(expires).await.unwrap();
+        assert_eq!(card.expires, Some(expires));
+        assert!(tenants.identify(Some(key.reveal()), now).is_ok());
+        let later = now + Duration::from_secs(61);
+        assert_eq!(tenants.identify(Some(key.reveal()), later), Err(Unidentified));
+        assert!(matches!(add(unix_seconds(now)).await, Err(NotDone::Expired)));
+    }
+
+    #[tokio::test]
+    async fn servers_on_one_store_learn_of_keys_and_their_end() {
+        let (store, _) = Store::faulty();
+        let (one, two) = (open(&store).await, open(&store).await);
+        one.create("open", &name("acme")).await.unwrap();
+        let (key, card) = one.add_key("me", &name("acme"), Scope::Infer, None).await.unwrap();
+        assert!(two.are_open());
+        two.refresh().await.unwrap();
+        assert!(!two.are_open());
+        assert_eq!(who(&two, &key), who(&one, &key));
+        two.revoke_key("me", &name("acme"), &card.id).await.unwrap();
+        one.refresh().await.unwrap();
+        assert_eq!(who(&one, &key), None);
+        // Whoever comes second learns that there is an operator already.
+        let three = open(&store).await;
+        assert!(three.create("x", &name("late")).await.unwrap().operator.is_none());
+    }
+
+    #[tokio::test]
+    async fn of_two_first_tenants_one_brings_the_operators_key() {
+        let (store, _) = Store::faulty();
+        let (one, two) = (open(&store).await, open(&store).await);
+        let first = one.create("open", &name("acme")).await.unwrap();
+        let second = two.create("open", &name("beta")).await.unwrap();
+        assert!(first.operator.is_some() && second.operator.is_none());
+        assert_eq!(two.list().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn no_key_is_in_the_store_or_in_what_is_printed() {
+        let root = tempfile::TempDir::new().unwrap();
+        let location = crate::store::Location::Folder(root.path().to_owned());
+        let store = Store::open(&location).await.unwrap();
+        let tenants = open(&store).await;
+        let operator = tenants.create("open", &name("acme")).await.unwrap().operator.unwrap();
+        let (key, _) = tenants.add_key("me", &name("acme"), Scope::Infer, None).await.unwrap();
+        let mut shown = format!("{tenants:?}");
+        for entry in root.path().join("logs/tenants").read_dir().unwrap() {
+            shown += &std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        }
+        for secret in [operator, key] {
+            assert!(!shown.contains(secret.reveal()));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_default_means_is_a_tenants_own() {
+        let (store, _) = Store::faulty();
+        let tenants = open(&store).await;
+        let acme = tenants.create("open", &name("acme")).await.unwrap().card.id;
+        let set = |adapter: Option<&str>| {
+            let (tenants, adapter) = (tenants.clone(), adapter.map(str::to_owned));
+            async move { tenants.set_default_adapter("me", &name("acme"), adapter).await.unwrap() }
+        };
+        assert_eq!(set(Some("sql")).await.default_adapter.as_deref(), Some("sql"));
+        assert_eq!(tenants.default_adapter(acme).as_deref(), Some("sql"));
+        assert_eq!(tenants.default_adapter(TenantId::DEFAULT), None);
+        assert_eq!(set(None).await.default_adapter, None);
+    }
+}

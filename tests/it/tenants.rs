@@ -1,0 +1,308 @@
+//! Tenants side by side: none sees, guesses or touches what is another's.
+
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use crate::{
+    uploads::{body, files, form, mini, question},
+    world::{Server, shipped_adapters},
+};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// Somebody with a key.
+struct Holder<'a> {
+    server: &'a Server,
+    key: String,
+}
+
+impl Holder<'_> {
+    fn ask(&self, method: Method, path: &str) -> RequestBuilder {
+        let url = format!("{}{path}", self.server.url);
+        self.server.client.request(method, url).bearer_auth(&self.key)
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        body(self.ask(Method::GET, path).send().await.unwrap()).await
+    }
+
+    async fn post(&self, path: &str, json: &Value) -> (u16, Value) {
+        body(self.ask(Method::POST, path).json(json).send().await.unwrap()).await
+    }
+
+    async fn put(&self, name: &str, files: [Vec<u8>; 2]) -> (u16, Value) {
+        let request = self.ask(Method::PUT, &format!("/v1/adapters/{name}"));
+        body(request.multipart(form(files)).send().await.unwrap()).await
+    }
+
+    async fn delete(&self, path: &str) -> (u16, Value) {
+        body(self.ask(Method::DELETE, path).send().await.unwrap()).await
+    }
+
+    async fn new_key(&self, tenant: &str, scope: &str) -> (String, String) {
+        let path = format!("/v1/admin/tenants/{tenant}/keys");
+        let (status, key) = self.post(&path, &json!({ "scope": scope })).await;
+        assert_eq!(status, 201, "{key}");
+        let text = |field: &str| key[field].as_str().unwrap().to_owned();
+        (text("key"), text("id"))
+    }
+}
+
+/// Makes the first tenant as an operator does, and returns the operator.
+async fn operator<'a>(server: &'a Server, first: &str) -> Holder<'a> {
+    let nobody = Holder { server, key: "none".to_owned() };
+    let (status, tenant) = nobody.post("/v1/admin/tenants", &json!({ "name": first })).await;
+    assert_eq!(status, 201, "{tenant}");
+    Holder { server, key: tenant["operator_key"].as_str().unwrap().to_owned() }
+}
+
+async fn tenant<'a>(operator: &Holder<'a>, name: &str) -> Holder<'a> {
+    operator.post("/v1/admin/tenants", &json!({ "name": name })).await;
+    Holder { server: operator.server, key: operator.new_key(name, "admin").await.0 }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_first_tenant_everybody_needs_a_key_and_each_key_has_its_scope() {
+    let server = Server::start(&[]);
+    assert!(server.plan.contains("no keys are asked for"), "{}", server.plan);
+    assert_eq!(server.post(CHAT, &question("pirate", 2)).await.status(), 200);
+    let operator = operator(&server, "acme").await;
+    for path in ["/v1/models", "/v1/adapters", "/v1/admin/tenants", "/nowhere"] {
+        for request in [
+            server.client.get(format!("{}{path}", server.url)),
+            server.client.get(format!("{}{path}", server.url)).bearer_auth("wrong"),
+        ] {
+            let (status, answer) = body(request.send().await.unwrap()).await;
+            assert_eq!((status, &answer["error"]["code"]), (401, &json!("invalid_api_key")));
+        }
+    }
+    let answer = server.post(CHAT, &question("base", 2)).await;
+    assert_eq!(answer.status(), 401);
+    for path in ["/health", "/ready", "/version", "/metrics"] {
+        let response = server.client.get(format!("{}{path}", server.url)).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+    }
+    // The operator's key is no tenant's.
+    assert_eq!(operator.post(CHAT, &question("base", 2)).await.0, 403);
+    let key = async |scope: &str| Holder {
+        server: &server,
+        key: operator.new_key("acme", scope).await.0,
+    };
+    let (infer, upload, admin) = (key("infer").await, key("upload").await, key("admin").await);
+    for holder in [&infer, &upload, &admin] {
+        assert_eq!(holder.post(CHAT, &question("base", 2)).await.0, 200);
+        assert_eq!(holder.get("/v1/adapters").await.0, 200);
+        let (status, answer) = holder.get("/v1/admin/tenants").await;
+        assert_eq!((status, &answer["error"]["code"]), (403, &json!("insufficient_scope")));
+    }
+    assert_eq!(infer.put("a", mini(1)).await.0, 403);
+    assert_eq!(upload.put("a", mini(1)).await.0, 201);
+    let config = "/v1/adapters/a/files/adapter_config.json";
+    assert_eq!(infer.get(config).await.0, 403);
+    assert_eq!(upload.get(config).await.0, 200);
+    assert_eq!(upload.delete("/v1/adapters/a").await.0, 403);
+    assert_eq!(upload.post("/v1/adapters/a/pin", &json!({})).await.0, 403);
+    assert_eq!(admin.post("/v1/adapters/a/pin", &json!({})).await.0, 200);
+    assert_eq!(admin.delete("/v1/adapters/a").await.0, 200);
+    // Revoked at once; a key that is none any more and one that never was are answered alike.
+    let (secret, id) = operator.new_key("acme", "infer").await;
+    let short = Holder { server: &server, key: secret };
+    assert_eq!(short.post(CHAT, &question("base", 2)).await.0, 200);
+    let (status, shown) = operator.delete(&format!("/v1/admin/tenants/acme/keys/{id}")).await;
+    assert_eq!(status, 200);
+    assert!(!shown.to_string().contains(&short.key));
+    let wrong = Holder { server: &server, key: "wrong".to_owned() };
+    assert_eq!(short.get("/v1/models").await, wrong.get("/v1/models").await);
+    assert_eq!(short.get("/v1/models").await.0, 401);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_tenant_reaches_what_is_anothers() {
+    let server = Server::start(&[]);
+    let operator = operator(&server, "t0").await;
+    let mut tenants = Vec::new();
+    for number in 0..4u32 {
+        let holder = tenant(&operator, &format!("t{number}")).await;
+        // One name that all have, and one that only this tenant has.
+        for name in ["shared".to_owned(), format!("own{number}")] {
+            let (status, answer) = holder.put(&name, mini(10 + number)).await;
+            assert_eq!(status, 201, "{answer}");
+        }
+        tenants.push(holder);
+    }
+    for (at, holder) in tenants.iter().enumerate() {
+        let (_, listed) = holder.get("/v1/models").await;
+        let listed: Vec<_> = listed["data"].as_array().unwrap().iter().collect();
+        let names: Vec<_> = listed.iter().map(|model| model["id"].as_str().unwrap()).collect();
+        assert_eq!(names, ["smollm2-135m-instruct", &format!("own{at}"), "shared"]);
+        assert_eq!(listed[1]["owned_by"], format!("t{at}"));
+        let (_, own) = holder.get("/v1/adapters/shared").await;
+        for other in (0..4).filter(|other| *other != at) {
+            let (_, theirs) = tenants[other].get("/v1/adapters/shared").await;
+            assert_ne!(own["digest"], theirs["digest"]);
+            // Not by name, version, digest, base and name, or the folder's names, which are the default tenant's.
+            let digest = theirs["digest"].as_str().unwrap();
+            for (foreign, unknown) in [
+                (format!("own{other}"), "xxx9".to_owned()),
+                (format!("own{other}@v1"), "xxx9@v1".to_owned()),
+                (format!("shared@{digest}"), format!("shared@sha256:{}", "0".repeat(64))),
+                (
+                    format!("smollm2-135m-instruct:own{other}"),
+                    "smollm2-135m-instruct:xxx9".to_owned(),
+                ),
+                ("pirate".to_owned(), "xxxxxx".to_owned()),
+            ] {
+                same_refusal(holder, (&foreign, &unknown)).await;
+            }
+            let path = |name: &str| format!("/v1/adapters/{name}");
+            for (method, end) in [
+                (Method::GET, ""),
+                (Method::DELETE, ""),
+                (Method::POST, "/pin"),
+                (Method::POST, "/prefetch"),
+                (Method::GET, "/files/adapter_config.json"),
+            ] {
+                let mut answers = Vec::new();
+                for name in [format!("own{other}"), "xxx9".to_owned()] {
+                    let request = holder.ask(method.clone(), &(path(&name) + end));
+                    let (status, answer) = body(request.send().await.unwrap()).await;
+                    assert_eq!(status, 404, "{answer}");
+                    answers.push(answer.to_string().replace(&name, "NAME"));
+                }
+                assert_eq!(answers[0], answers[1]);
+            }
+        }
+    }
+    for (at, holder) in tenants.iter().enumerate() {
+        assert_eq!(holder.post(CHAT, &question(&format!("own{at}"), 2)).await.0, 200);
+    }
+}
+
+/// A foreign name and an unknown one get the same bytes, by header and by model.
+async fn same_refusal(holder: &Holder<'_>, (foreign, unknown): (&str, &str)) {
+    let mut answers = Vec::new();
+    for name in [foreign, unknown] {
+        let by_model = holder.ask(Method::POST, CHAT).json(&question(name, 2));
+        let mut named = question("base", 2);
+        named.as_object_mut().unwrap().remove("model");
+        let by_header = holder.ask(Method::POST, CHAT).json(&named).header("x-adapter", name);
+        for request in [by_model, by_header] {
+            let (status, answer) = body(request.send().await.unwrap()).await;
+            assert_eq!(
+                (status, &answer["error"]["code"]),
+                (404, &json!("model_not_found")),
+                "{answer}"
+            );
+            answers.push(answer.to_string().replace(name, "NAME"));
+        }
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants_share_bytes_and_nothing_that_tells_of_it() {
+    let server = Server::start(&[]);
+    let operator = operator(&server, "one").await;
+    let (one, two) = (tenant(&operator, "one").await, tenant(&operator, "two").await);
+    let pirate = files(&shipped_adapters().join("pirate"));
+    let (status, first) = one.put("mine", pirate.clone()).await;
+    let (again, second) = two.put("theirs", pirate.clone()).await;
+    assert_eq!((status, again), (201, 201), "the second is new to its tenant");
+    assert_eq!(first["digest"], second["digest"]);
+    let long = "The order came late, the box was open, and nobody answered. ".repeat(8);
+    let ask = json!({
+        "messages": [{"role": "user", "content": long}], "max_tokens": 8, "temperature": 0,
+    });
+    let said = async |holder: &Holder<'_>, model: &str| {
+        let mut ask = ask.clone();
+        ask["model"] = model.into();
+        let (status, answer) = holder.post(CHAT, &ask).await;
+        assert_eq!(status, 200, "{answer}");
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        (answer["choices"][0]["message"]["content"].clone(), cached)
+    };
+    let (text, none) = said(&one, "mine").await;
+    assert_eq!(none, 0);
+    let (same, own) = said(&one, "mine").await;
+    assert!(own > 0 && same == text);
+    let (same, foreign) = said(&two, "theirs").await;
+    assert_eq!((same, foreign), (text, 0), "what one has computed tells the other nothing");
+    assert_eq!(one.delete("/v1/adapters/mine").await.0, 200);
+    assert_eq!(said(&two, "theirs").await.1, own, "one's deletion takes nothing from the other");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn default_is_what_the_operator_has_chosen() {
+    let server = Server::start(&[]);
+    let operator = operator(&server, "acme").await;
+    let acme = tenant(&operator, "acme").await;
+    assert_eq!(acme.put("a", mini(1)).await.0, 201);
+    let from = async || {
+        let request = acme.ask(Method::POST, CHAT).json(&question("default", 2));
+        let response = request.send().await.unwrap();
+        let header = response.headers().get("x-chorus-adapter").cloned();
+        header.map(|header| header.to_str().unwrap().split(';').next().unwrap().to_owned())
+    };
+    assert_eq!(from().await.as_deref(), Some("base"));
+    let set = |adapter: Value| json!({ "adapter": adapter });
+    let path = "/v1/admin/tenants/acme/default";
+    assert_eq!(operator.post(path, &set(json!("a"))).await.0, 200);
+    assert_eq!(from().await.as_deref(), Some("a@v1"));
+    assert_eq!(acme.delete("/v1/adapters/a").await.0, 200);
+    assert_eq!(acme.post(CHAT, &question("default", 2)).await.0, 404, "not the base instead");
+    assert_eq!(operator.post(path, &set(Value::Null)).await.0, 200);
+    assert_eq!(from().await.as_deref(), Some("base"));
+    assert_eq!(operator.post(path, &set(json!("../a"))).await.0, 400);
+}
+
+#[test]
+fn the_command_line_makes_tenants_and_keys() {
+    let server = Server::start(&[]);
+    let run = |words: &[&str], key: Option<&str>| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_chorus"));
+        command.args(words).env("CHORUS_URL", &server.url);
+        command.env_remove("CHORUS_OPERATOR_KEY").env_remove("CHORUS_KEY");
+        if let Some(key) = key {
+            command.env("CHORUS_OPERATOR_KEY", key).env("CHORUS_KEY", key);
+        }
+        let output = command.output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.success(), text)
+    };
+    let key_in = |text: &str| {
+        let key = text.lines().find(|line| line.starts_with("chorus-"));
+        key.unwrap_or_else(|| panic!("no key in {text}")).to_owned()
+    };
+    let (success, text) = run(&["tenant", "create", "acme"], None);
+    assert!(success && text.contains("every request needs a key"), "{text}");
+    let operator = key_in(&text);
+    let (success, text) = run(&["tenant", "list"], None);
+    assert!(!success && text.contains("401") && text.lines().count() == 1, "{text}");
+    let (success, text) =
+        run(&["tenant", "key", "new", "acme", "--scope", "upload"], Some(&operator));
+    assert!(success, "{text}");
+    let key = key_in(&text);
+    let folder = shipped_adapters().join("pirate");
+    let (success, text) = run(&["adapter", "push", "p", folder.to_str().unwrap()], Some(&key));
+    assert!(success && text.contains("active"), "{text}");
+    let (success, text) = run(&["adapter", "list"], None);
+    assert!(!success && text.contains("invalid_api_key"), "{text}");
+    let (success, text) = run(&["tenant", "show", "acme"], Some(&operator));
+    assert!(success && text.contains("upload") && !text.contains(&key), "{text}");
+    let id = text.lines().nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+    let (success, text) = run(&["tenant", "key", "rotate", "acme", &id], Some(&operator));
+    assert!(success, "{text}");
+    let new = key_in(&text);
+    assert!(!run(&["adapter", "list"], Some(&key)).0);
+    assert!(run(&["adapter", "list"], Some(&new)).0);
+    let (success, text) = run(&["tenant", "default", "acme", "p"], Some(&operator));
+    assert!(success && text.contains("default adapter p"), "{text}");
+    let (success, text) = run(&["tenant", "create", "acme"], Some(&operator));
+    assert!(!success && text.contains("tenant_exists"), "{text}");
+    let (success, text) = run(&["tenant", "key", "revoke", "acme", "ffffffff"], Some(&operator));
+    assert!(!success && text.contains("key_not_found"), "{text}");
+    let (success, text) =
+        run(&["tenant", "key", "new", "acme", "--expires", "1h"], Some(&operator));
+    assert!(success, "{text}");
+    assert!(run(&["tenant", "show", "acme"], Some(&operator)).1.contains("expires at"));
+}
