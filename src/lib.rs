@@ -31,7 +31,7 @@
 //! # One request
 //!
 //! ```text
-//! POST -> Caller (from the key) -> choose (header, model) -> resolve (tenant, name) -> Revision: the digest is pinned here
+//! POST -> Caller (from the key) -> Permit (its quota) -> choose (header, model) -> resolve (tenant, name) -> Revision: the digest is pinned here
 //!      -> lease: the adapter is in memory until the lease is dropped
 //!      -> encode -> Engine::submit(Job) -> TokenStream
 //! engine thread: drain the inbox -> plan -> forward(rows, kv, lora) -> sample per row -> commit -> events
@@ -84,7 +84,7 @@
 //!
 //! - The lease is a value of its own ([`lora::Lease`]) and not a bare `Arc`: whoever lent it must hear of its return, or a waiting
 //!   line could not move.
-//! - The operator's key is made with the first tenant, which is when the server begins to ask for keys. There are no quotas yet.
+//! - The operator's key is made with the first tenant, which is when the server begins to ask for keys.
 //! - Files in the store are named by sha256 and a nonce, not by sha256 alone: with one key for equal bytes an upload and a
 //!   deletion that meet could leave a record without its file.
 //! - A pin is a lease that the server itself holds; the cache's policy knows nothing of it.

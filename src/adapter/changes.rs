@@ -44,6 +44,26 @@ pub enum Expected {
     New,
 }
 
+/// How much room a tenant has in the store; `None` is without bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Adapters.
+    pub adapters: Option<u32>,
+    /// Bytes of all their versions.
+    pub bytes: Option<u64>,
+}
+
+/// How an upload is to be kept.
+#[derive(Clone, Debug)]
+pub struct Terms<'a> {
+    /// How things must stand.
+    pub expected: &'a Expected,
+    /// Whether the name is to point to it.
+    pub activate: bool,
+    /// What its tenant has.
+    pub room: Room,
+}
+
 /// What became of an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
@@ -86,6 +106,19 @@ pub enum NotChanged {
         /// Bytes that they may.
         most: usize,
     },
+    /// The tenant has as many adapters as it may.
+    #[error("the quota of {0} adapters is used up: delete one first")]
+    NoRoomForName(u32),
+    /// The tenant's adapters take as many bytes as they may.
+    #[error(
+        "all versions would take {wanted} bytes together, and the quota is {most}: delete some first"
+    )]
+    NoRoomForBytes {
+        /// Bytes that they would take.
+        wanted: u64,
+        /// Bytes that they may.
+        most: u64,
+    },
     /// The upload is not complete or too large.
     #[error(transparent)]
     Unreceived(#[from] Unreceived),
@@ -117,6 +150,25 @@ impl Expected {
             Self::New => history.is_none(),
         };
         if holds { Ok(()) } else { Err(NotChanged::Stale { active }) }
+    }
+}
+
+impl Room {
+    /// Whether another version of so many bytes fits.
+    fn check(&self, state: &State, target: Target<'_>, bytes: u64) -> Result<(), NotChanged> {
+        let (names, stored) = state.holdings(target.tenant);
+        let is_new = state.look(target.tenant, target.name).is_none();
+        if let Some(most) = self.adapters
+            && is_new
+            && names >= most as usize
+        {
+            return Err(NotChanged::NoRoomForName(most));
+        }
+        let wanted = stored.saturating_add(bytes);
+        match self.bytes {
+            Some(most) if wanted > most => Err(NotChanged::NoRoomForBytes { wanted, most }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -163,10 +215,11 @@ impl Adapters {
         &self,
         target: Target<'_>,
         upload: Upload,
-        (expected, activate): (&Expected, bool),
+        terms: &Terms<'_>,
         trial: &dyn Trial,
     ) -> Result<Kept, NotChanged> {
         let shared = &*self.shared;
+        let Terms { expected, activate, room } = *terms;
         let mut received = upload.complete().await?;
         let digest = received.digest();
         let facts = {
@@ -187,6 +240,7 @@ impl Adapters {
                     let change = moves.then_some(Change::Activated { version });
                     return Ok((change, Decided::Kept(version, false)));
                 }
+                room.check(state, target, facts.bytes)?;
                 let Some([config, weights]) = &files else {
                     return Ok((None, Decided::NeedsFiles));
                 };

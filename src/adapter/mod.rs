@@ -30,7 +30,7 @@ use self::{
     upload::Spool,
 };
 pub use self::{
-    changes::{Expected, FileBytes, Kept, NotChanged, Target},
+    changes::{Expected, FileBytes, Kept, NotChanged, Room, Target, Terms},
     check::{Trial, Unfit, Unproved},
     files::BadFile,
     folder::{Facts, Folder, Found, Refused, Rules, ScanError, Unusable},

@@ -255,6 +255,18 @@ impl State {
         self.history(tenant, name).filter(|history| !history.versions.is_empty())
     }
 
+    /// How many of a tenant's names have something in the store, and the bytes of all that.
+    pub(super) fn holdings(&self, tenant: TenantId) -> (usize, u64) {
+        let (mut names, mut bytes) = (0, 0);
+        for (_, history) in self.names.get(&tenant).into_iter().flatten() {
+            let stored = history.versions.values().filter(|version| version.files.is_some());
+            let sizes: Vec<_> = stored.map(|version| version.content.facts.bytes).collect();
+            names += usize::from(!sizes.is_empty());
+            bytes += sizes.into_iter().sum::<u64>();
+        }
+        (names, bytes)
+    }
+
     /// The number that the name's next version gets: none that it ever had.
     pub(super) fn next_version(&self, tenant: TenantId, name: &AdapterName) -> u32 {
         self.history(tenant, name).map_or(0, |history| history.last).saturating_add(1)

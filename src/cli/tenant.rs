@@ -13,7 +13,7 @@ use super::{
     error::CliError,
     remote::{NO_QUERY, Remote, RemoteError, text},
 };
-use crate::config::Span;
+use crate::config::{ByteSize, Span};
 
 const TENANTS: [&str; 2] = ["admin", "tenants"];
 
@@ -67,11 +67,43 @@ pub(crate) enum TenantCommand {
         #[command(flatten)]
         admin: Admin,
     },
+    /// Say what a tenant may use; what is not given stays as it is
+    Quota {
+        /// The tenant's name
+        name: String,
+        #[command(flatten)]
+        quota: QuotaArgs,
+        #[command(flatten)]
+        admin: Admin,
+    },
     /// Make and revoke a tenant's keys
     Key {
         #[command(subcommand)]
         command: KeyCommand,
     },
+}
+
+/// What may be used.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct QuotaArgs {
+    /// Requests for answers in a minute, of each server
+    #[arg(long, value_name = "N")]
+    requests_per_minute: Option<u32>,
+    /// Tokens of prompts and answers in a minute, of each server
+    #[arg(long, value_name = "N")]
+    tokens_per_minute: Option<u32>,
+    /// Requests at once, of each server
+    #[arg(long, value_name = "N")]
+    concurrent: Option<u32>,
+    /// Adapters in the store
+    #[arg(long, value_name = "N")]
+    adapters: Option<u32>,
+    /// Bytes of all versions of all adapters
+    #[arg(long, value_name = "SIZE")]
+    stored_bytes: Option<ByteSize>,
+    /// Take away all bounds that are not given
+    #[arg(long)]
+    clear: bool,
 }
 
 /// What is to be done with keys.
@@ -164,6 +196,13 @@ async fn answer(command: TenantCommand) -> Result<String, RemoteError> {
             let request = request.json(&json!({ "adapter": adapter }));
             remote.shown(remote.send(request).await?, whole).await
         }
+        TenantCommand::Quota { name, quota, admin } => {
+            let remote = admin.remote();
+            let set = merged(&remote, &name, &quota).await?;
+            let path = [admin_, tenants, &name, "quota"];
+            let request = remote.request(Method::POST, &path, NO_QUERY).json(&set);
+            remote.shown(remote.send(request).await?, whole).await
+        }
         TenantCommand::Key { command } => key(command).await,
     }
 }
@@ -186,14 +225,7 @@ async fn key(command: KeyCommand) -> Result<String, RemoteError> {
         }
         KeyCommand::Rotate { tenant, id, admin } => {
             let remote = admin.remote();
-            let [admin_, tenants] = TENANTS;
-            let request = remote.request(Method::GET, &[admin_, tenants, &tenant], NO_QUERY);
-            let shown: Value = remote
-                .send(request)
-                .await?
-                .json()
-                .await
-                .map_err(|error| RemoteError::Answer(error.to_string()))?;
+            let shown = shown(&remote, &tenant).await?;
             let mut keys = shown["keys"].as_array().into_iter().flatten();
             let Some(old) = keys.find(|key| key["id"] == *id) else {
                 let message = format!("the tenant {tenant} has no key {id}");
@@ -206,6 +238,32 @@ async fn key(command: KeyCommand) -> Result<String, RemoteError> {
             Ok(made)
         }
     }
+}
+
+/// The quota as it is, with what was given.
+async fn merged(remote: &Remote, tenant: &str, given: &QuotaArgs) -> Result<Value, RemoteError> {
+    let mut quota =
+        if given.clear { json!({}) } else { shown(remote, tenant).await?["quota"].clone() };
+    for (field, value) in [
+        ("requests_per_minute", given.requests_per_minute.map(u64::from)),
+        ("tokens_per_minute", given.tokens_per_minute.map(u64::from)),
+        ("concurrent", given.concurrent.map(u64::from)),
+        ("adapters", given.adapters.map(u64::from)),
+        ("stored_bytes", given.stored_bytes.map(|ByteSize(bytes)| bytes)),
+    ] {
+        if let Some(value) = value {
+            quota[field] = value.into();
+        }
+    }
+    Ok(quota)
+}
+
+/// A tenant as the server has it.
+async fn shown(remote: &Remote, tenant: &str) -> Result<Value, RemoteError> {
+    let [admin, tenants] = TENANTS;
+    let request = remote.request(Method::GET, &[admin, tenants, tenant], NO_QUERY);
+    let answer = remote.send(request).await?.json().await;
+    answer.map_err(|error| RemoteError::Answer(error.to_string()))
 }
 
 async fn make(remote: &Remote, tenant: &str, key: &Value) -> Result<String, RemoteError> {
@@ -259,7 +317,11 @@ fn whole(tenant: &Value) -> String {
         };
         format!("  {} {}{expires}\n", text(&key["id"]), text(&key["scope"]))
     });
-    [line(tenant) + "\n"].into_iter().chain(keys).collect()
+    let bounds = tenant["quota"].as_object().into_iter().flatten();
+    let bounds = bounds.filter_map(|(what, bound)| {
+        Some(format!("  at most {} {}\n", bound.as_u64()?, what.replace('_', " ")))
+    });
+    [line(tenant) + "\n"].into_iter().chain(keys).chain(bounds).collect()
 }
 
 #[cfg(test)]
@@ -271,6 +333,7 @@ mod tests {
         let tenant = json!({
             "name": "acme", "default_adapter": "sql", "operator_key": "chorus-abc",
             "keys": [{"id": "0a0b0c0d", "scope": "infer", "expires": 7}],
+            "quota": {"adapters": 3, "concurrent": null},
         });
         let shown = created(&tenant);
         for part in ["acme", "chorus-abc", "CHORUS_OPERATOR_KEY", "chorus tenant key new acme"] {
@@ -279,6 +342,7 @@ mod tests {
         let shown = whole(&tenant);
         assert!(shown.contains("1 keys, default adapter sql"), "{shown}");
         assert!(shown.contains("0a0b0c0d infer, expires at 7"), "{shown}");
+        assert!(shown.contains("at most 3 adapters") && !shown.contains("concurrent"), "{shown}");
         assert_eq!(list(&json!({"data": [tenant, {}]})).lines().count(), 2);
     }
 }

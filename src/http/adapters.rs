@@ -28,7 +28,9 @@ use super::{
     },
 };
 use crate::{
-    adapter::{AdapterName, Card, Expected, Kept, NotChanged, Part, Target, Version, Wanted},
+    adapter::{
+        AdapterName, Card, Expected, Kept, NotChanged, Part, Room, Target, Terms, Version, Wanted,
+    },
     tenant::{Caller, Scope, TenantId},
 };
 
@@ -80,7 +82,10 @@ pub(super) async fn put(
         let upload = app.adapters().upload();
         let upload = app.while_accepting(body.receive(&app, upload)).await?;
         let trial = EngineTrial::new(&app);
-        let kept = app.adapters().put(target, upload, (&expected, activate), &trial).await;
+        let quota = app.tenants().quota(caller.tenant);
+        let room = Room { adapters: quota.adapters, bytes: quota.stored_bytes };
+        let terms = Terms { expected: &expected, activate, room };
+        let kept = app.adapters().put(target, upload, &terms, &trial).await;
         kept.map_err(refused)
     };
     match kept.await {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     adapter::AdapterName,
-    tenant::{Created, KeyCard, KeyId, NotDone, TenantCard, TenantName},
+    tenant::{Created, KeyCard, KeyId, NotDone, Quota, TenantCard, TenantName},
 };
 
 /// The name in a path.
@@ -99,6 +99,19 @@ pub(super) async fn set_default(
     Ok(Json(tenant(set.map_err(|error| refused(&error))?)))
 }
 
+/// Says what a tenant may use from now on, all of it: what is left out is without bound.
+pub(super) async fn set_quota(
+    Operator(caller): Operator,
+    State(app): State<App>,
+    named: Named,
+    Payload(bytes): Payload,
+) -> Result<Json<TenantOut>, ApiError> {
+    let name = name(named)?;
+    let quota: Quota = parse(&bytes)?;
+    let set = app.tenants().set_quota(&caller.to_string(), &name, quota).await;
+    Ok(Json(tenant(set.map_err(|error| refused(&error))?)))
+}
+
 fn tenant(card: TenantCard) -> TenantOut {
     TenantOut {
         id: card.id.number(),
@@ -107,6 +120,7 @@ fn tenant(card: TenantCard) -> TenantOut {
         created: card.created,
         default_adapter: card.default_adapter,
         keys: card.keys.into_iter().map(key).collect(),
+        quota: card.quota,
         operator_key: None,
     }
 }

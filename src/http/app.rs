@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -35,7 +35,7 @@ use super::{
 use crate::{
     adapter::{Adapters, Wanted},
     engine::Engine,
-    tenant::{Caller, TenantId, Tenants},
+    tenant::{Caller, Permit, TenantId, Tenants},
     text::Text,
 };
 
@@ -296,6 +296,12 @@ impl App {
         Ok(read(&Names { base, default, lookup: &look }))
     }
 
+    /// Lets one more request of the caller's tenant run, within its quota.
+    pub(super) fn admit(&self, caller: &Caller) -> Result<Arc<Permit>, ApiError> {
+        let admitted = self.tenants().admit(caller.tenant, Instant::now());
+        admitted.map(Arc::new).map_err(|over| ApiError::over_quota(&over))
+    }
+
     /// Whether the name means something else than an adapter.
     pub(super) fn reserves(&self, name: &str) -> bool {
         Names { base: &self.base().id, default: None, lookup: &|_| None }.reserves(name)
@@ -361,6 +367,7 @@ impl App {
             .route("/v1/admin/tenants/{name}/keys", post(admin::add_key))
             .route("/v1/admin/tenants/{name}/keys/{id}", delete(admin::revoke_key))
             .route("/v1/admin/tenants/{name}/default", post(admin::set_default))
+            .route("/v1/admin/tenants/{name}/quota", post(admin::set_quota))
             .route("/tokenize", post(tokenize::tokenize))
             .route("/detokenize", post(tokenize::detokenize))
             .route("/health", get(ops::health))

@@ -1,5 +1,7 @@
 //! `POST /v1/chat/completions`
 
+use std::sync::Arc;
+
 use axum::{extract::State, http::HeaderMap, response::Response};
 use serde::Serialize;
 
@@ -28,7 +30,7 @@ use super::{
     },
 };
 use crate::{
-    tenant::{Caller, Scope},
+    tenant::{Caller, Permit, Scope},
     text::{Ending, Framing, Message, Text},
 };
 
@@ -94,12 +96,13 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     need(&caller, Scope::Infer)?;
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    app.bound(deadline, answer(&app, (&caller, &headers), (bytes, deadline))).await
+    let permit = app.admit(&caller)?;
+    app.bound(deadline, answer(&app, (&caller, &headers, permit), (bytes, deadline))).await
 }
 
 async fn answer(
     app: &App,
-    (caller, headers): (&Caller, &HeaderMap),
+    (caller, headers, permit): (&Caller, &HeaderMap, Arc<Permit>),
     (bytes, deadline): (axum::body::Bytes, Deadline),
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
@@ -131,6 +134,7 @@ async fn answer(
         prompt_logprobs: None,
         voice,
         tenant: caller.tenant,
+        permit,
         requested,
         deadline,
     };

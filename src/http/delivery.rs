@@ -12,6 +12,7 @@ use super::{
     envelope::Envelope,
     error::ApiError,
     generate::{Answers, Order},
+    rates,
     sampling::Delivery,
     sse::{self, Data},
     wire::usage::Usage,
@@ -55,5 +56,7 @@ pub(super) async fn deliver(
             sse::respond(answers, delivery, form)
         }
     };
-    Ok(envelope.seal(response))
+    let mut response = envelope.seal(response);
+    rates::write(&order.permit, response.headers_mut());
+    Ok(response)
 }

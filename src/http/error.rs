@@ -13,6 +13,8 @@
 //! | an adapter's version that is active, or was checked on another base; too much pinned | 409, not to be retried | `invalid_request_error`, `version_in_use`, `adapter_incompatible`, `too_much_pinned` |
 //! | things do not stand as `If-Match` or `If-None-Match` expects | 412 | `invalid_request_error`, `precondition_failed` |
 //! | an upload that is no adapter for this base | 422 | `invalid_request_error`, the rule |
+//! | too many requests or tokens, per minute or at once | 429 and `Retry-After` | `requests` or `tokens`, `rate_limit_exceeded` |
+//! | as many adapters, or as much stored, as the tenant may | 429, not to be retried | `insufficient_quota`, `insufficient_quota` |
 //! | body not received in time, too large, not JSON | 408, 413, 415 | `invalid_request_error`, - |
 //! | an adapter that cannot be loaded | 500, not to be retried | `server_error`, `adapter_unavailable` |
 //! | anything of ours that broke | 500 | `server_error`, `internal_error` |
@@ -37,7 +39,7 @@ use crate::{
     adapter::{LoadError, NotChanged, NotLent, Unfit, Unproved, Unreachable, Unreceived},
     engine::{Failure, Refused},
     store::StoreError,
-    tenant::NotDone,
+    tenant::{NotDone, OverQuota, Scarce},
     text,
 };
 
@@ -58,6 +60,8 @@ pub(super) struct ApiError {
     param: Option<String>,
     message: String,
     retry: Retry,
+    /// The type, where the status alone does not say it.
+    kind: Option<&'static str>,
 }
 
 /// What a client's retry loop is told.
@@ -67,6 +71,8 @@ enum Retry {
     Unsaid,
     /// The same request may succeed shortly.
     Soon,
+    /// The same request may succeed after so many seconds.
+    After(u64),
     /// The same request fails again.
     Never,
 }
@@ -74,7 +80,7 @@ enum Retry {
 impl ApiError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
         let message = quote(&message.into(), MESSAGE);
-        Self { status, code: None, param: None, message, retry: Retry::Unsaid }
+        Self { status, code: None, param: None, message, retry: Retry::Unsaid, kind: None }
     }
 
     fn with_code(self, code: &'static str) -> Self {
@@ -139,6 +145,26 @@ impl ApiError {
     pub(super) fn unidentified() -> Self {
         let message = "a valid API key is needed: send it as Authorization: Bearer KEY";
         Self::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key")
+    }
+
+    /// The tenant has used up what it may.
+    pub(super) fn over_quota(over: &OverQuota) -> Self {
+        let kind = match over.scarce {
+            Scarce::Tokens => "tokens",
+            Scarce::Requests | Scarce::Concurrent => "requests",
+        };
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, over.to_string());
+        // Rounded up: whoever obeys it is let in.
+        let seconds = over.wait.as_secs() + u64::from(over.wait.subsec_nanos() > 0);
+        let retry = Retry::After(seconds);
+        Self { retry, kind: Some(kind), ..error.with_code("rate_limit_exceeded") }
+    }
+
+    /// The tenant has as much in the store as it may.
+    fn no_room(message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
+        let error = error.with_code("insufficient_quota");
+        Self { retry: Retry::Never, kind: Some("insufficient_quota"), ..error }
     }
 
     /// The key does not allow this.
@@ -310,6 +336,9 @@ impl ApiError {
             NotChanged::TooMuchPinned { .. } => {
                 Self::conflict(message()).with_code("too_much_pinned")
             }
+            NotChanged::NoRoomForName(_) | NotChanged::NoRoomForBytes { .. } => {
+                Self::no_room(message())
+            }
             NotChanged::Unreceived(why) => Self::unreceived(why),
             NotChanged::Unfit(why) => Self::unfit_upload(why),
             NotChanged::Store(StoreError::Full { why }) => {
@@ -366,8 +395,9 @@ impl ApiError {
 
     /// What is sent: as a body, or as the last event of a stream that has begun.
     pub(super) fn body(&self) -> ErrorBody<'_> {
-        let kind =
+        let by_status =
             if self.status.is_server_error() { "server_error" } else { "invalid_request_error" };
+        let kind = self.kind.unwrap_or(by_status);
         let (param, code) = (self.param.as_deref(), self.code);
         ErrorBody { error: ErrorDetail { message: &self.message, kind, param, code } }
     }
@@ -381,6 +411,9 @@ impl IntoResponse for ApiError {
             Retry::Unsaid => {}
             Retry::Soon => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_SECONDS));
+            }
+            Retry::After(seconds) => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
             }
             Retry::Never => {
                 headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     adapter::Lease,
-    engine::{Failure, Job, Lane, Scope, TokenStream},
-    tenant::TenantId,
+    engine::{Event, Failure, Job, Lane, Scope, TokenStream},
+    tenant::{Permit, TenantId},
     text::{Detok, Stops},
 };
 
@@ -45,6 +45,8 @@ pub(super) struct Order {
     pub(super) voice: Voice,
     /// Whose request it is.
     pub(super) tenant: TenantId,
+    /// What it spends of its tenant's quota; kept until all choices have ended.
+    pub(super) permit: Arc<Permit>,
     /// How the voice was asked for.
     pub(super) requested: String,
     pub(super) deadline: Deadline,
@@ -105,11 +107,13 @@ impl Answers {
                     tokens,
                     answer: Answer::new(detok.clone(), stops),
                     latency: app.metrics().latency(Instant::now()),
+                    permit: Arc::clone(&order.permit),
                 };
                 choices.push(running.pieces().boxed());
             }
         }
         let prompt_tokens = order.prompts.iter().map(Vec::len).sum();
+        order.permit.spend(prompt_tokens, Instant::now());
         let (count, pieces) = (choices.len(), stream::select_all(choices).peekable());
         Ok(Self {
             pieces: Box::pin(pieces),
@@ -237,6 +241,7 @@ struct Running {
     tokens: TokenStream,
     answer: Answer,
     latency: Latency,
+    permit: Arc<Permit>,
 }
 
 impl Running {
@@ -255,6 +260,9 @@ impl Running {
         loop {
             let event = self.tokens.next().await.ok_or(Failure::Stopping)?;
             self.latency.observe(&event);
+            if matches!(event, Event::Token { .. }) {
+                self.permit.spend(1, Instant::now());
+            }
             let piece = self.answer.take(event)?;
             if !piece.is_empty() {
                 return Ok(piece);

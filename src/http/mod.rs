@@ -38,6 +38,7 @@ mod models;
 mod ops;
 mod progress;
 mod prompt;
+mod rates;
 mod request_id;
 mod sampling;
 mod select;

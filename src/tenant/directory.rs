@@ -3,14 +3,15 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, RwLock, Weak},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::Mutex;
 
 use super::{
-    Caller, Key, KeyId, Right, TenantId, TenantName,
+    Caller, Key, KeyId, OverQuota, Permit, Quota, Right, TenantId, TenantName,
     key::KeyHash,
+    permit::Meters,
     record::{Change, Record, Scope},
 };
 use crate::store::{Appended, Entry, Log, Store, StoreError};
@@ -28,6 +29,7 @@ struct Shared {
     log: Mutex<Log<Record>>,
     /// The operator's key where this server was given one; it counts beside the one in the records.
     operator: Option<KeyHash>,
+    meters: Arc<Meters>,
 }
 
 /// What the records come to.
@@ -46,6 +48,7 @@ struct Tenant {
     created: u64,
     keys: BTreeMap<KeyId, TenantKey>,
     default_adapter: Option<String>,
+    quota: Quota,
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +72,8 @@ pub struct TenantCard {
     pub keys: Vec<KeyCard>,
     /// What `default` means as a model; the base where it is `None`.
     pub default_adapter: Option<String>,
+    /// What it may use.
+    pub quota: Quota,
 }
 
 /// What an operator sees of a key.
@@ -142,7 +147,8 @@ impl Tenants {
             state.apply(entry);
         }
         let operator = operator.map(Key::hash);
-        let shared = Shared { state: RwLock::new(state), log: Mutex::new(log), operator };
+        let meters = Arc::default();
+        let shared = Shared { state: RwLock::new(state), log: Mutex::new(log), operator, meters };
         let shared = Arc::new(shared);
         tokio::spawn(keep_up(Arc::downgrade(&shared), refresh));
         Ok(Self { shared })
@@ -278,6 +284,31 @@ impl Tenants {
         self.card(name).ok_or_else(|| NotDone::NoTenant(name.clone()))
     }
 
+    /// Says what a tenant may use from now on.
+    pub async fn set_quota(
+        &self,
+        by: &str,
+        name: &TenantName,
+        quota: Quota,
+    ) -> Result<TenantCard, NotDone> {
+        let decide = |state: &State| {
+            let (tenant, _) = state.find(name).ok_or_else(|| NotDone::NoTenant(name.clone()))?;
+            Ok(Change::Quota { tenant, quota })
+        };
+        self.change(by, decide).await?;
+        self.card(name).ok_or_else(|| NotDone::NoTenant(name.clone()))
+    }
+
+    /// What a tenant may use.
+    pub fn quota(&self, tenant: TenantId) -> Quota {
+        self.with(|state| state.tenants.get(&tenant).map(|tenant| tenant.quota)).unwrap_or_default()
+    }
+
+    /// Lets one more request of a tenant run, within its quota.
+    pub fn admit(&self, tenant: TenantId, now: Instant) -> Result<Permit, OverQuota> {
+        self.shared.meters.admit(tenant, &self.quota(tenant), now)
+    }
+
     /// Takes in what other servers have written.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         let mut log = self.shared.log.lock().await;
@@ -349,6 +380,11 @@ impl State {
                     self.keys.remove(&gone.hash);
                 }
             }
+            Change::Quota { tenant, quota } => {
+                if let Some(tenant) = self.tenants.get_mut(tenant) {
+                    tenant.quota = *quota;
+                }
+            }
             Change::DefaultAdapter { tenant, adapter } => {
                 if let Some(tenant) = self.tenants.get_mut(tenant) {
                     tenant.default_adapter.clone_from(adapter);
@@ -360,7 +396,8 @@ impl State {
 
 impl Tenant {
     fn new(name: TenantName, created: u64) -> Self {
-        Self { name, created, keys: BTreeMap::new(), default_adapter: None }
+        let (keys, quota) = (BTreeMap::new(), Quota::default());
+        Self { name, created, keys, default_adapter: None, quota }
     }
 
     fn card(&self, id: TenantId) -> TenantCard {
@@ -376,6 +413,7 @@ impl Tenant {
             created: self.created,
             keys: self.keys.iter().map(key).collect(),
             default_adapter: self.default_adapter.clone(),
+            quota: self.quota,
         }
     }
 }

@@ -9,6 +9,8 @@
 mod directory;
 mod key;
 mod name;
+mod permit;
+mod quota;
 mod record;
 
 use std::fmt;
@@ -17,6 +19,8 @@ pub use self::{
     directory::{Created, KeyCard, NotDone, TenantCard, Tenants, Unidentified},
     key::{BadKey, Key, KeyId},
     name::{BadTenantName, TenantName},
+    permit::{OverQuota, Permit, Scarce},
+    quota::{Quota, Rate},
     record::Scope,
 };
 

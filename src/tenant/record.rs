@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{KeyId, TenantId, TenantName, key::KeyHash};
+use super::{KeyId, Quota, TenantId, TenantName, key::KeyHash};
 
 /// One change, as it was acknowledged. What is not known here makes it unreadable: see the adapters' records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +52,13 @@ pub(super) enum Change {
         /// An adapter's name; `None` for the base.
         adapter: Option<String>,
     },
+    /// What a tenant may use from now on.
+    Quota {
+        /// Who.
+        tenant: TenantId,
+        /// All of it, in the place of what was.
+        quota: Quota,
+    },
 }
 
 /// What a key allows. Each allows what those before it do.
@@ -97,7 +104,7 @@ mod tests {
             assert_eq!(text, format!(r#"{{"at":1,"by":"open","change":{json}}}"#));
             assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
         }
-        assert!(serde_json::from_str::<Change>(r#"{"quota":{"tenant":7}}"#).is_err());
+        assert!(serde_json::from_str::<Change>(r#"{"melted":{"tenant":7}}"#).is_err());
     }
 
     #[test]

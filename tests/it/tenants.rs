@@ -255,6 +255,67 @@ async fn default_is_what_the_operator_has_chosen() {
     assert_eq!(operator.post(path, &set(json!("../a"))).await.0, 400);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quotas_are_a_tenants_own_and_say_when_to_come_back() {
+    let server = Server::start(&[]);
+    let operator = operator(&server, "small").await;
+    let (small, other) = (tenant(&operator, "small").await, tenant(&operator, "other").await);
+    let set = async |quota: Value| {
+        assert_eq!(operator.post("/v1/admin/tenants/small/quota", &quota).await.0, 200);
+    };
+    let ask = async |holder: &Holder<'_>, tokens: usize| {
+        let request = holder.ask(Method::POST, CHAT).json(&question("base", tokens));
+        request.send().await.unwrap()
+    };
+    set(json!({"requests_per_minute": 2})).await;
+    let first = ask(&small, 1).await;
+    assert_eq!(
+        (first.status().as_u16(), &first.headers()["x-ratelimit-remaining-requests"]),
+        (200, &"1".parse().unwrap())
+    );
+    assert_eq!(first.headers()["x-ratelimit-limit-requests"], "2");
+    assert_eq!(ask(&small, 1).await.status(), 200);
+    let over = ask(&small, 1).await;
+    let wait: u64 = over.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((20..=30).contains(&wait), "{wait}");
+    let (status, answer) = body(over).await;
+    assert_eq!((status, &answer["error"]["code"]), (429, &json!("rate_limit_exceeded")));
+    assert_eq!(answer["error"]["type"], "requests");
+    assert_eq!(ask(&other, 1).await.status(), 200, "others are not concerned");
+    assert!(ask(&other, 1).await.headers().get("x-ratelimit-limit-requests").is_none());
+
+    set(json!({"tokens_per_minute": 60})).await;
+    assert_eq!(ask(&small, 30).await.status(), 200, "what an answer costs is known at its end");
+    let (status, answer) = body(ask(&small, 1).await).await;
+    assert_eq!((status, &answer["error"]["type"]), (429, &json!("tokens")));
+
+    set(json!({"concurrent": 1})).await;
+    let mut long = question("base", 400);
+    long["stream"] = true.into();
+    long["ignore_eos"] = true.into();
+    let stream = small.ask(Method::POST, CHAT).json(&long).send().await.unwrap();
+    assert_eq!(stream.status(), 200);
+    assert_eq!(ask(&small, 1).await.status(), 429);
+    drop(stream);
+    let begun = std::time::Instant::now();
+    while ask(&small, 1).await.status() != 200 {
+        assert!(begun.elapsed().as_secs() < 5, "who leaves gives the place back");
+    }
+
+    set(json!({"adapters": 1, "stored_bytes": 100_000})).await;
+    assert_eq!(small.put("a", mini(1)).await.0, 201);
+    let (status, answer) = small.put("b", mini(2)).await;
+    assert_eq!((status, &answer["error"]["code"]), (429, &json!("insufficient_quota")), "{answer}");
+    assert_eq!(small.put("a", mini(2)).await.0, 201);
+    assert_eq!(small.put("a", mini(3)).await.0, 201);
+    let (status, answer) = small.put("a", mini(4)).await;
+    assert_eq!((status, &answer["error"]["code"]), (429, &json!("insufficient_quota")), "{answer}");
+    assert_eq!(small.delete("/v1/adapters/a?version=1").await.0, 200);
+    assert_eq!(small.put("a", mini(4)).await.0, 201);
+    let unknown = json!({"requests_per_second": 1});
+    assert_eq!(operator.post("/v1/admin/tenants/small/quota", &unknown).await.0, 400);
+}
+
 #[test]
 fn the_command_line_makes_tenants_and_keys() {
     let server = Server::start(&[]);
@@ -295,6 +356,13 @@ fn the_command_line_makes_tenants_and_keys() {
     let new = key_in(&text);
     assert!(!run(&["adapter", "list"], Some(&key)).0);
     assert!(run(&["adapter", "list"], Some(&new)).0);
+    let (success, text) = run(&["tenant", "quota", "acme", "--adapters", "5"], Some(&operator));
+    assert!(success && text.contains("at most 5 adapters"), "{text}");
+    let (success, text) =
+        run(&["tenant", "quota", "acme", "--stored-bytes", "1MiB"], Some(&operator));
+    assert!(success && text.contains("5 adapters") && text.contains("1048576 stored"), "{text}");
+    let (success, text) = run(&["tenant", "quota", "acme", "--clear"], Some(&operator));
+    assert!(success && !text.contains("at most"), "{text}");
     let (success, text) = run(&["tenant", "default", "acme", "p"], Some(&operator));
     assert!(success && text.contains("default adapter p"), "{text}");
     let (success, text) = run(&["tenant", "create", "acme"], Some(&operator));

@@ -58,6 +58,10 @@ fn digest(value: f32) -> Digest {
     Digest::of(config.as_bytes(), &weights)
 }
 
+fn terms(expected: &Expected) -> Terms<'_> {
+    Terms { expected, activate: true, room: Room::default() }
+}
+
 async fn put_if(
     adapters: &Adapters,
     text: &str,
@@ -65,7 +69,7 @@ async fn put_if(
     expected: &Expected,
 ) -> Result<Kept, NotChanged> {
     let upload = arrived(adapters, value).await;
-    adapters.put(target(&name(text)), upload, (expected, true), &GOOD).await
+    adapters.put(target(&name(text)), upload, &terms(expected), &GOOD).await
 }
 
 async fn put(adapters: &Adapters, text: &str, value: f32) -> Result<Kept, NotChanged> {
@@ -132,7 +136,9 @@ async fn without_activation_a_version_waits() {
     put(&adapters, "sql", 0.5).await.unwrap();
     let upload = arrived(&adapters, 0.25).await;
     let name = name("sql");
-    let kept = adapters.put(target(&name), upload, (&Expected::Anything, false), &GOOD).await;
+    let kept = adapters
+        .put(target(&name), upload, &Terms { activate: false, ..terms(&Expected::Anything) }, &GOOD)
+        .await;
     assert!(!kept.unwrap().card.active);
     assert_eq!(resolve(&adapters, "sql"), Some((1, digest(0.5))));
     adapters.activate(target(&name), 2, &Expected::Active(vec![1])).await.unwrap();
@@ -214,7 +220,7 @@ async fn what_is_refused_leaves_nothing() {
         let upload = arrived(&adapters, 0.5).await;
         let trial = Verdict(Err(verdict.clone()));
         let refused =
-            adapters.put(target(&name), upload, (&Expected::Anything, true), &trial).await;
+            adapters.put(target(&name), upload, &terms(&Expected::Anything), &trial).await;
         let Err(NotChanged::Unfit(Unfit::Unproved(why))) = refused else { panic!("{refused:?}") };
         assert_eq!(why, verdict);
     }
@@ -223,13 +229,36 @@ async fn what_is_refused_leaves_nothing() {
         upload.begin(part).await.unwrap();
         upload.write(part, bytes).await.unwrap();
     }
-    let refused = adapters.put(target(&name), upload, (&Expected::Anything, true), &GOOD).await;
+    let refused = adapters.put(target(&name), upload, &terms(&Expected::Anything), &GOOD).await;
     assert!(matches!(refused, Err(NotChanged::Unfit(Unfit::Refused(_)))), "{refused:?}");
     let refused =
-        adapters.put(target(&name), adapters.upload(), (&Expected::Anything, true), &GOOD).await;
+        adapters.put(target(&name), adapters.upload(), &terms(&Expected::Anything), &GOOD).await;
     assert!(matches!(refused, Err(NotChanged::Unreceived(_))), "{refused:?}");
     assert_eq!(resolve(&adapters, "sql"), None);
     assert_eq!(blobs(&store).await, 0);
+}
+
+#[tokio::test]
+async fn a_tenant_has_as_much_room_as_it_was_given() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    let bytes = put(&adapters, "one", 0.5).await.unwrap().card.bytes;
+    let put_in = async |text: &str, value: f32, room: Room| {
+        let upload = arrived(&adapters, value).await;
+        let terms = Terms { room, ..terms(&Expected::Anything) };
+        adapters.put(target(&name(text)), upload, &terms, &GOOD).await
+    };
+    let names = Room { adapters: Some(1), bytes: None };
+    let refused = put_in("two", 0.25, names).await;
+    assert!(matches!(refused, Err(NotChanged::NoRoomForName(1))), "{refused:?}");
+    put_in("one", 0.25, names).await.unwrap();
+    let small = Room { adapters: None, bytes: Some(3 * bytes - 1) };
+    let refused = put_in("one", 0.75, small).await;
+    assert!(matches!(refused, Err(NotChanged::NoRoomForBytes { .. })), "{refused:?}");
+    put_in("one", 0.5, small).await.unwrap();
+    assert_eq!(blobs(&store).await, 3, "what was refused is erased");
+    adapters.remove(target(&name("one")), Some(2), &Expected::Anything).await.unwrap();
+    put_in("one", 0.75, small).await.unwrap();
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::tenant::Scope;
+use crate::tenant::{Quota, Scope};
 
 /// `{"object": "list", "data": [..]}`
 #[derive(Debug, Serialize)]
@@ -21,6 +21,7 @@ pub(in crate::http) struct TenantOut {
     pub(in crate::http) created: u64,
     pub(in crate::http) default_adapter: Option<String>,
     pub(in crate::http) keys: Vec<KeyOut>,
+    pub(in crate::http) quota: Quota,
     /// With the first tenant, once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) operator_key: Option<String>,
