@@ -1,12 +1,17 @@
 //! What a tenant does to its adapters: each change is one record in the store before anybody sees it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future, stream, stream::BoxStream};
+use tokio::{io::AsyncSeekExt as _, sync::OwnedSemaphorePermit};
 
 use super::{
-    AdapterName, Adapters, BadFile, Card, Trial, Unfit, Upload, Version,
+    AdapterName, Adapters, Card, Trial, Unfit, Upload, Version,
     check::check,
     files::{Files, Pages},
     record::{Blob, Change, Record, Stored},
@@ -15,7 +20,7 @@ use super::{
 };
 use crate::{
     lora::Digest,
-    store::{Appended, StoreError},
+    store::{Appended, BlobKey, StoreError},
     tenant::TenantId,
 };
 
@@ -82,6 +87,9 @@ pub enum NotChanged {
     /// The name has no such version.
     #[error("the adapter has no version {0}")]
     NoVersion(u32),
+    /// No version of the name is active.
+    #[error("no version of this name is active: activate one first")]
+    NotActive,
     /// Things do not stand as expected.
     #[error("{}", stale(*.active))]
     Stale {
@@ -125,9 +133,6 @@ pub enum NotChanged {
     /// The upload is no adapter that can be served here.
     #[error(transparent)]
     Unfit(#[from] Unfit),
-    /// Its bytes cannot be read back.
-    #[error(transparent)]
-    File(#[from] BadFile),
     /// The store does not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -222,13 +227,13 @@ impl Adapters {
         let Terms { expected, activate, room } = *terms;
         let mut received = upload.complete().await?;
         let digest = received.digest();
-        let facts = {
-            // One at a time: an adapter that is tried takes memory beside the budget.
-            let _turn = shared.trials.acquire().await;
-            let bounds = (&shared.limits, shared.budget);
-            check(received.files().await?, &shared.base, bounds, trial).await?
-        };
+        let load = received.reading().await.map_err(Unreceived::Spool)?;
+        let load = move || load().map_err(Unfit::BrokenOff);
+        let bounds = (&shared.limits, shared.budget);
+        let facts = check(load, &shared.base, bounds, self.turn().await, trial).await?;
+        shared.registry.with(|state| expected.check(state.look(target.tenant, target.name)))?;
         self.note_base(target, digest).await?;
+        self.mend(&mut received).await?;
         let mut files: Option<[Blob; 2]> = None;
         loop {
             let decide = |state: &State| {
@@ -246,7 +251,7 @@ impl Adapters {
                 };
                 // Equal bytes that are referred to now are so still when this record is written, or it is not.
                 let shared_or =
-                    |sha256, own: &Blob| state.blob_of(sha256).unwrap_or_else(|| own.clone());
+                    |sha256, own: &Blob| state.blobs_of(sha256).next().unwrap_or(own).clone();
                 let version = state.next_version(target.tenant, target.name);
                 let stored = Stored {
                     version,
@@ -291,19 +296,19 @@ impl Adapters {
             if !history.has(version) {
                 return Err(NotChanged::NoVersion(version));
             }
+            if !history.is_for(version, &self.shared.base_sha256) {
+                return Err(NotChanged::OtherBase(version));
+            }
             let moves = history.active() != Some(version);
             Ok((moves.then_some(Change::Activated { version }), ()))
         };
-        let known = self.version(target, version);
-        if known.is_some_and(|version| !version.card.compatible) {
-            return Err(NotChanged::OtherBase(version));
-        }
         self.change(target, decide).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))
     }
 
     /// Keeps the active version in memory from now on.
     pub async fn pin(&self, target: Target<'_>) -> Result<Card, NotChanged> {
+        self.refresh().await?;
         let card = self.card(target.tenant, target.name).ok_or(NotChanged::Unknown)?;
         let (most, wanted) = (self.most_pinned(), self.pinned_bytes() + card.memory);
         if !card.pinned && wanted > most {
@@ -320,6 +325,9 @@ impl Adapters {
     async fn set_pin(&self, target: Target<'_>, change: Change) -> Result<Card, NotChanged> {
         let decide = |state: &State| {
             let history = state.look(target.tenant, target.name).ok_or(NotChanged::Unknown)?;
+            if change == Change::Pinned && history.active().is_none() {
+                return Err(NotChanged::NotActive);
+            }
             let changes = history.is_pinned() != (change == Change::Pinned);
             Ok((changes.then(|| change.clone()), ()))
         };
@@ -358,31 +366,94 @@ impl Adapters {
         version: u32,
         trial: &dyn Trial,
     ) -> Result<Version, NotChanged> {
+        self.refresh().await?;
         let known = self.version(target, version).ok_or_else(|| {
             let there = self.card(target.tenant, target.name).is_some();
             if there { NotChanged::NoVersion(version) } else { NotChanged::Unknown }
         })?;
         let digest = known.card.revision.digest;
-        let places = self.shared.registry.files(digest);
-        if let Some(registry::Files { config, weights }) = places.first() {
-            let pages = |blob: &Blob| {
-                let len = usize::try_from(blob.bytes).map_err(std::io::Error::other);
-                len.and_then(Pages::zeros)
-                    .map_err(|error| NotChanged::Unfit(Unfit::BrokenOff(error)))
-            };
-            let mut files = Files { config: pages(config)?, weights: pages(weights)? };
-            self.shared.store.read_blob(&config.key, files.config.bytes_mut()).await?;
-            self.shared.store.read_blob(&weights.key, files.weights.bytes_mut()).await?;
-            let _turn = self.shared.trials.acquire().await;
-            let bounds = (&self.shared.limits, self.shared.budget);
-            check(files, &self.shared.base, bounds, trial).await?;
-            self.note_base(target, digest).await?;
-        }
+        let place = self.shared.registry.files(digest).into_iter().next();
+        let Some(registry::Files { config, weights }) = place.filter(|_| !known.card.compatible)
+        else {
+            return Ok(known);
+        };
+        // Before anything is read: what waits takes no memory.
+        let turn = self.turn().await;
+        let pages = |blob: &Blob| {
+            let len = usize::try_from(blob.bytes).map_err(io::Error::other);
+            len.and_then(Pages::zeros).map_err(Unfit::BrokenOff)
+        };
+        let mut files = Files { config: pages(&config)?, weights: pages(&weights)? };
+        self.shared.store.read_blob(&config.key, files.config.bytes_mut()).await?;
+        self.shared.store.read_blob(&weights.key, files.weights.bytes_mut()).await?;
+        let load = move || {
+            let damaged =
+                || Unfit::BrokenOff(io::Error::other("its files in the store are damaged"));
+            if files.digest() == digest { Ok(files) } else { Err(damaged()) }
+        };
+        let bounds = (&self.shared.limits, self.shared.budget);
+        check(load, &self.shared.base, bounds, turn, trial).await?;
+        self.note_base(target, digest).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))
+    }
+
+    /// The right to try an adapter: one at a time, because it takes memory beside the budget.
+    async fn turn(&self) -> OwnedSemaphorePermit {
+        let turn = Arc::clone(&self.shared.trials).acquire_owned().await;
+        turn.expect("the semaphore is never closed")
+    }
+
+    /// Puts back files that versions with the same bytes refer to and the store has lost: what refers to them from now on
+    /// must find them. It asks the store as often where nobody has the same bytes, so that its time does not tell.
+    async fn mend(&self, received: &mut Received) -> Result<(), NotChanged> {
+        let store = &self.shared.store;
+        for part in [Part::Config, Part::Weights] {
+            let (sha256, bytes) = match part {
+                Part::Config => (received.config_sha256, received.config.len() as u64),
+                Part::Weights => (received.weights_sha256, received.weights_bytes),
+            };
+            let known: Vec<_> =
+                self.shared.registry.with(|state| state.blobs_of(sha256).cloned().collect());
+            if known.is_empty() {
+                store.has_blob(&BlobKey::new(sha256)?, bytes).await?;
+            }
+            for blob in known {
+                if store.has_blob(&blob.key, blob.bytes).await? {
+                    continue;
+                }
+                tracing::error!(key = ?blob.key, "a file was lost from the store and is put back");
+                if part == Part::Config {
+                    store.put_back(&blob.key, bytes, &*received.config).await?;
+                } else {
+                    received.weights.rewind().await.map_err(Unreceived::Spool)?;
+                    store.put_back(&blob.key, bytes, &mut received.weights).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of a file as they were uploaded: of a version, or of the active one.
     pub async fn file(
+        &self,
+        target: Target<'_>,
+        version: Option<u32>,
+        part: Part,
+    ) -> Result<FileBytes, NotChanged> {
+        match self.known_file(target, version, part).await {
+            // Another server may have changed the name a moment ago.
+            Err(
+                NotChanged::Unknown
+                | NotChanged::NoVersion(_)
+                | NotChanged::Store(StoreError::NotFound { .. }),
+            ) if self.seek(target.tenant, target.name).await.is_ok_and(|sought| sought) => {
+                self.known_file(target, version, part).await
+            }
+            found => found,
+        }
+    }
+
+    async fn known_file(
         &self,
         target: Target<'_>,
         version: Option<u32>,
@@ -404,7 +475,7 @@ impl Adapters {
             let pieces = self.shared.store.blob(&blob.key).await?;
             return Ok(FileBytes { bytes: blob.bytes, pieces });
         }
-        let (folder, digest) = (std::sync::Arc::clone(&self.shared.folder), entry.revision.digest);
+        let (folder, digest) = (Arc::clone(&self.shared.folder), entry.revision.digest);
         let read = tokio::task::spawn_blocking(move || folder.read(digest)).await;
         let files = read.ok().and_then(Result::ok).ok_or(NotChanged::Unknown)?;
         let pages = if part == Part::Config { files.config } else { files.weights };
@@ -428,9 +499,9 @@ impl Adapters {
         let old = store.blobs(grace).await?;
         // After the list: what is referred to by then stays.
         self.refresh().await?;
-        let unused = |key: &_| !self.shared.registry.with(|state| state.refers_to(key));
+        let used = self.shared.registry.with(State::keys);
         let mut erased = 0;
-        for key in old.iter().filter(|key| unused(key)) {
+        for key in old.iter().filter(|key| !used.contains(key)) {
             store.erase_blob(key).await?;
             erased += 1;
         }
@@ -509,9 +580,7 @@ impl Adapters {
         let config =
             Blob { key: store.put_blob(received.config_sha256, bytes, config).await?, bytes };
         let bytes = received.weights_bytes;
-        tokio::io::AsyncSeekExt::rewind(&mut received.weights)
-            .await
-            .map_err(|error| NotChanged::Unreceived(Unreceived::Spool(error)))?;
+        received.weights.rewind().await.map_err(Unreceived::Spool)?;
         let key = store.put_blob(received.weights_sha256, bytes, &mut received.weights).await?;
         Ok([config, Blob { key, bytes }])
     }

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use futures_util::future::BoxFuture;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Facts, aside::aside, files::Files};
 use crate::lora::{self, Adapter, Base, BuildError, Lease, Limits, peft};
@@ -71,20 +71,25 @@ impl From<BuildError> for Unfit {
     }
 }
 
-/// Reads, builds and tries an adapter, which takes memory beside the cache until it returns.
+/// Reads, builds and tries an adapter, which takes memory beside the cache. The `turn` is kept until all of that memory is
+/// free again, also where nobody waits for the outcome any more.
 pub(super) async fn check(
-    files: Files,
+    load: impl FnOnce() -> Result<Files, Unfit> + Send + 'static,
     base: &Arc<dyn Base>,
     (limits, budget): (&Limits, usize),
+    turn: OwnedSemaphorePermit,
     trial: &dyn Trial,
 ) -> Result<Facts, Unfit> {
     let (sender, receiver) = oneshot::channel();
     let (base, limits) = (Arc::clone(base), *limits);
-    aside(move || drop(sender.send(build(&files, &*base, &limits, budget))))
-        .map_err(Unfit::BrokenOff)?;
+    let work = move || {
+        let built = load().and_then(|files| build(&files, &*base, &limits, budget));
+        drop(sender.send(built.map(|(facts, adapter)| (facts, adapter, turn))));
+    };
+    aside(work).map_err(Unfit::BrokenOff)?;
     let built = receiver.await.map_err(|lost| Unfit::BrokenOff(io::Error::other(lost)))?;
-    let (facts, adapter) = built?;
-    trial.probe(Lease::new(Arc::new(adapter), || ())).await?;
+    let (facts, adapter, turn) = built?;
+    trial.probe(Lease::new(Arc::new(adapter), move || drop(turn))).await?;
     Ok(facts)
 }
 

@@ -63,6 +63,7 @@ mod registry;
 mod revision;
 mod shelf;
 mod stats;
+mod upkeep;
 mod upload;
 
 #[cfg(test)]
@@ -116,7 +117,7 @@ struct Shared {
     log: Mutex<Log<Record>>,
     spool: Spool,
     /// Who may try an adapter.
-    trials: Semaphore,
+    trials: Arc<Semaphore>,
     pins: Pins,
     missing: Missing,
 }
@@ -143,7 +144,7 @@ pub struct Card {
     pub targets: Vec<String>,
     /// When it was made, in unix seconds.
     pub created: u64,
-    /// It is in memory.
+    /// It is in memory, and this tenant has used it since the start or pinned it.
     pub resident: bool,
     /// Requests that hold it now.
     pub leases: usize,
@@ -165,7 +166,7 @@ pub struct Version {
 /// A name cannot be looked up: it is not known here, and the store, which may know it, does not answer.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the store of adapters cannot be reached: {0}")]
-pub struct Unreachable(StoreError);
+pub struct Unreachable(pub StoreError);
 
 /// Why no adapter was lent.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -201,6 +202,17 @@ pub enum NotLent {
     /// It cannot be loaded.
     #[error("the adapter could not be loaded: {0}")]
     Failed(Arc<LoadError>),
+}
+
+impl NotLent {
+    /// Its content, or its files, are not there any more.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Gone => true,
+            Self::Failed(why) => matches!(**why, LoadError::Gone),
+            _ => false,
+        }
+    }
 }
 
 impl Adapters {
@@ -254,13 +266,16 @@ impl Adapters {
             store,
             log: Mutex::new(log),
             spool: Spool { folder: settings.spool.clone(), max_weights: settings.limits.max_bytes },
-            trials: Semaphore::new(1),
+            trials: Arc::new(Semaphore::new(1)),
             pins: Pins::default(),
             missing: Missing::new(),
             cache: Cache::new(shelf, bounds, settings.time_out),
         });
         let changed = Arc::clone(&shared.pins.wake);
-        tokio::spawn(pins::keep_up(Arc::downgrade(&shared), changed, settings.refresh));
+        // Each by itself: a pin may wait long for its memory, and a sweep for the store.
+        tokio::spawn(upkeep::refresh(Arc::downgrade(&shared), settings.refresh));
+        tokio::spawn(upkeep::hold_pins(Arc::downgrade(&shared), changed, settings.refresh));
+        tokio::spawn(upkeep::sweep(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
 
@@ -279,13 +294,15 @@ impl Adapters {
         Ok(true)
     }
 
-    /// Lends the adapter of a revision, loading it if need be. Dropping the future gives up the place in the line.
-    pub async fn lease(&self, revision: &Revision) -> Result<Lease, NotLent> {
+    /// Lends the adapter of a tenant's revision, loading it if need be. Dropping the future gives up the place in the line.
+    pub async fn lease(&self, tenant: TenantId, revision: &Revision) -> Result<Lease, NotLent> {
         let lease = self.hold(revision).await?;
-        if let Some(content) = self.shared.registry.content(revision.digest) {
-            content.count_lease(unix_seconds());
-        }
-        Ok(lease)
+        let Some(usage) = self.shared.registry.usage(tenant, revision) else { return Ok(lease) };
+        usage.begin(unix_seconds());
+        Ok(Lease::new(Arc::clone(lease.adapter()), move || {
+            drop(lease);
+            usage.end();
+        }))
     }
 
     /// The same, and nothing is counted.
@@ -346,25 +363,24 @@ impl Adapters {
     }
 
     fn describe(&self, entry: Entry) -> Card {
-        let digest = entry.revision.digest;
-        let leases = self.shared.cache.leases(&digest);
-        // A pin's own lease is no request's.
-        let own = usize::from(self.shared.pins.has(&digest));
-        let facts = &entry.content.facts;
+        let Entry { revision, content, usage, .. } = entry;
+        let digest = revision.digest;
+        // Somebody else's use of the same bytes is not told.
+        let own = usage.lent() > 0 || entry.pinned && self.shared.pins.has(&digest);
         Card {
             active: entry.active,
-            compatible: entry.content.is_for(&self.shared.base_sha256),
+            compatible: content.is_for(&self.shared.base_sha256),
             pinned: entry.pinned,
-            memory: entry.content.memory(),
-            last_used: entry.content.last_lent(),
-            bytes: facts.bytes,
-            rank: facts.rank,
-            targets: facts.targets.clone(),
+            memory: content.memory(),
+            last_used: usage.last(),
+            bytes: content.facts.bytes,
+            rank: content.facts.rank,
+            targets: content.facts.targets.clone(),
             created: entry.created,
-            resident: leases.is_some(),
-            leases: leases.unwrap_or(0).saturating_sub(own),
-            hits: entry.content.lent(),
-            revision: entry.revision,
+            resident: own && self.shared.cache.leases(&digest).is_some(),
+            leases: usage.live(),
+            hits: usage.lent(),
+            revision,
         }
     }
 }
@@ -413,7 +429,7 @@ mod tests {
         assert_eq!(adapters.resolve(TenantId::OTHER, &wanted), None);
         assert!(adapters.list(TenantId::OTHER).is_empty());
 
-        let lease = adapters.lease(&revision).await.unwrap();
+        let lease = adapters.lease(ME, &revision).await.unwrap();
         assert_eq!(lease.digest(), revision.digest);
         assert_eq!(lease.bytes(), sql);
         let cards = adapters.list(ME);
@@ -435,7 +451,7 @@ mod tests {
         let (root, [pirate, sql]) = world();
         let adapters = open(root.path(), sql).await;
         for (name, bytes) in [("pirate", pirate), ("pirate", pirate), ("sql", sql)] {
-            drop(adapters.lease(&pin(&adapters, name)).await.unwrap());
+            drop(adapters.lease(ME, &pin(&adapters, name)).await.unwrap());
             assert_eq!(adapters.stats().resident_bytes, bytes);
         }
         let stats = adapters.stats();
@@ -449,18 +465,18 @@ mod tests {
     async fn refusals_say_why_and_name_no_path() {
         let (root, [pirate, sql]) = world();
         let adapters = open(root.path(), sql - 1).await;
-        let large = adapters.lease(&pin(&adapters, "sql")).await.unwrap_err();
+        let large = adapters.lease(ME, &pin(&adapters, "sql")).await.unwrap_err();
         assert!(large.to_string().contains(&format!("{sql} bytes")), "{large}");
 
         let revision = pin(&adapters, "pirate");
         std::fs::remove_dir_all(root.path().join("pirate")).unwrap();
-        let failed = adapters.lease(&revision).await.unwrap_err().to_string();
+        let failed = adapters.lease(ME, &revision).await.unwrap_err().to_string();
         assert!(failed.contains("adapter_config.json is missing"), "{failed}");
         assert!(!failed.contains(root.path().to_str().unwrap()), "{failed}");
         assert_eq!(adapters.stats().load_failures, 1);
 
         let unknown = Revision { digest: crate::lora::Digest::of(b"", b""), ..revision };
-        assert!(matches!(adapters.lease(&unknown).await, Err(NotLent::Gone)));
+        assert!(matches!(adapters.lease(ME, &unknown).await, Err(NotLent::Gone)));
         assert_eq!(adapters.stats().resident_bytes, 0, "{pirate} bytes were reserved");
     }
 }

@@ -1,20 +1,14 @@
-//! Adapters that stay in memory, and what else goes on without being asked for.
+//! Adapters that stay in memory.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, Weak},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex},
 };
 
-use tokio::{sync::Notify, time::timeout};
+use tokio::sync::Notify;
 
-use super::{Adapters, Shared};
+use super::Adapters;
 use crate::lora::{Digest, Lease};
-
-/// How often files that nothing refers to are looked for.
-const SWEEP_TIME: Duration = Duration::from_mins(30);
-/// How old they must be.
-const GRACE: Duration = Duration::from_hours(1);
 
 /// Leases of what is pinned: who holds a lease cannot be evicted.
 #[derive(Debug, Default)]
@@ -63,7 +57,7 @@ impl Adapters {
     }
 
     /// Brings what is held to what is pinned, as far as memory allows.
-    async fn hold_pins(&self) {
+    pub(super) async fn hold_pins(&self) {
         let (mut wanted, mut left) = (HashSet::new(), self.most_pinned());
         let pinned = self.shared.registry.pinned();
         for entry in &pinned {
@@ -90,34 +84,5 @@ impl Adapters {
                 Err(error) => tracing::warn!(name = %entry.revision.name, %error, "not pinned yet"),
             }
         }
-    }
-}
-
-/// Keeps up with the store and with pins until the last handle is gone.
-pub(super) async fn keep_up(adapters: Weak<Shared>, changed: Arc<Notify>, every: Duration) {
-    let (mut reachable, mut swept) = (true, Instant::now());
-    while let Some(shared) = adapters.upgrade() {
-        let adapters = Adapters { shared };
-        let refreshed = adapters.refresh().await;
-        match &refreshed {
-            Err(error) if reachable => {
-                tracing::error!(%error, "the store cannot be read: adapters in memory are served on");
-            }
-            Ok(()) if !reachable => tracing::info!("the store can be read again"),
-            _ => {}
-        }
-        reachable = refreshed.is_ok();
-        adapters.hold_pins().await;
-        if reachable && swept.elapsed() > SWEEP_TIME {
-            match adapters.sweep(GRACE).await {
-                Ok(0) => {}
-                Ok(files) => tracing::info!(files, "files that nothing refers to are erased"),
-                Err(error) => tracing::warn!(%error, "files that nothing refers to stay"),
-            }
-            swept = Instant::now();
-        }
-        drop(adapters);
-        // What has changed here is looked at at once, what others have changed with the next turn.
-        drop(timeout(every, changed.notified()).await);
     }
 }

@@ -1,7 +1,7 @@
 //! Which adapters there are, for whom, and what each name points to: the fold of the records, over what a folder has.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{
         Arc, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -49,8 +49,48 @@ pub(super) struct History {
 struct Version {
     created: u64,
     content: Arc<Content>,
+    usage: Arc<Usage>,
     /// `None` where it comes from the folder.
     files: Option<Files>,
+}
+
+/// What a version was used for since the start. It is the version's and not the content's: who else has the same bytes,
+/// and uses them, is nobody's business.
+#[derive(Debug, Default)]
+pub(super) struct Usage {
+    lent: AtomicU64,
+    /// Unix seconds; 0 before the first time.
+    last: AtomicU64,
+    live: AtomicUsize,
+}
+
+impl Usage {
+    /// Counts a lease that begins at this time, in unix seconds.
+    pub(super) fn begin(&self, now: u64) {
+        self.lent.fetch_add(1, Ordering::Relaxed);
+        self.last.store(now, Ordering::Relaxed);
+        self.live.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A lease has ended.
+    pub(super) fn end(&self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Leases counted.
+    pub(super) fn lent(&self) -> u64 {
+        self.lent.load(Ordering::Relaxed)
+    }
+
+    /// When the last one began, in unix seconds.
+    pub(super) fn last(&self) -> Option<u64> {
+        Some(self.last.load(Ordering::Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// Leases that have not ended.
+    pub(super) fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
 }
 
 /// Both files of a version in the store.
@@ -78,32 +118,12 @@ pub(super) struct Content {
     bases: RwLock<BTreeSet<String>>,
     /// Bytes of memory it takes: those of the facts, until a load has shown others.
     memory: AtomicUsize,
-    lent: AtomicU64,
-    /// Unix seconds; 0 before the first time.
-    last_lent: AtomicU64,
 }
 
 impl Content {
     fn new(facts: Facts) -> Self {
         let memory = AtomicUsize::new(facts.memory);
-        let (lent, last_lent) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { facts, bases: RwLock::default(), memory, lent, last_lent }
-    }
-
-    /// Counts a lease at this time, in unix seconds.
-    pub(super) fn count_lease(&self, now: u64) {
-        self.lent.fetch_add(1, Ordering::Relaxed);
-        self.last_lent.store(now, Ordering::Relaxed);
-    }
-
-    /// Leases counted since the start.
-    pub(super) fn lent(&self) -> u64 {
-        self.lent.load(Ordering::Relaxed)
-    }
-
-    /// When it was last lent, in unix seconds.
-    pub(super) fn last_lent(&self) -> Option<u64> {
-        Some(self.last_lent.load(Ordering::Relaxed)).filter(|at| *at > 0)
+        Self { facts, bases: RwLock::default(), memory }
     }
 
     /// Bytes of memory it takes when it is loaded.
@@ -133,6 +153,7 @@ pub(super) struct Entry {
     /// In unix seconds.
     pub(super) created: u64,
     pub(super) content: Arc<Content>,
+    pub(super) usage: Arc<Usage>,
     pub(super) active: bool,
     pub(super) pinned: bool,
     /// Where its files are; `None` for the folder.
@@ -178,7 +199,8 @@ impl Registry {
         let held = state.contents.entry(facts.digest).or_insert_with(|| Held::new(facts.clone()));
         held.in_folder = true;
         held.content.add_base(base);
-        let version = Version { created, content: Arc::clone(&held.content), files: None };
+        let (content, usage) = (Arc::clone(&held.content), Arc::default());
+        let version = Version { created, content, usage, files: None };
         history.versions.insert(1, version);
         history.last = history.last.max(1);
         *history.active.get_or_insert(1) == 1
@@ -235,6 +257,14 @@ impl Registry {
         })
     }
 
+    /// What a version is used for, if a tenant's name has it.
+    pub(super) fn usage(&self, tenant: TenantId, revision: &Revision) -> Option<Arc<Usage>> {
+        self.with(|state| {
+            let version = state.history(tenant, &revision.name)?.versions.get(&revision.version)?;
+            Some(Arc::clone(&version.usage))
+        })
+    }
+
     /// What is to be kept in memory: the active versions of pinned names.
     pub(super) fn pinned(&self) -> Vec<Entry> {
         self.with(|state| {
@@ -272,11 +302,10 @@ impl State {
         self.history(tenant, name).map_or(0, |history| history.last).saturating_add(1)
     }
 
-    /// A file in the store with this sha256 that some version refers to.
-    pub(super) fn blob_of(&self, sha256: [u8; 32]) -> Option<Blob> {
+    /// All files in the store with this sha256 that versions refer to.
+    pub(super) fn blobs_of(&self, sha256: [u8; 32]) -> impl Iterator<Item = &Blob> {
         let first = Blob { key: BlobKey::first_of(sha256), bytes: 0 };
-        let (blob, _) = self.blobs.range(first..).next()?;
-        blob.key.is_of(sha256).then(|| blob.clone())
+        self.blobs.range(first..).map(|(blob, _)| blob).take_while(move |b| b.key.is_of(sha256))
     }
 
     /// Whether some version refers to it.
@@ -284,9 +313,9 @@ impl State {
         self.blobs.contains_key(blob)
     }
 
-    /// Whether some version refers to the file of this key.
-    pub(super) fn refers_to(&self, key: &BlobKey) -> bool {
-        self.blobs.keys().any(|blob| blob.key == *key)
+    /// The keys of all files that versions refer to.
+    pub(super) fn keys(&self) -> HashSet<BlobKey> {
+        self.blobs.keys().map(|blob| blob.key.clone()).collect()
     }
 
     fn apply(&mut self, record: &Record) -> Released {
@@ -315,8 +344,13 @@ impl State {
                     Some(number) => history.versions.remove(number).into_iter().collect(),
                     None => std::mem::take(&mut history.versions).into_values().collect(),
                 };
-                history.without_first |= version.is_none_or(|number| number == 1);
-                if history.versions.is_empty() {
+                // What the folder may have under the name comes later, or is not here at all: it makes no difference.
+                if version.is_none_or(|number| number == 1) {
+                    history.without_first = true;
+                    history.last = history.last.max(1);
+                }
+                if version.is_none() {
+                    history.active = None;
                     history.pinned = false;
                 }
                 for version in gone {
@@ -350,8 +384,8 @@ impl State {
             *self.blobs.entry(blob.clone()).or_default() += 1;
         }
         let content = Arc::clone(&held.content);
-        let version = (*version, Version { created, content, files: Some(files) });
-        history.versions.insert(version.0, version.1);
+        let usage = Arc::default();
+        history.versions.insert(*version, Version { created, content, usage, files: Some(files) });
     }
 
     /// Takes back what a version that is gone referred to.
@@ -405,6 +439,11 @@ impl History {
         self.versions.contains_key(&number)
     }
 
+    /// Whether the version of this number was checked against this base.
+    pub(super) fn is_for(&self, number: u32, base: &str) -> bool {
+        self.versions.get(&number).is_some_and(|version| version.content.is_for(base))
+    }
+
     /// Whether it is to be kept in memory.
     pub(super) fn is_pinned(&self) -> bool {
         self.pinned
@@ -428,11 +467,11 @@ impl History {
     }
 
     fn entry(&self, name: &AdapterName, number: u32) -> Option<Entry> {
-        let Version { created, content, files } = self.versions.get(&number)?.clone();
+        let Version { created, content, usage, files } = self.versions.get(&number)?.clone();
         let digest = content.facts.digest;
         let revision = Revision { name: name.clone(), version: number, digest };
         let (active, pinned) = (self.active == Some(number), self.pinned);
-        Some(Entry { revision, created, content, active, pinned, files })
+        Some(Entry { revision, created, content, usage, active, pinned, files })
     }
 }
 
@@ -595,11 +634,14 @@ mod tests {
         let registry = Registry::default();
         let sha = |content: &str| *digest(content).as_bytes();
         registry.apply(&record(ME, "sql", stored(1, "one", 9)));
-        let found = |content: &str| registry.with(|state| state.blob_of(sha(content)));
-        assert_eq!(found("one"), Some(blob("one", 9)));
-        assert_eq!(found("two"), None);
-        assert!(registry.with(|state| state.refers_to(&blob("one", 9).key)));
-        assert!(!registry.with(|state| state.refers_to(&blob("one", 8).key)));
+        registry.apply(&record(OTHER, "sql", stored(1, "one", 8)));
+        let found = |content: &str| -> Vec<Blob> {
+            registry.with(|state| state.blobs_of(sha(content)).cloned().collect())
+        };
+        assert_eq!(found("one"), [blob("one", 8), blob("one", 9)]);
+        assert_eq!(found("two"), []);
+        assert!(registry.with(|state| state.keys().contains(&blob("one", 9).key)));
+        assert!(!registry.with(|state| state.keys().contains(&blob("one", 7).key)));
     }
 
     #[test]
@@ -631,7 +673,15 @@ mod tests {
             vec![stored(2, "two", 2), Change::Activated { version: 1 }],
             vec![stored(2, "two", 2), Change::Removed { version: Some(1) }],
             vec![all(), stored(2, "two", 2)],
-            vec![kept, Change::Removed { version: Some(2) }],
+            vec![kept.clone(), Change::Removed { version: Some(2) }],
+            vec![all()],
+            vec![all(), kept],
+            vec![
+                stored(2, "two", 2),
+                Change::Pinned,
+                Change::Activated { version: 1 },
+                Change::Removed { version: Some(2) },
+            ],
         ] {
             let run = |folder_first: bool| {
                 let registry = Registry::default();

@@ -8,7 +8,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
-use super::files::{BadFile, Files, MAX_CONFIG_BYTES, Pages};
+use super::files::{Files, MAX_CONFIG_BYTES, Pages};
 use crate::lora::{
     Digest,
     peft::{CONFIG_FILE, WEIGHTS_FILE},
@@ -165,18 +165,18 @@ impl Received {
         Digest::of_hashes(self.config_sha256, self.weights_sha256)
     }
 
-    /// Reads both into memory.
-    pub(super) async fn files(&mut self) -> Result<Files, BadFile> {
-        let unreadable = |error| BadFile::Unreadable { file: WEIGHTS_FILE, error };
-        self.weights.rewind().await.map_err(unreadable)?;
-        let file = self.weights.try_clone().await.map_err(unreadable)?.into_std().await;
+    /// What reads both into memory, on a thread that may wait.
+    pub(super) async fn reading(
+        &mut self,
+    ) -> io::Result<impl FnOnce() -> io::Result<Files> + Send + 'static> {
+        self.weights.rewind().await?;
+        let file = self.weights.try_clone().await?.into_std().await;
         let (config, len) = (self.config.clone(), self.weights_bytes);
-        let read = tokio::task::spawn_blocking(move || {
+        Ok(move || {
             let mut files = Files { config: Pages::of(&config)?, weights: Pages::default() };
             files.weights.fill(file, len)?;
             Ok(files)
-        });
-        read.await.map_err(io::Error::other).flatten().map_err(unreadable)
+        })
     }
 }
 
@@ -212,7 +212,7 @@ mod tests {
         let mut received = upload.complete().await.unwrap();
         assert_eq!(received.digest(), Digest::of(b"{}", b"weights"));
         for _ in 0..2 {
-            let files = received.files().await.unwrap();
+            let files = received.reading().await.unwrap()().unwrap();
             assert_eq!((&*files.config, &*files.weights), (&b"{}"[..], &b"weights"[..]));
             assert_eq!(files.digest(), received.digest());
         }

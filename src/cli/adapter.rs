@@ -206,12 +206,15 @@ impl Remote {
             let path = path.to_owned();
             move |source| RemoteError::Unwritable { path, source }
         };
-        std::fs::create_dir(folder).map_err(unwritable(folder))?;
         for file in FILES {
             let query = version.map(|version| ("version", version));
             let request =
                 self.request(Method::GET, &[ADAPTERS, name, "files", file], query.as_slice());
             let response = self.send(request).await?;
+            // Now that there is something to put into it.
+            if file == FILES[0] {
+                std::fs::create_dir(folder).map_err(unwritable(folder))?;
+            }
             let bar = bar(file, response.content_length().unwrap_or(0));
             let path = folder.join(file);
             let mut out = std::fs::File::create_new(&path).map_err(unwritable(&path))?;

@@ -81,7 +81,7 @@ pub fn run() -> ExitCode {
             drop(answer.print());
             return ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(FAILED));
         }
-        Err(refused) => return failed(&usage::refusal(&refused)),
+        Err(refused) => return failed(&usage::refusal(&refused, &Cli::command())),
     };
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -76,6 +76,11 @@ pub(crate) enum TenantCommand {
         #[command(flatten)]
         admin: Admin,
     },
+    /// Make a new operator's key; the one that came with the first tenant ends
+    OperatorKey {
+        #[command(flatten)]
+        admin: Admin,
+    },
     /// Make and revoke a tenant's keys
     Key {
         #[command(subcommand)]
@@ -203,6 +208,12 @@ async fn answer(command: TenantCommand) -> Result<String, RemoteError> {
             let request = remote.request(Method::POST, &path, NO_QUERY).json(&set);
             remote.shown(remote.send(request).await?, whole).await
         }
+        TenantCommand::OperatorKey { admin } => {
+            let remote = admin.remote();
+            let request = remote.request(Method::POST, &[admin_, "operator-key"], NO_QUERY);
+            let shown = |key: &Value| format!("{}\n\nIt is shown this once.\n", text(&key["key"]));
+            remote.shown(remote.send(request).await?, shown).await
+        }
         TenantCommand::Key { command } => key(command).await,
     }
 }
@@ -234,8 +245,11 @@ async fn key(command: KeyCommand) -> Result<String, RemoteError> {
             // The new one first: whatever breaks off between, nobody is locked out.
             let new = json!({ "scope": old["scope"], "expires": old["expires"] });
             let made = make(&remote, &tenant, &new).await?;
-            revoke(&remote, &tenant, &id).await?;
-            Ok(made)
+            Ok(match revoke(&remote, &tenant, &id).await {
+                Ok(_) => made,
+                // The new key is shown whatever happens: nobody could find it again.
+                Err(error) => format!("{made}\nThe old key still counts: {error}\n"),
+            })
         }
     }
 }

@@ -2,10 +2,14 @@
 
 use std::error::Error as _;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{
+    Command,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 /// What was wrong and what to do about it.
-pub(super) fn refusal(error: &clap::Error) -> String {
+pub(super) fn refusal(error: &clap::Error, program: &Command) -> String {
+    let named = |option: &str| named(option, program);
     let said = |kind| error.get(kind).map(shown);
     let option = said(ContextKind::InvalidArg).unwrap_or_default();
     let value = said(ContextKind::InvalidValue).unwrap_or_default();
@@ -47,13 +51,23 @@ pub(super) fn refusal(error: &clap::Error) -> String {
 }
 
 /// `--threads <N>` as people know it: the flag, and the variable that may have brought the value.
-fn named(option: &str) -> String {
+fn named(option: &str, program: &Command) -> String {
     let flag = option.split_whitespace().next().unwrap_or_default();
     let flag = flag.split('[').next().unwrap_or_default().trim_end_matches('=');
     match flag.strip_prefix("--") {
-        Some(name) => format!("{flag} (CHORUS_{})", name.to_uppercase().replace('-', "_")),
+        Some(name) if has_variable(program, name) => {
+            format!("{flag} (CHORUS_{})", name.to_uppercase().replace('-', "_"))
+        }
+        Some(_) => flag.to_owned(),
         None => option.to_owned(),
     }
+}
+
+/// Whether some command's option of this name can be a variable too.
+fn has_variable(command: &Command, name: &str) -> bool {
+    let mut options = command.get_arguments();
+    options.any(|option| option.get_long() == Some(name) && option.get_env().is_some())
+        || command.get_subcommands().any(|command| has_variable(command, name))
 }
 
 fn shown(value: &ContextValue) -> String {

@@ -393,15 +393,16 @@ impl fmt::Display for ByteSize {
 pub struct Span(pub Duration);
 
 /// In milliseconds; `ms` stands before `s` and `m` so that it is found first.
-const TIME_UNITS: [(&str, u64); 5] =
-    [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("", 1000)];
+const TIME_UNITS: [(&str, u64); 6] =
+    [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000), ("", 1000)];
 
 impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted =
-            || "a time above 0 in ms, s, m or h is expected, such as 30s, 2m or 500ms".to_owned();
+        let wanted = || {
+            "a time above 0 in ms, s, m, h or d is expected, such as 30s, 2m or 500ms".to_owned()
+        };
         let (number, unit) = split_unit(text.trim(), &TIME_UNITS).ok_or_else(wanted)?;
         let millis = scale(number, unit).filter(|millis| *millis > 0).ok_or_else(wanted)?;
         Ok(Self(Duration::from_millis(millis)))
@@ -506,12 +507,17 @@ mod tests {
 
     #[test]
     fn times_are_read() {
-        for (text, millis) in
-            [("30", 30_000), ("30s", 30_000), ("2m", 120_000), ("1.5h", 5_400_000), ("500 ms", 500)]
-        {
+        for (text, millis) in [
+            ("30", 30_000),
+            ("30s", 30_000),
+            ("2m", 120_000),
+            ("1.5h", 5_400_000),
+            ("500 ms", 500),
+            ("2d", 172_800_000),
+        ] {
             assert_eq!(text.parse(), Ok(Span(Duration::from_millis(millis))), "{text}");
         }
-        for text in ["", "0s", "s", "1d", "-3s", "99999999999999999999s"] {
+        for text in ["", "0s", "s", "1w", "-3s", "99999999999999999999s"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
     }

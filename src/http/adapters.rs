@@ -1,5 +1,7 @@
 //! `/v1/adapters`: what a tenant does with its own.
 
+use std::time::SystemTime;
+
 use axum::{
     Json,
     body::Body,
@@ -79,8 +81,13 @@ pub(super) async fn put(
         let target = asked.of(&name);
         app.accepting()?;
         app.adapters().expect(target, &expected).await.map_err(refused)?;
+        let _place = app.uploads().take(caller.tenant)?;
         let upload = app.adapters().upload();
-        let upload = app.while_accepting(body.receive(&app, upload)).await?;
+        let upload = app.while_accepting(body.receive(upload)).await?;
+        // It may have taken minutes.
+        if !app.tenants().still_counts(&caller, SystemTime::now()) {
+            return Err(ApiError::unidentified());
+        }
         let trial = EngineTrial::new(&app);
         let quota = app.tenants().quota(caller.tenant);
         let room = Room { adapters: quota.adapters, bytes: quota.stored_bytes };
@@ -129,6 +136,7 @@ pub(super) async fn validate(
     let asked = Asked::by(&caller);
     let name = name(&app, named)?;
     let VersionIn { version } = parse(&bytes)?;
+    let _place = app.uploads().take(caller.tenant)?;
     let trial = EngineTrial::new(&app);
     let validated = app.adapters().validate(asked.of(&name), version, &trial).await;
     validated.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
@@ -171,9 +179,15 @@ pub(super) async fn prefetch(
 ) -> Result<Response, ApiError> {
     need(&caller, Scope::Upload)?;
     let name = name(&app, named)?;
-    let revision = app.adapters().resolve(caller.tenant, &Wanted::Active(name.clone()));
+    let wanted = Wanted::Active(name.clone());
+    let mut revision = app.adapters().resolve(caller.tenant, &wanted);
+    if revision.is_none() {
+        let sought = app.adapters().seek(caller.tenant, &name).await;
+        sought.map_err(|error| ApiError::unreachable(&error.0))?;
+        revision = app.adapters().resolve(caller.tenant, &wanted);
+    }
     let revision = revision.ok_or_else(|| ApiError::model_not_found(name.as_str()))?;
-    let lease = app.adapters().lease(&revision).await;
+    let lease = app.adapters().lease(caller.tenant, &revision).await;
     drop(lease.map_err(|error| ApiError::not_lent(&error, name.as_str()))?);
     shown(&app, &caller, &name).await
 }
@@ -237,7 +251,7 @@ async fn shown(app: &App, caller: &Caller, name: &AdapterName) -> Result<Respons
     let mut card = look();
     if card.is_none() {
         let sought = app.adapters().seek(tenant, name).await;
-        sought.map_err(|error| ApiError::unreachable(&error))?;
+        sought.map_err(|error| ApiError::unreachable(&error.0))?;
         card = look();
     }
     let card = card.ok_or_else(|| ApiError::model_not_found(name.as_str()))?;

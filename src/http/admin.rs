@@ -94,9 +94,26 @@ pub(super) async fn set_default(
     let DefaultIn { adapter } = parse(&bytes)?;
     if let Some(adapter) = &adapter {
         AdapterName::parse(adapter).map_err(|bad| ApiError::bad_name(bad.to_string()))?;
+        if app.reserves(adapter) {
+            return Err(ApiError::bad_name("the name is reserved for the base model"));
+        }
     }
     let set = app.tenants().set_default_adapter(&caller.to_string(), &name, adapter).await;
     Ok(Json(tenant(set.map_err(|error| refused(&error))?)))
+}
+
+/// Another key for the operator.
+pub(super) async fn replace_operator(
+    Operator(caller): Operator,
+    State(app): State<App>,
+) -> Result<Response, ApiError> {
+    if app.tenants().are_open() {
+        return Err(ApiError::malformed("there is no operator's key yet: make a tenant first"));
+    }
+    let replaced = app.tenants().replace_operator(&caller.to_string()).await;
+    let key = replaced.map_err(|error| refused(&error))?;
+    let out = serde_json::json!({"object": "operator_key", "key": key.reveal()});
+    Ok((StatusCode::CREATED, Json(out)).into_response())
 }
 
 /// Says what a tenant may use from now on, all of it: what is left out is without bound.

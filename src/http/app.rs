@@ -30,7 +30,7 @@ use super::{
     request_id,
     select::{self, Names, Voice},
     tokenize,
-    upload::UPLOADS,
+    upload::Places,
 };
 use crate::{
     adapter::{Adapters, Wanted},
@@ -127,7 +127,7 @@ struct Shared {
     stage: watch::Sender<Stage>,
     desks: Desks,
     large_bodies: Semaphore,
-    uploads: Semaphore,
+    uploads: Places,
 }
 
 /// How far the server is on its way to its end; it only goes forward.
@@ -172,7 +172,7 @@ impl App {
             stage: watch::Sender::new(Stage::Serving),
             desks: Desks::new(),
             large_bodies: Semaphore::new(LARGE_BODIES),
-            uploads: Semaphore::new(UPLOADS),
+            uploads: Places::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -209,7 +209,7 @@ impl App {
         &self.shared.large_bodies
     }
 
-    pub(super) fn uploads(&self) -> &Semaphore {
+    pub(super) fn uploads(&self) -> &Places {
         &self.shared.uploads
     }
 
@@ -289,7 +289,12 @@ impl App {
         let first = read(&Names { base, default, lookup: &look });
         let missing = missing.lock().expect("nothing here panics").take();
         let Some(name) = missing else { return Ok(first) };
-        if !self.adapters().seek(tenant, &name).await.map_err(|e| ApiError::unreachable(&e))? {
+        if !self
+            .adapters()
+            .seek(tenant, &name)
+            .await
+            .map_err(|error| ApiError::unreachable(&error.0))?
+        {
             return Ok(first);
         }
         let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted);
@@ -362,6 +367,7 @@ impl App {
             .route("/v1/adapters/{name}/unpin", post(adapters::unpin))
             .route("/v1/adapters/{name}/prefetch", post(adapters::prefetch))
             .route("/v1/adapters/{name}/files/{file}", get(adapters::file))
+            .route("/v1/admin/operator-key", post(admin::replace_operator))
             .route("/v1/admin/tenants", get(admin::list).post(admin::create))
             .route("/v1/admin/tenants/{name}", get(admin::show))
             .route("/v1/admin/tenants/{name}/keys", post(admin::add_key))

@@ -36,7 +36,7 @@ use axum::{
 
 use super::wire::error::{ErrorBody, ErrorDetail};
 use crate::{
-    adapter::{LoadError, NotChanged, NotLent, Unfit, Unproved, Unreachable, Unreceived},
+    adapter::{LoadError, NotChanged, NotLent, Unfit, Unproved, Unreceived},
     engine::{Failure, Refused},
     store::StoreError,
     tenant::{NotDone, OverQuota, Scarce},
@@ -247,9 +247,6 @@ impl ApiError {
         match refusal {
             NotLent::Gone => Self::model_not_found(requested),
             NotLent::OtherBase => Self::incompatible(refusal.to_string()),
-            NotLent::Failed(why) if matches!(**why, LoadError::Gone) => {
-                Self::model_not_found(requested)
-            }
             NotLent::Failed(why) if matches!(**why, LoadError::Store(_)) => {
                 Self::store_unavailable()
             }
@@ -268,7 +265,7 @@ impl ApiError {
     }
 
     /// The store may know a name, and cannot be asked.
-    pub(super) fn unreachable(error: &Unreachable) -> Self {
+    pub(super) fn unreachable(error: &StoreError) -> Self {
         tracing::debug!(%error, "a name could not be looked up");
         Self::store_unavailable()
     }
@@ -314,9 +311,13 @@ impl ApiError {
                 tracing::error!(why, "the store is full");
                 Self::store_full()
             }
+            NotDone::Store(error @ StoreError::Unavailable { .. }) => {
+                tracing::warn!(%error, "tenants were not changed");
+                Self::store_unavailable()
+            }
             NotDone::Store(error) => {
                 tracing::error!(%error, "tenants were not changed");
-                Self::store_unavailable()
+                Self::internal()
             }
         }
     }
@@ -331,6 +332,7 @@ impl ApiError {
             }
             NotChanged::Stale { .. } => Self::new(StatusCode::PRECONDITION_FAILED, message())
                 .with_code("precondition_failed"),
+            NotChanged::NotActive => Self::conflict(message()).with_code("no_active_version"),
             NotChanged::InUse(_) => Self::conflict(message()).with_code("version_in_use"),
             NotChanged::OtherBase(_) => Self::incompatible(message()),
             NotChanged::TooMuchPinned { .. } => {
@@ -349,7 +351,7 @@ impl ApiError {
                 tracing::warn!(%why, "an adapter was not changed");
                 Self::store_unavailable()
             }
-            NotChanged::Store(_) | NotChanged::File(_) => {
+            NotChanged::Store(_) => {
                 tracing::error!(%error, "an adapter was not changed");
                 Self::internal()
             }

@@ -23,7 +23,7 @@ use super::{
     wire::{prompt::MAX_CHOICES, usage::Usage},
 };
 use crate::{
-    adapter::Lease,
+    adapter::{Lease, Wanted},
     engine::{Event, Failure, Job, Lane, Scope, TokenStream},
     tenant::{Permit, TenantId},
     text::{Detok, Stops},
@@ -182,10 +182,26 @@ impl Order {
 
     async fn lease(&self, app: &App) -> Result<Option<Arc<Lease>>, ApiError> {
         let Voice::Adapter(revision) = &self.voice else { return Ok(None) };
-        let lease = app.adapters().lease(revision).await;
-        lease
-            .map(|lease| Some(Arc::new(lease)))
-            .map_err(|e| ApiError::not_lent(&e, &self.requested))
+        let refusal = match app.adapters().lease(self.tenant, revision).await {
+            Ok(lease) => return Ok(Some(Arc::new(lease))),
+            Err(refusal) => refusal,
+        };
+        if !refusal.is_gone() {
+            return Err(ApiError::not_lent(&refusal, &self.requested));
+        }
+        // Another server may have replaced or deleted it a moment ago.
+        app.adapters().refresh().await.map_err(|error| ApiError::unreachable(&error))?;
+        let now = app.adapters().resolve(self.tenant, &Wanted::Active(revision.name.clone()));
+        Err(match now {
+            None => ApiError::model_not_found(&self.requested),
+            Some(now) if now != *revision => {
+                ApiError::overloaded("the adapter was replaced meanwhile: ask again")
+            }
+            Some(_) => {
+                tracing::error!(adapter = %revision, "the store has lost an adapter's files");
+                ApiError::not_lent(&refusal, &self.requested)
+            }
+        })
     }
 
     fn job(

@@ -1,6 +1,7 @@
 //! An upload's body: `multipart/form-data` with two files, taken apart as it arrives.
 
 use std::{
+    collections::HashMap,
     path::Path,
     pin::Pin,
     sync::{
@@ -8,7 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -22,11 +23,17 @@ use futures_util::{Stream, StreamExt as _};
 use multer::{Field, Multipart};
 use tokio::time::timeout;
 
-use super::{app::App, error::ApiError};
-use crate::adapter::{Part, Upload};
+use super::error::ApiError;
+use crate::{
+    adapter::{Part, Upload},
+    tenant::TenantId,
+};
 
-/// Uploads at once.
-pub(super) const UPLOADS: usize = 8;
+/// Uploads at once, from their first byte to their answer, and of these those of one tenant.
+const UPLOADS: usize = 16;
+const UPLOADS_EACH: usize = 6;
+/// The least bytes a second, on average and after [`SILENCE`]: slower senders would hold places from others.
+const LEAST_RATE: u64 = 16 << 10;
 /// How long nothing may arrive.
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long the whole may take.
@@ -49,8 +56,49 @@ pub(super) struct Incoming {
     /// The sender waits for a sign before it sends the body.
     expects: bool,
     least: u64,
+    began: Instant,
     body: Arc<Source>,
 }
+
+/// How many uploads each tenant has on their way.
+#[derive(Debug, Default)]
+pub(super) struct Places(Mutex<HashMap<TenantId, usize>>);
+
+/// One of them; given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place<'a> {
+    places: &'a Places,
+    tenant: TenantId,
+}
+
+impl Places {
+    /// A place for one more upload of a tenant.
+    pub(super) fn take(&self, tenant: TenantId) -> Result<Place<'_>, ApiError> {
+        let mut taken = self.0.lock().expect(NO_PANIC);
+        let (all, own) = (taken.values().sum::<usize>(), taken.get(&tenant).copied());
+        if all >= UPLOADS || own.is_some_and(|own| own >= UPLOADS_EACH) {
+            return Err(ApiError::overloaded("too many uploads are on their way"));
+        }
+        *taken.entry(tenant).or_default() += 1;
+        Ok(Place { places: self, tenant })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.places.0.lock().expect(NO_PANIC);
+        let own = taken.get_mut(&self.tenant).map(|own| {
+            *own -= 1;
+            *own
+        });
+        if own == Some(0) {
+            taken.remove(&self.tenant);
+        }
+    }
+}
+
+/// Why the lock is never poisoned.
+const NO_PANIC: &str = "nothing that is done under it panics";
 
 /// The body, shared between the parser and whoever reads the rest.
 struct Source {
@@ -73,20 +121,19 @@ impl Incoming {
             encoded: headers.contains_key(CONTENT_ENCODING),
             expects: headers.contains_key(EXPECT),
             least,
+            began: Instant::now(),
             body: Arc::new(source),
         }
     }
 
     /// Takes both files in.
-    pub(super) async fn receive(&self, app: &App, mut upload: Upload) -> Result<Upload, ApiError> {
+    pub(super) async fn receive(&self, mut upload: Upload) -> Result<Upload, ApiError> {
         let boundary = self.boundary()?;
         if self.least > upload.most_bytes().saturating_add(AROUND) {
             return Err(ApiError::body_too_large(
                 upload.most_bytes().try_into().unwrap_or(usize::MAX),
             ));
         }
-        let place = app.uploads().try_acquire();
-        let _place = place.map_err(|_| ApiError::overloaded("too many uploads are arriving"))?;
         let taken = Arc::new(AtomicU64::new(0));
         let feed = Feed { source: Arc::clone(&self.body), taken: Arc::clone(&taken), rests: false };
         let mut form = Multipart::new(feed, boundary);
@@ -120,6 +167,12 @@ impl Incoming {
         })
     }
 
+    fn check_rate(&self) -> Result<(), ApiError> {
+        let (time, arrived) = (self.began.elapsed(), self.body.arrived.load(Ordering::Relaxed));
+        let slow = time > SILENCE && arrived < LEAST_RATE.saturating_mul(time.as_secs());
+        if slow { Err(ApiError::slow_body()) } else { Ok(()) }
+    }
+
     /// What has arrived so far is accounted for.
     fn catch_up(&self, taken: &AtomicU64) {
         taken.store(self.body.arrived.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -142,6 +195,7 @@ impl Incoming {
         };
         upload.begin(part).await.map_err(|error| ApiError::unreceived(&error))?;
         while let Some(bytes) = next(field.chunk()).await? {
+            self.check_rate()?;
             taken.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             upload.write(part, &bytes).await.map_err(|error| ApiError::unreceived(&error))?;
         }

@@ -23,7 +23,8 @@ const PARTS: usize = 2;
 pub struct BlobKey(String);
 
 impl BlobKey {
-    fn new(sha256: [u8; 32]) -> Result<Self, StoreError> {
+    /// A key that no put has had.
+    pub fn new(sha256: [u8; 32]) -> Result<Self, StoreError> {
         Ok(Self(format!("{}.{}", hex(sha256), nonce()?)))
     }
 }
@@ -82,10 +83,21 @@ impl Store {
         &self,
         sha256: [u8; 32],
         len: u64,
-        mut bytes: impl AsyncRead + Unpin,
+        bytes: impl AsyncRead + Unpin,
     ) -> Result<BlobKey, StoreError> {
         let key = BlobKey::new(sha256)?;
-        let path = self.blob_path(&key);
+        self.put_back(&key, len, bytes).await?;
+        Ok(key)
+    }
+
+    /// Stores the bytes of a blob that was put before, and may be lost.
+    pub async fn put_back(
+        &self,
+        key: &BlobKey,
+        len: u64,
+        mut bytes: impl AsyncRead + Unpin,
+    ) -> Result<(), StoreError> {
+        let path = self.blob_path(key);
         if len <= PART as u64 {
             let mut whole = Vec::new();
             bytes.read_to_end(&mut whole).await.map_err(|error| unread(&error))?;
@@ -94,7 +106,17 @@ impl Store {
         } else {
             self.put_parts(&path, bytes).await?;
         }
-        Ok(key)
+        Ok(())
+    }
+
+    /// Whether a blob is there, of this length.
+    pub async fn has_blob(&self, key: &BlobKey, len: u64) -> Result<bool, StoreError> {
+        let path = self.blob_path(key);
+        match self.objects.head(&path).await {
+            Ok(meta) => Ok(meta.size == len),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(StoreError::from_objects(error, &path)),
+        }
     }
 
     async fn put_parts(

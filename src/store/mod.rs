@@ -193,7 +193,10 @@ impl Store {
         if let (Some(folder), Some(before)) =
             (&self.folder, SystemTime::now().checked_sub(older_than))
         {
-            walk(folder, before, &mut removed);
+            // Nothing else in that directory is ours.
+            for ours in ["logs", "blobs"] {
+                walk(&folder.join(ours), before, &mut removed);
+            }
         }
         removed
     }

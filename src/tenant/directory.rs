@@ -183,6 +183,19 @@ impl Tenants {
         })
     }
 
+    /// Whether somebody who was identified a while ago would be so now.
+    pub fn still_counts(&self, caller: &Caller, now: SystemTime) -> bool {
+        let now = unix_seconds(now);
+        match &caller.right {
+            Right::Open => self.are_open(),
+            Right::Operator => true,
+            Right::Key(id, _) => self.with(|state| {
+                let key = state.tenants.get(&caller.tenant).and_then(|known| known.keys.get(id));
+                key.is_some_and(|key| key.expires.is_none_or(|expires| now < expires))
+            }),
+        }
+    }
+
     /// What a tenant is called.
     pub fn name(&self, tenant: TenantId) -> Option<TenantName> {
         self.with(|state| state.tenants.get(&tenant).map(|tenant| tenant.name.clone()))
@@ -267,6 +280,15 @@ impl Tenants {
             Ok(Change::KeyRevoked { tenant, key: key.clone() })
         };
         self.change(by, decide).await
+    }
+
+    /// A new key for the operator, in the place of the one that came with the first tenant; one that a server was given by
+    /// its own operator goes on to count there.
+    pub async fn replace_operator(&self, by: &str) -> Result<Key, NotDone> {
+        let key = random()?;
+        let hash = key.hash();
+        self.change(by, |_| Ok(Change::OperatorReplaced { key: hash })).await?;
+        Ok(key)
     }
 
     /// Says what `default` means to a tenant as a model.
@@ -368,6 +390,7 @@ impl State {
                 self.tenants.entry(id).or_insert_with(|| Tenant::new(name.clone(), created));
                 self.operator = self.operator.or(*operator);
             }
+            Change::OperatorReplaced { key } => self.operator = Some(*key),
             Change::KeyAdded { tenant, key, scope, expires } => {
                 let Some(known) = self.tenants.get_mut(tenant) else { return };
                 let added = TenantKey { hash: *key, scope: *scope, created, expires: *expires };
@@ -420,13 +443,19 @@ impl Tenant {
 
 /// Takes in what other servers write until nobody needs it any more.
 async fn keep_up(tenants: Weak<Shared>, refresh: Duration) {
+    let mut reachable = true;
     loop {
         tokio::time::sleep(refresh).await;
         let Some(shared) = tenants.upgrade() else { return };
-        // The adapters' records are in the same store, and their keeper says once when it is down.
-        if let Err(error) = (Tenants { shared }).refresh().await {
-            tracing::debug!(%error, "keys are those of a moment ago");
+        let refreshed = (Tenants { shared }).refresh().await;
+        match &refreshed {
+            Err(error) if reachable => {
+                tracing::error!(%error, "tenants' records cannot be read: keys that are revoked elsewhere count on");
+            }
+            Ok(()) if !reachable => tracing::info!("tenants' records can be read again"),
+            _ => {}
         }
+        reachable = refreshed.is_ok();
     }
 }
 
@@ -485,6 +514,9 @@ mod tests {
         assert!(second.operator.is_none(), "once");
         let again = open(&store).await;
         assert!(who(&again, &operator).unwrap().is_operator(), "a restart knows it");
+        let new = tenants.replace_operator("operator").await.unwrap();
+        assert_eq!(who(&tenants, &operator), None);
+        assert!(who(&tenants, &new).unwrap().is_operator());
         let taken = tenants.create("operator", &name("acme")).await;
         assert!(matches!(taken, Err(NotDone::Taken(_))), "{taken:?}");
         let taken = tenants.create("operator", &name("default")).await;
@@ -526,7 +558,12 @@ mod tests {
         // Several per tenant, each by itself.
         let (second, other) =
             tenants.add_key("me", &name("beta"), Scope::Infer, None).await.unwrap();
+        let long = KeyId::named(&format!("{}junk", card.id));
+        assert!(tenants.revoke_key("me", &name("beta"), &long).await.is_err());
+        let now = SystemTime::now();
+        assert!(tenants.still_counts(&caller, now));
         tenants.revoke_key("me", &name("beta"), &card.id).await.unwrap();
+        assert!(!tenants.still_counts(&caller, now));
         assert_eq!(who(&tenants, &key), None);
         assert_eq!(who(&tenants, &second).unwrap().tenant, beta);
         assert_eq!(tenants.card(&name("beta")).unwrap().keys, [other]);

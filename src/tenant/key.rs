@@ -123,9 +123,10 @@ impl fmt::Debug for KeyHash {
 pub struct KeyId(String);
 
 impl KeyId {
-    /// The id that somebody wrote; there may be no such key.
+    /// The id that somebody wrote, as it is; there may be no such key.
     pub fn named(text: &str) -> Self {
-        Self(text.chars().take(8).collect())
+        // Longer ones name nothing, and are kept no longer than it takes to say so.
+        Self(text.chars().take(9).collect())
     }
 
     /// As it is written.

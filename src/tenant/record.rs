@@ -27,6 +27,11 @@ pub(super) enum Change {
         /// SHA-256 of the operator's key.
         operator: Option<KeyHash>,
     },
+    /// The operator's key is another one from now on.
+    OperatorReplaced {
+        /// SHA-256 of it.
+        key: KeyHash,
+    },
     /// A tenant got a key.
     KeyAdded {
         /// Whose.

@@ -255,6 +255,72 @@ async fn default_is_what_the_operator_has_chosen() {
     assert_eq!(operator.post(path, &set(json!("../a"))).await.0, 400);
 }
 
+/// The bytes of an upload's form, to be sent by hand.
+fn form_bytes([config, weights]: [Vec<u8>; 2]) -> Vec<u8> {
+    let part = |name: &str, bytes: &[u8]| {
+        let head = format!(
+            "--x\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"{name}\"\r\n\r\n"
+        );
+        [head.as_bytes(), bytes, b"\r\n"].concat()
+    };
+    let (config, weights) =
+        (part("adapter_config.json", &config), part("adapter_model.safetensors", &weights));
+    [config, weights, b"--x--\r\n".to_vec()].concat()
+}
+
+/// A key that ends while an upload is under way ends the upload.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_under_a_key_that_is_revoked_meanwhile_is_not_kept() {
+    let server = Server::start(&[]);
+    let operator = operator(&server, "acme").await;
+    let (secret, id) = operator.new_key("acme", "upload").await;
+    let holder = Holder { server: &server, key: secret };
+    let bytes = form_bytes(mini(1));
+    let half = bytes.len() / 2;
+    let (first, second) = (bytes[..half].to_vec(), bytes[half..].to_vec());
+    let (go, wait) = tokio::sync::oneshot::channel::<()>();
+    let pieces = futures_util::stream::unfold((Some(first), Some((wait, second))), |state| async {
+        match state {
+            (Some(first), rest) => Some((Ok::<_, std::io::Error>(first), (None, rest))),
+            (None, Some((wait, second))) => {
+                wait.await.unwrap();
+                Some((Ok(second), (None, None)))
+            }
+            (None, None) => None,
+        }
+    });
+    let request = holder.ask(Method::PUT, "/v1/adapters/a");
+    let request = request.header("content-type", "multipart/form-data; boundary=x");
+    let upload = tokio::spawn(request.body(reqwest::Body::wrap_stream(pieces)).send());
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(operator.delete(&format!("/v1/admin/tenants/acme/keys/{id}")).await.0, 200);
+    go.send(()).unwrap();
+    assert_eq!(upload.await.unwrap().unwrap().status(), 401);
+    let other = Holder { server: &server, key: operator.new_key("acme", "infer").await.0 };
+    assert_eq!(other.get("/v1/adapters/a").await.0, 404);
+}
+
+/// Eight slow senders of one tenant once kept everybody else from uploading.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_tenants_slow_uploads_keep_nobody_else_from_uploading() {
+    let server = Server::start(&[]);
+    let operator = operator(&server, "slow").await;
+    let (slow, other) = (tenant(&operator, "slow").await, tenant(&operator, "other").await);
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        let pieces = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+        let request = slow.ask(Method::PUT, "/v1/adapters/a");
+        let request = request.header("content-type", "multipart/form-data; boundary=x");
+        waiting.push(tokio::spawn(request.body(reqwest::Body::wrap_stream(pieces)).send()));
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(slow.put("b", mini(1)).await.0, 503);
+    assert_eq!(other.put("b", mini(1)).await.0, 201);
+    for upload in waiting {
+        upload.abort();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quotas_are_a_tenants_own_and_say_when_to_come_back() {
     let server = Server::start(&[]);
@@ -370,7 +436,7 @@ fn the_command_line_makes_tenants_and_keys() {
     let (success, text) = run(&["tenant", "key", "revoke", "acme", "ffffffff"], Some(&operator));
     assert!(!success && text.contains("key_not_found"), "{text}");
     let (success, text) =
-        run(&["tenant", "key", "new", "acme", "--expires", "1h"], Some(&operator));
+        run(&["tenant", "key", "new", "acme", "--expires", "30d"], Some(&operator));
     assert!(success, "{text}");
     assert!(run(&["tenant", "show", "acme"], Some(&operator)).1.contains("expires at"));
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -456,20 +457,20 @@ impl Tested {
         }
     }
 
-    /// Changes it until the server is gone. Returns how many changes were acknowledged.
-    async fn go_on(&mut self, server: &Server) -> usize {
+    /// Changes it until the server is gone, and counts what is acknowledged.
+    async fn go_on(&mut self, server: &Server, acknowledged: &AtomicUsize) {
         for step in 0.. {
             let (request, mut next) = self.change(server, step);
             let answer = async { request.send().await?.json::<Value>().await };
             let Ok(answer) = answer.await else {
                 self.perhaps = Some(next);
-                return usize::try_from(step).unwrap();
+                return;
             };
             assert!(answer["error"].is_null(), "{answer}");
             next.tell(answer["version"].as_u64());
             self.known = next;
+            acknowledged.fetch_add(1, Ordering::Relaxed);
         }
-        unreachable!()
     }
 }
 
@@ -493,22 +494,26 @@ async fn what_was_acknowledged_survives_kill_and_nothing_is_half_there() {
         perhaps: None,
         next: number,
     });
-    let mut acknowledged = 0;
+    let mut all = 0;
     let rounds = times(5, 100);
     for round in 0..rounds {
         let server = Server::start(&arguments);
         for name in &mut names {
             name.check(&server).await;
         }
-        // Anywhere in what goes on: from the first write to many changes later.
+        let acknowledged = AtomicUsize::new(0);
+        // Anywhere in what goes on: in half of the rounds from the first write on, in the others from the first answer on.
         let after = Duration::from_millis(u64::try_from(3 + (round * 37) % 211).unwrap());
         let kill = async {
+            while round % 2 == 1 && acknowledged.load(Ordering::Relaxed) == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             tokio::time::sleep(after).await;
             server.signal("KILL");
         };
-        let changes = join_all(names.iter_mut().map(|name| name.go_on(&server)));
-        let (changes, ()) = tokio::join!(changes, kill);
-        acknowledged += changes.into_iter().sum::<usize>();
+        let changes = join_all(names.iter_mut().map(|name| name.go_on(&server, &acknowledged)));
+        tokio::join!(changes, kill);
+        all += acknowledged.into_inner();
         for Tested { name, perhaps, .. } in &mut names {
             // The answer is lost, so the number is read from the records.
             if let Some(perhaps) = perhaps {
@@ -516,8 +521,8 @@ async fn what_was_acknowledged_survives_kill_and_nothing_is_half_there() {
             }
         }
     }
-    assert!(acknowledged > rounds, "only {acknowledged} changes were acknowledged");
-    println!("{acknowledged} changes were acknowledged, {rounds} processes killed");
+    assert!(all >= rounds / 2, "only {all} changes were acknowledged");
+    println!("{all} changes were acknowledged, {rounds} processes killed");
 }
 
 /// The greatest number that a name has in the records on disk.
@@ -535,7 +540,8 @@ fn newest(store: &Path, name: &str) -> Option<u64> {
 /// Bits, lengths, offsets, types and sizes of a good adapter changed at random: no panic, no 5xx, no leak.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mutated_uploads_do_no_harm() {
-    let server = Server::start(&["--log", "error"]);
+    // Memory for keys and values comes into use with time: little of it, so that anything else that grows is seen.
+    let server = Server::start(&["--log", "error", "--kv-bytes", "16MiB"]);
     let [config, weights] = mini(1);
     let (base, good) = (server.says("base").await, server.says("pirate").await);
     let mut random = Random(0x0dd5_eed5);

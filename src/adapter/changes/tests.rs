@@ -83,7 +83,7 @@ fn resolve(adapters: &Adapters, text: &str) -> Option<(u32, Digest)> {
 }
 
 async fn lease(adapters: &Adapters, text: &str) -> Result<Lease, NotLent> {
-    adapters.lease(&adapters.resolve(ME, &Wanted::parse(text).unwrap()).unwrap()).await
+    adapters.lease(ME, &adapters.resolve(ME, &Wanted::parse(text).unwrap()).unwrap()).await
 }
 
 async fn blobs(store: &Store) -> usize {
@@ -239,6 +239,52 @@ async fn what_is_refused_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn files_that_the_store_has_lost_are_put_back_by_whoever_has_them() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    put(&adapters, "one", 0.5).await.unwrap();
+    for (text, is_new) in [("two", true), ("one", false)] {
+        for key in store.blobs(Duration::ZERO).await.unwrap() {
+            store.erase_blob(&key).await.unwrap();
+        }
+        assert_eq!(put(&adapters, text, 0.5).await.unwrap().is_new, is_new);
+        let again = open(&store).await;
+        for text in ["one", "two"] {
+            assert_eq!(lease(&again, text).await.unwrap().digest(), digest(0.5), "{text}");
+        }
+        assert_eq!(blobs(&store).await, 2);
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_else_does_with_the_same_bytes_is_not_told() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    put(&adapters, "one", 0.5).await.unwrap();
+    let running = lease(&adapters, "one").await.unwrap();
+    drop(lease(&adapters, "one").await.unwrap());
+    let upload = arrived(&adapters, 0.5).await;
+    let two = name("two");
+    let theirs = Target { tenant: TenantId::OTHER, ..target(&two) };
+    let card = adapters.put(theirs, upload, &terms(&Expected::Anything), &GOOD).await.unwrap().card;
+    assert_eq!((card.resident, card.leases, card.hits, card.last_used), (false, 0, 0, None));
+    let card = adapters.card(ME, &name("one")).unwrap();
+    assert_eq!((card.resident, card.leases, card.hits), (true, 1, 2));
+    drop(running);
+    assert_eq!(adapters.card(ME, &name("one")).unwrap().leases, 0);
+}
+
+#[tokio::test]
+async fn a_name_without_an_active_version_cannot_be_pinned() {
+    let adapters = open(&Store::faulty().0).await;
+    let upload = arrived(&adapters, 0.5).await;
+    let terms = Terms { activate: false, ..terms(&Expected::Anything) };
+    adapters.put(target(&name("sql")), upload, &terms, &GOOD).await.unwrap();
+    let refused = adapters.pin(target(&name("sql"))).await;
+    assert!(matches!(refused, Err(NotChanged::NotActive)), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_tenant_has_as_much_room_as_it_was_given() {
     let store = Store::faulty().0;
     let adapters = open(&store).await;
@@ -340,10 +386,10 @@ async fn what_is_deleted_is_gone_everywhere_and_running_requests_finish() {
     assert_eq!((resolve(&adapters, "sql@v1"), blobs(&store).await), (None, 2));
 
     let revision = adapters.resolve(ME, &Wanted::parse("sql").unwrap()).unwrap();
-    let running = adapters.lease(&revision).await.unwrap();
+    let running = adapters.lease(ME, &revision).await.unwrap();
     assert!(adapters.remove(target(&sql), Some(2), &Expected::Anything).await.unwrap());
     assert_eq!((resolve(&adapters, "sql"), blobs(&store).await), (None, 0));
-    assert!(matches!(adapters.lease(&revision).await, Err(NotLent::Gone)));
+    assert!(matches!(adapters.lease(ME, &revision).await, Err(NotLent::Gone)));
     assert_eq!(running.digest(), digest(0.25));
     assert_eq!(adapters.stats().resident, 1);
     drop(running);

@@ -65,6 +65,7 @@ fn infer() -> Scope {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct DefaultIn {
-    /// `null` is the base.
+    /// `null` is the base; it must be said.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub(in crate::http) adapter: Option<String>,
 }
