@@ -140,6 +140,10 @@ impl Plan {
         // Of the examples that come with chorus the one whose answer anybody hears the difference in.
         let shown = found.iter().find(|adapter| adapter.name == "pirate").or(found.first());
         let header = match shown {
+            // The folder's are the default tenant's; whose key it will be is not known.
+            _ if self.tenants.is_some() => {
+                " \\\n    -H \"Authorization: Bearer $CHORUS_KEY\"".to_owned()
+            }
             Some(adapter) => format!(" \\\n    -H '{}: {}'", self.adapters.header, adapter.name),
             None => String::new(),
         };
@@ -200,6 +204,15 @@ mod tests {
             tenants: None,
             address: ([0, 0, 0, 0], 8080).into(),
         }
+    }
+
+    #[test]
+    fn where_keys_are_asked_for_the_line_to_paste_has_one() {
+        let open = plan();
+        assert!(!open.to_string().contains("CHORUS_KEY"));
+        let closed = Plan { tenants: Some(2), ..plan() }.to_string();
+        assert!(closed.contains("-H \"Authorization: Bearer $CHORUS_KEY\""), "{closed}");
+        assert!(closed.contains("tenants   2, with keys"), "{closed}");
     }
 
     #[test]

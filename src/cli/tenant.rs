@@ -320,7 +320,8 @@ fn line(tenant: &Value) -> String {
         Value::String(_) => format!(", default adapter {}", text(&tenant["default_adapter"])),
         _ => String::new(),
     };
-    format!("{:<24} {keys} keys{default}", text(&tenant["name"]))
+    let s = if keys == 1 { "" } else { "s" };
+    format!("{:<24} {keys} key{s}{default}", text(&tenant["name"]))
 }
 
 fn whole(tenant: &Value) -> String {
@@ -354,7 +355,7 @@ mod tests {
             assert!(shown.contains(part), "{part} in {shown}");
         }
         let shown = whole(&tenant);
-        assert!(shown.contains("1 keys, default adapter sql"), "{shown}");
+        assert!(shown.contains("1 key, default adapter sql"), "{shown}");
         assert!(shown.contains("0a0b0c0d infer, expires at 7"), "{shown}");
         assert!(shown.contains("at most 3 adapters") && !shown.contains("concurrent"), "{shown}");
         assert_eq!(list(&json!({"data": [tenant, {}]})).lines().count(), 2);
