@@ -81,7 +81,7 @@ pub(super) async fn put(
         let target = asked.of(&name);
         app.accepting()?;
         app.adapters().expect(target, &expected).await.map_err(refused)?;
-        let _place = app.uploads().take(caller.tenant)?;
+        let _place = app.uploads().take(caller.tenant).await?;
         let upload = app.adapters().upload();
         let upload = app.while_accepting(body.receive(upload)).await?;
         // It may have taken minutes.
@@ -136,7 +136,7 @@ pub(super) async fn validate(
     let asked = Asked::by(&caller);
     let name = name(&app, named)?;
     let VersionIn { version } = parse(&bytes)?;
-    let _place = app.uploads().take(caller.tenant)?;
+    let _place = app.uploads().take(caller.tenant).await?;
     let trial = EngineTrial::new(&app);
     let validated = app.adapters().validate(asked.of(&name), version, &trial).await;
     validated.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;

@@ -172,7 +172,7 @@ impl App {
             stage: watch::Sender::new(Stage::Serving),
             desks: Desks::new(),
             large_bodies: Semaphore::new(LARGE_BODIES),
-            uploads: Places::default(),
+            uploads: Places::new(),
         };
         Self { shared: Arc::new(shared) }
     }

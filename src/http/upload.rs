@@ -21,7 +21,10 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt as _};
 use multer::{Field, Multipart};
-use tokio::time::timeout;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::error::ApiError;
 use crate::{
@@ -32,6 +35,8 @@ use crate::{
 /// Uploads at once, from their first byte to their answer, and of these those of one tenant.
 const UPLOADS: usize = 16;
 const UPLOADS_EACH: usize = 6;
+/// How long an upload waits for its place; nothing of it is read meanwhile.
+const LINE: Duration = Duration::from_secs(5);
 /// The least bytes a second, on average and after [`SILENCE`]: slower senders would hold places from others.
 const LEAST_RATE: u64 = 16 << 10;
 /// How long nothing may arrive.
@@ -60,45 +65,42 @@ pub(super) struct Incoming {
     body: Arc<Source>,
 }
 
-/// How many uploads each tenant has on their way.
-#[derive(Debug, Default)]
-pub(super) struct Places(Mutex<HashMap<TenantId, usize>>);
+/// Places for uploads on their way: so many in all, and so many of each tenant.
+#[derive(Debug)]
+pub(super) struct Places {
+    all: Arc<Semaphore>,
+    own: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
+}
 
 /// One of them; given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
-    places: &'a Places,
-    tenant: TenantId,
+pub(super) struct Place {
+    _own: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
 }
 
 impl Places {
-    /// A place for one more upload of a tenant.
-    pub(super) fn take(&self, tenant: TenantId) -> Result<Place<'_>, ApiError> {
-        let mut taken = self.0.lock().expect(NO_PANIC);
-        let (all, own) = (taken.values().sum::<usize>(), taken.get(&tenant).copied());
-        if all >= UPLOADS || own.is_some_and(|own| own >= UPLOADS_EACH) {
-            return Err(ApiError::overloaded("too many uploads are on their way"));
-        }
-        *taken.entry(tenant).or_default() += 1;
-        Ok(Place { places: self, tenant })
+    pub(super) fn new() -> Self {
+        Self { all: Arc::new(Semaphore::new(UPLOADS)), own: Mutex::default() }
+    }
+
+    /// Waits for a place, first among its tenant's own, and not for ever.
+    pub(super) async fn take(&self, tenant: TenantId) -> Result<Place, ApiError> {
+        let own = {
+            let mut own = self.own.lock().expect("nothing here panics");
+            let own = own.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(UPLOADS_EACH)));
+            Arc::clone(own)
+        };
+        let both = async {
+            let own = own.acquire_owned().await;
+            let all = Arc::clone(&self.all).acquire_owned().await;
+            let open = "the semaphores are never closed";
+            Place { _own: own.expect(open), _all: all.expect(open) }
+        };
+        let place = timeout(LINE, both).await;
+        place.map_err(|_| ApiError::overloaded("too many uploads are on their way"))
     }
 }
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut taken = self.places.0.lock().expect(NO_PANIC);
-        let own = taken.get_mut(&self.tenant).map(|own| {
-            *own -= 1;
-            *own
-        });
-        if own == Some(0) {
-            taken.remove(&self.tenant);
-        }
-    }
-}
-
-/// Why the lock is never poisoned.
-const NO_PANIC: &str = "nothing that is done under it panics";
 
 /// The body, shared between the parser and whoever reads the rest.
 struct Source {
