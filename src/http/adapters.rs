@@ -153,8 +153,8 @@ pub(super) async fn pin(
     let asked = Asked::by(&caller);
     let name = name(&app, named)?;
     let pinned = app.adapters().pin(asked.of(&name)).await;
-    let card = pinned.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
-    Ok(Json(adapter(&app, card, None)).into_response())
+    pinned.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
+    shown(&app, &caller, &name).await
 }
 
 /// Lets it be evicted again.
@@ -167,8 +167,8 @@ pub(super) async fn unpin(
     let asked = Asked::by(&caller);
     let name = name(&app, named)?;
     let unpinned = app.adapters().unpin(asked.of(&name)).await;
-    let card = unpinned.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
-    Ok(Json(adapter(&app, card, None)).into_response())
+    unpinned.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
+    shown(&app, &caller, &name).await
 }
 
 /// Loads the active version, and answers when it is in memory.
@@ -180,13 +180,8 @@ pub(super) async fn prefetch(
     need(&caller, Scope::Upload)?;
     let name = name(&app, named)?;
     let wanted = Wanted::Active(name.clone());
-    let mut revision = app.adapters().resolve(caller.tenant, &wanted);
-    if revision.is_none() {
-        let sought = app.adapters().seek(caller.tenant, &name).await;
-        sought.map_err(|error| ApiError::unreachable(&error.0))?;
-        revision = app.adapters().resolve(caller.tenant, &wanted);
-    }
-    let revision = revision.ok_or_else(|| ApiError::model_not_found(name.as_str()))?;
+    let resolve = || app.adapters().resolve(caller.tenant, &wanted);
+    let revision = found(&app, &caller, &name, resolve).await?;
     let lease = app.adapters().lease(caller.tenant, &revision).await;
     drop(lease.map_err(|error| ApiError::not_lent(&error, name.as_str()))?);
     shown(&app, &caller, &name).await
@@ -247,17 +242,25 @@ pub(super) async fn file(
 
 async fn shown(app: &App, caller: &Caller, name: &AdapterName) -> Result<Response, ApiError> {
     let tenant = caller.tenant;
-    let look = || app.adapters().card(tenant, name);
-    let mut card = look();
-    if card.is_none() {
-        let sought = app.adapters().seek(tenant, name).await;
-        sought.map_err(|error| ApiError::unreachable(&error.0))?;
-        card = look();
-    }
-    let card = card.ok_or_else(|| ApiError::model_not_found(name.as_str()))?;
+    let card = found(app, caller, name, || app.adapters().card(tenant, name)).await?;
     let versions = app.adapters().versions(tenant, name).into_iter().map(version).collect();
     let tag = card.active.then(|| tag(card.revision.version));
     Ok((tag, Json(adapter(app, card, Some(versions)))).into_response())
+}
+
+/// What is looked for under a name, here or, where another server may have made it, once the store was asked.
+async fn found<T>(
+    app: &App,
+    caller: &Caller,
+    name: &AdapterName,
+    look: impl Fn() -> Option<T>,
+) -> Result<T, ApiError> {
+    if let Some(found) = look() {
+        return Ok(found);
+    }
+    let sought = app.adapters().seek(caller.tenant, name).await;
+    sought.map_err(|error| ApiError::unreachable(&error.0))?;
+    look().ok_or_else(|| ApiError::model_not_found(name.as_str()))
 }
 
 fn adapter(app: &App, card: Card, versions: Option<Vec<VersionOut>>) -> AdapterOut {

@@ -34,9 +34,7 @@ pub(super) async fn show(
     State(app): State<App>,
     named: Named,
 ) -> Result<Json<TenantOut>, ApiError> {
-    let name = name(named)?;
-    let card = app.tenants().card(&name);
-    card.map(|card| Json(tenant(card))).ok_or_else(|| refused(&NotDone::NoTenant(name)))
+    shown(&app, name(named)?)
 }
 
 /// A new tenant.
@@ -79,8 +77,7 @@ pub(super) async fn revoke_key(
     let name = parsed(&name)?;
     let revoked = app.tenants().revoke_key(&caller.to_string(), &name, &KeyId::named(&id)).await;
     revoked.map_err(|error| refused(&error))?;
-    let card = app.tenants().card(&name);
-    card.map(|card| Json(tenant(card))).ok_or_else(|| refused(&NotDone::NoTenant(name)))
+    shown(&app, name)
 }
 
 /// Says what `default` means to a tenant as a model. Whether there is such an adapter is looked at when it is asked for.
@@ -127,6 +124,11 @@ pub(super) async fn set_quota(
     let quota: Quota = parse(&bytes)?;
     let set = app.tenants().set_quota(&caller.to_string(), &name, quota).await;
     Ok(Json(tenant(set.map_err(|error| refused(&error))?)))
+}
+
+fn shown(app: &App, name: TenantName) -> Result<Json<TenantOut>, ApiError> {
+    let card = app.tenants().card(&name);
+    card.map(|card| Json(tenant(card))).ok_or_else(|| refused(&NotDone::NoTenant(name)))
 }
 
 fn tenant(card: TenantCard) -> TenantOut {
