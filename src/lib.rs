@@ -96,6 +96,7 @@ pub mod config;
 pub mod engine;
 pub mod http;
 pub mod kernels;
+pub mod ledger;
 pub mod lora;
 pub mod model;
 pub mod store;

@@ -22,6 +22,7 @@ use super::{
     auth::{By, need},
     body::{Payload, parse},
     error::ApiError,
+    tally,
     trial::EngineTrial,
     upload,
     wire::adapters::{
@@ -33,6 +34,7 @@ use crate::{
     adapter::{
         AdapterName, Card, Expected, Kept, NotChanged, Part, Room, Target, Terms, Version, Wanted,
     },
+    ledger::Used,
     tenant::{Caller, Scope, TenantId},
 };
 
@@ -92,8 +94,11 @@ pub(super) async fn put(
         let quota = app.tenants().quota(caller.tenant);
         let room = Room { adapters: quota.adapters, bytes: quota.stored_bytes };
         let terms = Terms { expected: &expected, activate, room };
-        let kept = app.adapters().put(target, upload, &terms, &trial).await;
-        kept.map_err(refused)
+        let kept = app.adapters().put(target, upload, &terms, &trial).await.map_err(refused)?;
+        let version = kept.card.revision.version;
+        let used = Used { name: name.to_string(), version };
+        app.ledger().note(tally::upload(caller.tenant, used, kept.card.bytes)).await;
+        Ok(kept)
     };
     match kept.await {
         Ok(Kept { card, is_new }) => {

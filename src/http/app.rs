@@ -16,7 +16,7 @@ use axum::{
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    adapters, admin, auth,
+    accounts, adapters, admin, auth,
     body::LARGE_BODIES,
     chat, completions,
     deadline::Deadline,
@@ -35,6 +35,7 @@ use super::{
 use crate::{
     adapter::{Adapters, Wanted},
     engine::Engine,
+    ledger::Ledger,
     tenant::{Caller, Permit, TenantId, Tenants},
     text::Text,
 };
@@ -108,6 +109,17 @@ impl Default for AdapterHeader {
     }
 }
 
+/// What lives in the store, and outlives the server.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The adapters.
+    pub adapters: Adapters,
+    /// Who may use them.
+    pub tenants: Tenants,
+    /// Who has.
+    pub ledger: Ledger,
+}
+
 /// Everything that answers requests. Clones share it.
 #[derive(Clone, Debug)]
 pub struct App {
@@ -120,6 +132,7 @@ struct Shared {
     text: Text,
     adapters: Adapters,
     tenants: Tenants,
+    ledger: Ledger,
     generator: Arc<dyn Generator>,
     settings: Settings,
     metrics: Metrics,
@@ -146,7 +159,7 @@ impl App {
     pub fn new(
         base: BaseModel,
         text: Text,
-        stored: (Adapters, Tenants),
+        stored: Stored,
         engine: Engine,
         settings: Settings,
     ) -> Self {
@@ -156,16 +169,21 @@ impl App {
     pub(super) fn over(
         base: BaseModel,
         text: Text,
-        (adapters, tenants): (Adapters, Tenants),
+        Stored { adapters, tenants, ledger }: Stored,
         generator: Arc<dyn Generator>,
         settings: Settings,
     ) -> Self {
-        let metrics = Metrics::new(Arc::clone(&generator), adapters.clone());
+        let metrics = Metrics::new(
+            Arc::clone(&generator),
+            adapters.clone(),
+            (ledger.clone(), tenants.clone()),
+        );
         let shared = Shared {
             base,
             text,
             adapters,
             tenants,
+            ledger,
             generator,
             settings,
             metrics,
@@ -195,6 +213,10 @@ impl App {
 
     pub(super) fn tenants(&self) -> &Tenants {
         &self.shared.tenants
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.shared.ledger
     }
 
     pub(super) fn generator(&self) -> &dyn Generator {
@@ -374,6 +396,8 @@ impl App {
             .route("/v1/admin/tenants/{name}/keys/{id}", delete(admin::revoke_key))
             .route("/v1/admin/tenants/{name}/default", post(admin::set_default))
             .route("/v1/admin/tenants/{name}/quota", post(admin::set_quota))
+            .route("/v1/admin/usage", get(accounts::of_all))
+            .route("/v1/usage", get(accounts::own))
             .route("/tokenize", post(tokenize::tokenize))
             .route("/detokenize", post(tokenize::detokenize))
             .route("/health", get(ops::health))

@@ -22,7 +22,7 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// How often what takes long is done: seldom, or as often as it takes to be sure (`CHORUS_THOROUGH`).
 #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
-fn times(seldom: usize, often: usize) -> usize {
+pub(crate) fn times(seldom: usize, often: usize) -> usize {
     if std::env::var_os("CHORUS_THOROUGH").is_some() { often } else { seldom }
 }
 
