@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, future, stream, stream::BoxStream};
 use tokio::{io::AsyncSeekExt as _, sync::OwnedSemaphorePermit};
 
 use super::{
-    AdapterName, Adapters, Card, Trial, Unfit, Upload, Version,
+    AdapterName, Adapters, Card, Smoke, Trial, Unfit, Upload, Version,
     check::check,
     files::{Files, Pages},
     record::{Blob, Change, Record, Stored},
@@ -19,7 +19,7 @@ use super::{
     upload::{Part, Received, Unreceived},
 };
 use crate::{
-    lora::Digest,
+    lora::{Digest, Extras},
     store::{Appended, BlobKey, StoreError},
     tenant::TenantId,
 };
@@ -230,9 +230,15 @@ impl Adapters {
         let load = received.reading().await.map_err(Unreceived::Spool)?;
         let load = move || load().map_err(Unfit::BrokenOff);
         let bounds = (&shared.limits, shared.budget);
-        let facts = check(load, &shared.base, bounds, self.turn().await, trial).await?;
+        let (facts, smoke) = check(load, &shared.base, bounds, self.turn().await, trial).await?;
+        let failed = smoke.as_ref().filter(|smoke| !smoke.passed);
+        // Kept all the same, for people to look at.
+        let activate = activate && failed.is_none();
         shared.registry.with(|state| expected.check(state.look(target.tenant, target.name)))?;
-        self.note_base(target, digest).await?;
+        match failed {
+            None => self.note_base(target, digest).await?,
+            Some(smoke) => self.refuse_other_base(target, digest, smoke)?,
+        }
         self.mend(&mut received).await?;
         let mut files: Option<[Blob; 2]> = None;
         loop {
@@ -263,6 +269,8 @@ impl Adapters {
                     targets: facts.targets.clone(),
                     base: shared.base_sha256.clone(),
                     activate,
+                    extras: Extras::clone(&facts.extras),
+                    smoke: smoke.clone(),
                 };
                 Ok((Some(Change::Stored(Box::new(stored))), Decided::Kept(version, true)))
             };
@@ -392,7 +400,10 @@ impl Adapters {
             if files.digest() == digest { Ok(files) } else { Err(damaged()) }
         };
         let bounds = (&self.shared.limits, self.shared.budget);
-        check(load, &self.shared.base, bounds, turn, trial).await?;
+        let (_, smoke) = check(load, &self.shared.base, bounds, turn, trial).await?;
+        if let Some(Smoke { passed: false, answer }) = smoke {
+            return Err(Unfit::Smoke { answer }.into());
+        }
         self.note_base(target, digest).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))
     }
@@ -572,6 +583,27 @@ impl Adapters {
             Ok((version.map(validated), ()))
         };
         self.change(target, decide).await
+    }
+
+    /// Where the name has this content already, from another base: it is not taken for one of this base, for it fails here.
+    fn refuse_other_base(
+        &self,
+        target: Target<'_>,
+        digest: Digest,
+        Smoke { answer, .. }: &Smoke,
+    ) -> Result<(), NotChanged> {
+        let base = &self.shared.base_sha256;
+        let is_known = |state: &State| {
+            let history = state.look(target.tenant, target.name);
+            history.is_some_and(|history| history.version_of(digest).is_some())
+        };
+        let content = self.shared.registry.content(digest);
+        if content.is_some_and(|content| !content.is_for(base))
+            && self.shared.registry.with(is_known)
+        {
+            return Err(Unfit::Smoke { answer: answer.clone() }.into());
+        }
+        Ok(())
     }
 
     async fn store_files(&self, received: &mut Received) -> Result<[Blob; 2], NotChanged> {

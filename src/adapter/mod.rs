@@ -31,7 +31,7 @@ use self::{
 };
 pub use self::{
     changes::{Expected, FileBytes, Kept, NotChanged, Room, Target, Terms},
-    check::{Trial, Unfit, Unproved},
+    check::{Smoke, Trial, Unfit, Unproved},
     files::BadFile,
     folder::{Facts, Folder, Found, Refused, Rules, ScanError, Unusable},
     load::LoadError,
@@ -40,7 +40,7 @@ pub use self::{
     stats::{CacheStats, Histogram},
     upload::{Part, Unreceived, Upload},
 };
-pub use crate::lora::Lease;
+pub use crate::lora::{Defaults, Digest, Extras, Lease, SmokeTest, ranges};
 use crate::{
     lora::{Base, Limits},
     store::{Log, Store, StoreError},
@@ -144,6 +144,8 @@ pub struct Card {
     pub targets: Vec<String>,
     /// When it was made, in unix seconds.
     pub created: u64,
+    /// How its smoke test went when it was uploaded, where it has one.
+    pub smoke: Option<Smoke>,
     /// It is in memory, and this tenant has used it since the start or pinned it.
     pub resident: bool,
     /// Requests that hold it now.
@@ -324,6 +326,12 @@ impl Adapters {
         Ok(Lease::new(value, move || drop(claim)))
     }
 
+    /// What the adapter of a revision brings besides weights; nothing where its content is gone.
+    pub fn extras(&self, revision: &Revision) -> Arc<Extras> {
+        let content = self.shared.registry.content(revision.digest);
+        content.map(|content| Arc::clone(&content.facts.extras)).unwrap_or_default()
+    }
+
     /// A tenant's adapters, by name.
     pub fn list(&self, tenant: TenantId) -> Vec<Card> {
         self.shared.registry.list(tenant).into_iter().map(|entry| self.describe(entry)).collect()
@@ -363,13 +371,14 @@ impl Adapters {
     }
 
     fn describe(&self, entry: Entry) -> Card {
-        let Entry { revision, content, usage, .. } = entry;
+        let Entry { revision, content, usage, smoke, .. } = entry;
         let digest = revision.digest;
         // Somebody else's use of the same bytes is not told.
         let own = usage.lent() > 0 || entry.pinned && self.shared.pins.has(&digest);
         Card {
             active: entry.active,
             compatible: content.is_for(&self.shared.base_sha256),
+            smoke,
             pinned: entry.pinned,
             memory: content.memory(),
             last_used: usage.last(),

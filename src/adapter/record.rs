@@ -4,13 +4,17 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::AdapterName;
-use crate::{lora::Digest, store::BlobKey, tenant::TenantId};
+use super::{AdapterName, Smoke};
+use crate::{
+    lora::{Digest, Extras},
+    store::BlobKey,
+    tenant::TenantId,
+};
 
 /// One change, as it was acknowledged. The log of all of them is the audit log too: who, what, when.
 ///
 /// A field or change that is not known here makes the record unreadable: a server must not guess what a newer one decided.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Record {
     /// Unix time in milliseconds, by the clock of the server that wrote it; the order is that of the log, not of this.
@@ -26,7 +30,7 @@ pub(super) struct Record {
 }
 
 /// What happened to a name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Change {
     /// A version came, checked and with its bytes in the store.
@@ -59,9 +63,11 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stored(stored) => {
-                let Stored { version, digest, activate, .. } = &**stored;
+                let Stored { version, digest, activate, smoke, .. } = &**stored;
                 let active = if *activate { ", active" } else { "" };
-                write!(f, "version {version} stored{active}, sha256 {digest}")
+                let failed = smoke.as_ref().is_some_and(|smoke| !smoke.passed);
+                let failed = if failed { ", its smoke test failed" } else { "" };
+                write!(f, "version {version} stored{active}{failed}, sha256 {digest}")
             }
             Self::Activated { version } => write!(f, "version {version} activated"),
             Self::Pinned => f.write_str("pinned"),
@@ -76,7 +82,7 @@ impl fmt::Display for Change {
 }
 
 /// A version as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stored {
     /// Greater than all numbers that the name had before.
@@ -97,6 +103,12 @@ pub(super) struct Stored {
     pub(super) base: String,
     /// Whether the name points to it from now on.
     pub(super) activate: bool,
+    /// What it brings besides weights.
+    #[serde(default, skip_serializing_if = "Extras::is_empty")]
+    pub(super) extras: Extras,
+    /// How its smoke test went on the server which checked it, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) smoke: Option<Smoke>,
 }
 
 /// A file in the store.

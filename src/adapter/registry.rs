@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    AdapterName, Facts, Revision, Wanted,
+    AdapterName, Facts, Revision, Smoke, Wanted,
     record::{Blob, Change, Record, Stored},
 };
 use crate::{lora::Digest, store::BlobKey, tenant::TenantId};
@@ -52,6 +52,7 @@ struct Version {
     usage: Arc<Usage>,
     /// `None` where it comes from the folder.
     files: Option<Files>,
+    smoke: Option<Smoke>,
 }
 
 /// What a version was used for since the start. It is the version's and not the content's: who else has the same bytes,
@@ -158,6 +159,8 @@ pub(super) struct Entry {
     pub(super) pinned: bool,
     /// Where its files are; `None` for the folder.
     pub(super) files: Option<Files>,
+    /// How its smoke test went.
+    pub(super) smoke: Option<Smoke>,
 }
 
 /// What a change leaves behind.
@@ -200,7 +203,7 @@ impl Registry {
         held.in_folder = true;
         held.content.add_base(base);
         let (content, usage) = (Arc::clone(&held.content), Arc::default());
-        let version = Version { created, content, usage, files: None };
+        let version = Version { created, content, usage, files: None, smoke: None };
         history.versions.insert(1, version);
         history.last = history.last.max(1);
         *history.active.get_or_insert(1) == 1
@@ -375,6 +378,7 @@ impl State {
                 memory: stored.memory,
                 rank: stored.rank,
                 targets: stored.targets.clone(),
+                extras: Arc::new(stored.extras.clone()),
             })
         });
         held.content.add_base(&stored.base);
@@ -385,7 +389,8 @@ impl State {
         }
         let content = Arc::clone(&held.content);
         let usage = Arc::default();
-        history.versions.insert(*version, Version { created, content, usage, files: Some(files) });
+        let (files, smoke) = (Some(files), stored.smoke.clone());
+        history.versions.insert(*version, Version { created, content, usage, files, smoke });
     }
 
     /// Takes back what a version that is gone referred to.
@@ -467,17 +472,19 @@ impl History {
     }
 
     fn entry(&self, name: &AdapterName, number: u32) -> Option<Entry> {
-        let Version { created, content, usage, files } = self.versions.get(&number)?.clone();
+        let Version { created, content, usage, files, smoke } = self.versions.get(&number)?.clone();
         let digest = content.facts.digest;
         let revision = Revision { name: name.clone(), version: number, digest };
         let (active, pinned) = (self.active == Some(number), self.pinned);
-        Some(Entry { revision, created, content, usage, active, pinned, files })
+        Some(Entry { revision, created, content, usage, active, pinned, files, smoke })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::lora::Extras;
 
     const ME: TenantId = TenantId::DEFAULT;
     const OTHER: TenantId = TenantId::OTHER;
@@ -489,7 +496,14 @@ mod tests {
 
     fn facts(content: &str) -> Facts {
         let targets = vec!["q_proj".to_owned()];
-        Facts { digest: digest(content), bytes: 10, memory: 20, rank: 4, targets }
+        Facts {
+            digest: digest(content),
+            bytes: 10,
+            memory: 20,
+            rank: 4,
+            targets,
+            extras: Arc::default(),
+        }
     }
 
     fn name(text: &str) -> AdapterName {
@@ -518,6 +532,8 @@ mod tests {
             targets: vec!["q_proj".to_owned()],
             base: BASE.to_owned(),
             activate: true,
+            extras: Extras::default(),
+            smoke: None,
         }))
     }
 

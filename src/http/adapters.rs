@@ -288,6 +288,7 @@ fn adapter(app: &App, card: Card, versions: Option<Vec<VersionOut>>) -> AdapterO
         leases: card.leases,
         hits: card.hits,
         last_used: card.last_used,
+        smoke_test: card.smoke,
         versions,
     }
 }
@@ -304,6 +305,7 @@ fn version(Version { card, stored }: Version) -> VersionOut {
         status,
         residency,
         read_only: !stored,
+        smoke_test: card.smoke,
     }
 }
 

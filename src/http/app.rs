@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    num::NonZeroUsize,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -13,6 +14,7 @@ use axum::{
     middleware::{from_fn, from_fn_with_state},
     routing::{delete, get, post, put},
 };
+use lru::LruCache;
 use tokio::sync::{Semaphore, watch};
 
 use super::{
@@ -33,7 +35,7 @@ use super::{
     upload::Places,
 };
 use crate::{
-    adapter::{Adapters, Wanted},
+    adapter::{Adapters, Digest, Extras, Wanted},
     engine::Engine,
     ledger::Ledger,
     tenant::{Caller, Permit, TenantId, Tenants},
@@ -120,6 +122,9 @@ pub struct Stored {
     pub ledger: Ledger,
 }
 
+/// Templates of adapters that stay compiled.
+const TEMPLATES: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
+
 /// Everything that answers requests. Clones share it.
 #[derive(Clone, Debug)]
 pub struct App {
@@ -141,6 +146,8 @@ struct Shared {
     desks: Desks,
     large_bodies: Semaphore,
     uploads: Places,
+    /// Text sides with templates that adapters have brought, by the adapter's content.
+    templates: Mutex<LruCache<Digest, Text>>,
 }
 
 /// How far the server is on its way to its end; it only goes forward.
@@ -191,6 +198,7 @@ impl App {
             desks: Desks::new(),
             large_bodies: Semaphore::new(LARGE_BODIES),
             uploads: Places::new(),
+            templates: Mutex::new(LruCache::new(TEMPLATES)),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -348,18 +356,41 @@ impl App {
         Ok((voice, named.unwrap_or_default()))
     }
 
-    /// Refuses what [`App::choose`] refuses, but for a request that names nobody: tokens are the base's whoever answers.
-    pub(super) async fn check_names(
+    /// Who would answer. A request that names nobody is about the base.
+    pub(super) async fn voice(
         &self,
         caller: &Caller,
         headers: &HeaderMap,
         model: Option<String>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Voice, ApiError> {
         let header = select::header(headers, &self.settings().adapter_header.0)?;
         if header.is_none() && model.is_none() {
-            return Ok(());
+            return Ok(Voice::Base);
         }
-        self.choose(caller, headers, model).await.map(drop)
+        self.choose(caller, headers, model).await.map(|(voice, _)| voice)
+    }
+
+    /// What the adapter that answers brings besides weights.
+    pub(super) fn extras(&self, voice: &Voice) -> Arc<Extras> {
+        match voice {
+            Voice::Base => Arc::default(),
+            Voice::Adapter(revision) => self.adapters().extras(revision),
+        }
+    }
+
+    /// Renders chats for whoever answers: the base's text side, or that with the adapter's own template, which is compiled
+    /// once as long as it is used.
+    pub(super) fn text_for(&self, voice: &Voice, extras: &Extras) -> Result<Text, ApiError> {
+        let (Voice::Adapter(revision), Some(source)) = (voice, &extras.chat_template) else {
+            return Ok(self.text().clone());
+        };
+        let templates = || self.shared.templates.lock().expect("nothing here panics");
+        if let Some(text) = templates().get(&revision.digest) {
+            return Ok(text.clone());
+        }
+        let text = self.text().with_template(source)?;
+        templates().put(revision.digest, text.clone());
+        Ok(text)
     }
 
     /// Does work that takes time linear in `bytes`, at a desk.

@@ -126,8 +126,12 @@ async fn answer(
     let (voice, requested) = app.choose(caller, headers, wanted.model.take()).await?;
     let encoder = app.encoder();
     wanted.check_room(&encoder)?;
-    let encode =
-        move |asker: &Asker| wanted.encode(&encoder, asker).map(|encoded| (wanted, encoded));
+    let extras = app.extras(&voice);
+    let default_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
+    let encode = move |asker: &Asker| {
+        wanted.terms.follow(&extras, &encoder.text)?;
+        wanted.encode(&encoder, asker).map(|encoded| (wanted, encoded))
+    };
     let (wanted, Encoded { prompts, echoes }) = app.work(size, encode).await?;
     let Wanted { terms, logprobs, echo, .. } = wanted;
     let choices = prompts.len() * terms.choices;
@@ -142,7 +146,7 @@ async fn answer(
         prompts,
         opening: Opening::Continuing,
         terms,
-        default_tokens: DEFAULT_TOKENS,
+        default_tokens: default_tokens.unwrap_or(DEFAULT_TOKENS),
         logprobs,
         prompt_logprobs: logprobs.filter(|_| echo),
         voice,

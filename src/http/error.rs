@@ -382,6 +382,8 @@ impl ApiError {
         match why {
             Unfit::Refused(refusal) => Self::unfit(refusal.code(), message),
             Unfit::TooLarge { .. } => Self::unfit("adapter_too_large", message),
+            Unfit::Unproved(Unproved::Template(_)) => Self::unfit("chat_template", message),
+            Unfit::Smoke { .. } => Self::unfit("smoke_test_failed", message),
             Unfit::Unproved(Unproved::NoEffect) => Self::unfit("no_effect", message),
             Unfit::Unproved(Unproved::NotFinite) => Self::unfit("numbers_overflow", message),
             Unfit::Unproved(Unproved::NotNow(_)) | Unfit::NoMemory { .. } => {

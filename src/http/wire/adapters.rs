@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::Smoke;
+
 /// `{"object": "list", "data": [..]}`
 #[derive(Debug, Serialize)]
 pub(in crate::http) struct AdapterList {
@@ -38,6 +40,9 @@ pub(in crate::http) struct AdapterOut {
     pub(in crate::http) hits: u64,
     /// Unix time in seconds; since this server started.
     pub(in crate::http) last_used: Option<u64>,
+    /// Where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) smoke_test: Option<Smoke>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) versions: Option<Vec<VersionOut>>,
 }
@@ -55,6 +60,9 @@ pub(in crate::http) struct VersionOut {
     pub(in crate::http) residency: Residency,
     /// It comes from the server's folder, which nobody can change from outside.
     pub(in crate::http) read_only: bool,
+    /// Where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) smoke_test: Option<Smoke>,
 }
 
 /// Whether requests may have it.
