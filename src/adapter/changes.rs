@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, future, stream, stream::BoxStream};
 use tokio::{io::AsyncSeekExt as _, sync::OwnedSemaphorePermit};
 
 use super::{
-    AdapterName, Adapters, Card, Smoke, Trial, Unfit, Upload, Version,
+    AdapterName, Adapters, Canary, Card, Smoke, Trial, Unfit, Upload, Version,
     check::check,
     files::{Files, Pages},
     record::{Blob, Change, Record, Stored},
@@ -101,6 +101,9 @@ pub enum NotChanged {
         "version {0} is the active one: activate another first, or delete the adapter as a whole"
     )]
     InUse(u32),
+    /// A share of the requests is of no use to it.
+    #[error("version {0} is the active one and has all requests: a canary is another version")]
+    ActiveAlready(u32),
     /// It was checked against another base.
     #[error("version {0} was checked against another base model: validate it on this one first")]
     OtherBase(u32),
@@ -291,11 +294,12 @@ impl Adapters {
         }
     }
 
-    /// Makes the name point to one of its versions.
+    /// Makes the name point to one of its versions; or with so many percent of the requests, from 0 to 99, lets that version
+    /// have them, and the active one the rest.
     pub async fn activate(
         &self,
         target: Target<'_>,
-        version: u32,
+        (version, percent): (u32, Option<u8>),
         expected: &Expected,
     ) -> Result<Version, NotChanged> {
         let decide = |state: &State| {
@@ -307,8 +311,23 @@ impl Adapters {
             if !history.is_for(version, &self.shared.base_sha256) {
                 return Err(NotChanged::OtherBase(version));
             }
-            let moves = history.active() != Some(version);
-            Ok((moves.then_some(Change::Activated { version }), ()))
+            let (active, canary) = (history.active(), history.canary());
+            let change = match percent.filter(|percent| *percent < 100) {
+                None if active == Some(version) && canary.is_none() => None,
+                None => Some(Change::Activated { version }),
+                Some(_) if active.is_none() => return Err(NotChanged::NotActive),
+                Some(_) if active == Some(version) => {
+                    return Err(NotChanged::ActiveAlready(version));
+                }
+                Some(0) => {
+                    canary.is_some_and(|it| it.version == version).then_some(Change::CanaryEnded)
+                }
+                Some(percent) => {
+                    let wanted = Canary { version, percent };
+                    (canary != Some(wanted)).then_some(Change::Canary(wanted))
+                }
+            };
+            Ok((change, ()))
         };
         self.change(target, decide).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))

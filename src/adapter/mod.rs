@@ -30,6 +30,7 @@ use self::{
     upload::Spool,
 };
 pub use self::{
+    canary::{Canary, Ticket},
     changes::{Expected, FileBytes, Kept, NotChanged, Room, Target, Terms},
     check::{Smoke, Trial, Unfit, Unproved},
     files::BadFile,
@@ -49,6 +50,7 @@ use crate::{
 
 mod aside;
 mod cache;
+mod canary;
 mod changes;
 mod check;
 mod files;
@@ -130,6 +132,8 @@ pub struct Card {
     pub revision: Revision,
     /// The name points to it.
     pub active: bool,
+    /// The version that is tried out on a share of the requests.
+    pub canary: Option<Canary>,
     /// It was checked against this server's base.
     pub compatible: bool,
     /// The active version is kept in memory.
@@ -281,9 +285,15 @@ impl Adapters {
         Ok(Self { shared })
     }
 
-    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike.
-    pub fn resolve(&self, tenant: TenantId, wanted: &Wanted) -> Option<Revision> {
-        self.shared.registry.resolve(tenant, wanted)
+    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike. With a ticket a
+    /// name means its canary's version where that draws it.
+    pub fn resolve(
+        &self,
+        tenant: TenantId,
+        wanted: &Wanted,
+        ticket: Option<&Ticket>,
+    ) -> Option<Revision> {
+        self.shared.registry.resolve(tenant, wanted, ticket)
     }
 
     /// Asks the store for a name that is not known here, within bounds: another server may have taken it in a moment ago.
@@ -371,7 +381,7 @@ impl Adapters {
     }
 
     fn describe(&self, entry: Entry) -> Card {
-        let Entry { revision, content, usage, smoke, .. } = entry;
+        let Entry { revision, content, usage, smoke, canary, .. } = entry;
         let digest = revision.digest;
         // Somebody else's use of the same bytes is not told.
         let own = usage.lent() > 0 || entry.pinned && self.shared.pins.has(&digest);
@@ -379,6 +389,7 @@ impl Adapters {
             active: entry.active,
             compatible: content.is_for(&self.shared.base_sha256),
             smoke,
+            canary,
             pinned: entry.pinned,
             memory: content.memory(),
             last_used: usage.last(),
@@ -423,7 +434,7 @@ mod tests {
     }
 
     fn pin(adapters: &Adapters, wanted: &str) -> Revision {
-        adapters.resolve(ME, &Wanted::parse(wanted).unwrap()).expect("the adapter exists")
+        adapters.resolve(ME, &Wanted::parse(wanted).unwrap(), None).expect("the adapter exists")
     }
 
     #[tokio::test]
@@ -435,7 +446,7 @@ mod tests {
         assert_eq!(pin(&adapters, "sql@v1"), revision);
         assert_eq!(pin(&adapters, &format!("sql@sha256:{}", revision.digest)), revision);
         let wanted = Wanted::parse("sql").unwrap();
-        assert_eq!(adapters.resolve(TenantId::OTHER, &wanted), None);
+        assert_eq!(adapters.resolve(TenantId::OTHER, &wanted, None), None);
         assert!(adapters.list(TenantId::OTHER).is_empty());
 
         let lease = adapters.lease(ME, &revision).await.unwrap();
@@ -484,7 +495,7 @@ mod tests {
         assert!(!failed.contains(root.path().to_str().unwrap()), "{failed}");
         assert_eq!(adapters.stats().load_failures, 1);
 
-        let unknown = Revision { digest: crate::lora::Digest::of(b"", b""), ..revision };
+        let unknown = Revision { digest: Digest::of(b"", b""), ..revision };
         assert!(matches!(adapters.lease(ME, &unknown).await, Err(NotLent::Gone)));
         assert_eq!(adapters.stats().resident_bytes, 0, "{pirate} bytes were reserved");
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdapterName, Smoke};
+use super::{AdapterName, Canary, Smoke};
 use crate::{
     lora::{Digest, Extras},
     store::BlobKey,
@@ -40,6 +40,10 @@ pub(super) enum Change {
         /// Its number.
         version: u32,
     },
+    /// A version gets a share of the requests that name none; the next activation ends that.
+    Canary(Canary),
+    /// No version does any more.
+    CanaryEnded,
     /// The active version is to be kept in memory.
     Pinned,
     /// It may be evicted again.
@@ -70,6 +74,10 @@ impl fmt::Display for Change {
                 write!(f, "version {version} stored{active}{failed}, sha256 {digest}")
             }
             Self::Activated { version } => write!(f, "version {version} activated"),
+            Self::Canary(Canary { version, percent }) => {
+                write!(f, "version {version} gets {percent} % of the requests")
+            }
+            Self::CanaryEnded => f.write_str("the canary has ended"),
             Self::Pinned => f.write_str("pinned"),
             Self::Unpinned => f.write_str("unpinned"),
             Self::Removed { version: Some(version) } => write!(f, "version {version} removed"),
@@ -138,6 +146,11 @@ mod tests {
         for (change, json) in [
             (Change::Pinned, r#""pinned""#),
             (Change::Activated { version: 2 }, r#"{"activated":{"version":2}}"#),
+            (
+                Change::Canary(Canary { version: 2, percent: 5 }),
+                r#"{"canary":{"version":2,"percent":5}}"#,
+            ),
+            (Change::CanaryEnded, r#""canary_ended""#),
             (Change::Removed { version: None }, r#"{"removed":{"version":null}}"#),
         ] {
             let record = record(change);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    AdapterName, Facts, Revision, Smoke, Wanted,
+    AdapterName, Canary, Facts, Revision, Smoke, Ticket, Wanted,
     record::{Blob, Change, Record, Stored},
 };
 use crate::{lora::Digest, store::BlobKey, tenant::TenantId};
@@ -41,6 +41,7 @@ pub(super) struct History {
     /// The greatest number that there ever was.
     last: u32,
     pinned: bool,
+    canary: Option<Canary>,
     /// Version 1 was removed: what the folder has under the name does not come back.
     without_first: bool,
 }
@@ -161,6 +162,8 @@ pub(super) struct Entry {
     pub(super) files: Option<Files>,
     /// How its smoke test went.
     pub(super) smoke: Option<Smoke>,
+    /// The name's.
+    pub(super) canary: Option<Canary>,
 }
 
 /// What a change leaves behind.
@@ -214,12 +217,22 @@ impl Registry {
         self.0.write().expect(NO_PANIC).apply(record)
     }
 
-    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike.
-    pub(super) fn resolve(&self, tenant: TenantId, wanted: &Wanted) -> Option<Revision> {
+    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike. With a ticket
+    /// the canary has its share.
+    pub(super) fn resolve(
+        &self,
+        tenant: TenantId,
+        wanted: &Wanted,
+        ticket: Option<&Ticket>,
+    ) -> Option<Revision> {
         self.with(|state| {
             let history = state.history(tenant, wanted.name())?;
             let number = match wanted {
-                Wanted::Active(_) => history.active?,
+                Wanted::Active(name) => {
+                    let drawn = |canary: &Canary| ticket.is_some_and(|it| canary.draws(name, it));
+                    let canary = history.canary().filter(drawn);
+                    canary.map_or(history.active?, |canary| canary.version)
+                }
                 Wanted::Version(_, number) => *number,
                 Wanted::Digest(_, digest) => history.version_of(*digest)?,
             };
@@ -334,7 +347,12 @@ impl State {
                     self.release(&version, &mut released);
                 }
             }
-            Change::Activated { version } => history.active = Some(*version),
+            Change::Activated { version } => {
+                history.active = Some(*version);
+                history.canary = None;
+            }
+            Change::Canary(canary) => history.canary = Some(*canary),
+            Change::CanaryEnded => history.canary = None,
             Change::Pinned => history.pinned = true,
             Change::Unpinned => history.pinned = false,
             Change::Validated { version, base } => {
@@ -354,6 +372,7 @@ impl State {
                 }
                 if version.is_none() {
                     history.active = None;
+                    history.canary = None;
                     history.pinned = false;
                 }
                 for version in gone {
@@ -370,6 +389,7 @@ impl State {
         history.last = history.last.max(*version);
         if stored.activate {
             history.active = Some(*version);
+            history.canary = None;
         }
         let held = self.contents.entry(*digest).or_insert_with(|| {
             Held::new(Facts {
@@ -439,6 +459,14 @@ impl History {
         self.active.filter(|active| self.versions.contains_key(active))
     }
 
+    /// The canary, where its version is there and another one is active.
+    pub(super) fn canary(&self) -> Option<Canary> {
+        let active = self.active()?;
+        self.canary.filter(|canary| {
+            canary.version != active && self.versions.contains_key(&canary.version)
+        })
+    }
+
     /// Whether there is a version of this number.
     pub(super) fn has(&self, number: u32) -> bool {
         self.versions.contains_key(&number)
@@ -476,7 +504,8 @@ impl History {
         let digest = content.facts.digest;
         let revision = Revision { name: name.clone(), version: number, digest };
         let (active, pinned) = (self.active == Some(number), self.pinned);
-        Some(Entry { revision, created, content, usage, active, pinned, files, smoke })
+        let canary = self.canary();
+        Some(Entry { revision, created, content, usage, active, pinned, files, smoke, canary })
     }
 }
 
@@ -538,7 +567,7 @@ mod tests {
     }
 
     fn resolve(registry: &Registry, tenant: TenantId, wanted: &str) -> Option<(u32, Digest)> {
-        let revision = registry.resolve(tenant, &Wanted::parse(wanted).unwrap())?;
+        let revision = registry.resolve(tenant, &Wanted::parse(wanted).unwrap(), None)?;
         Some((revision.version, revision.digest))
     }
 

@@ -22,12 +22,13 @@ use super::{
     auth::{By, need},
     body::{Payload, parse},
     error::ApiError,
+    sampling::within,
     tally,
     trial::EngineTrial,
     upload,
     wire::adapters::{
-        AdapterList, AdapterOut, Deleted, PutQuery, Residency, Status, VersionIn, VersionOut,
-        VersionQuery,
+        ActivateIn, AdapterList, AdapterOut, Deleted, PutQuery, Residency, Status, VersionIn,
+        VersionOut, VersionQuery,
     },
 };
 use crate::{
@@ -113,7 +114,7 @@ pub(super) async fn put(
     }
 }
 
-/// Makes the name point to one of its versions.
+/// Makes the name point to one of its versions, or gives that version a share of the requests.
 pub(super) async fn activate(
     State(app): State<App>,
     By(caller): By,
@@ -124,8 +125,10 @@ pub(super) async fn activate(
     need(&caller, Scope::Upload)?;
     let asked = Asked::by(&caller);
     let name = name(&app, named)?;
-    let VersionIn { version } = parse(&bytes)?;
-    let activated = app.adapters().activate(asked.of(&name), version, &expected(&headers)?).await;
+    let ActivateIn { version, percent } = parse(&bytes)?;
+    within("percent", percent, 0..=100, 100)?;
+    let expected = expected(&headers)?;
+    let activated = app.adapters().activate(asked.of(&name), (version, percent), &expected).await;
     activated.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
     shown(&app, &caller, &name).await
 }
@@ -185,7 +188,7 @@ pub(super) async fn prefetch(
     need(&caller, Scope::Upload)?;
     let name = name(&app, named)?;
     let wanted = Wanted::Active(name.clone());
-    let resolve = || app.adapters().resolve(caller.tenant, &wanted);
+    let resolve = || app.adapters().resolve(caller.tenant, &wanted, None);
     let revision = found(&app, &caller, &name, resolve).await?;
     let lease = app.adapters().lease(caller.tenant, &revision).await;
     drop(lease.map_err(|error| ApiError::not_lent(&error, name.as_str()))?);
@@ -284,6 +287,7 @@ fn adapter(app: &App, card: Card, versions: Option<Vec<VersionOut>>) -> AdapterO
         status,
         residency,
         pinned: card.pinned,
+        canary: card.canary,
         memory: card.memory,
         leases: card.leases,
         hits: card.hits,

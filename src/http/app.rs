@@ -35,7 +35,7 @@ use super::{
     upload::Places,
 };
 use crate::{
-    adapter::{Adapters, Digest, Extras, Wanted},
+    adapter::{Adapters, Digest, Extras, Ticket, Wanted},
     engine::Engine,
     ledger::Ledger,
     tenant::{Caller, Permit, TenantId, Tenants},
@@ -304,13 +304,14 @@ impl App {
     pub(super) async fn with_names<T>(
         &self,
         tenant: TenantId,
+        ticket: Option<&Ticket>,
         read: impl Fn(&Names<'_>) -> T,
     ) -> Result<T, ApiError> {
         let default = self.tenants().default_adapter(tenant);
         let (base, default) = (self.base().id.as_str(), default.as_deref());
         let missing = Mutex::new(None);
         let look = |wanted: &Wanted| {
-            let found = self.adapters().resolve(tenant, wanted);
+            let found = self.adapters().resolve(tenant, wanted, ticket);
             if found.is_none() {
                 *missing.lock().expect("nothing here panics") = Some(wanted.name().clone());
             }
@@ -327,7 +328,7 @@ impl App {
         {
             return Ok(first);
         }
-        let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted);
+        let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted, ticket);
         Ok(read(&Names { base, default, lookup: &look }))
     }
 
@@ -342,16 +343,21 @@ impl App {
         Names { base: &self.base().id, default: None, lookup: &|_| None }.reserves(name)
     }
 
-    /// Who answers, and under which name it was asked for.
+    /// Who answers, and under which name it was asked for. Requests of one `user` get one version of it, and so do those
+    /// that a client gives one id.
     pub(super) async fn choose(
         &self,
         caller: &Caller,
         headers: &HeaderMap,
-        model: Option<String>,
+        (model, user): (Option<String>, Option<&str>),
     ) -> Result<(Voice, String), ApiError> {
+        let ticket = match user {
+            Some(user) => Ticket::new(format!("user {user}")),
+            None => Ticket::new(format!("request {}", request_id::of(headers))),
+        };
         let header = select::header(headers, &self.settings().adapter_header.0)?;
         let choose = |names: &Names<'_>| select::choose(header, model.as_deref(), names);
-        let voice = self.with_names(caller.tenant, choose).await??;
+        let voice = self.with_names(caller.tenant, Some(&ticket), choose).await??;
         let named = model.filter(|model| !model.is_empty()).or(header.map(str::to_owned));
         Ok((voice, named.unwrap_or_default()))
     }
@@ -367,7 +373,7 @@ impl App {
         if header.is_none() && model.is_none() {
             return Ok(Voice::Base);
         }
-        self.choose(caller, headers, model).await.map(|(voice, _)| voice)
+        self.choose(caller, headers, (model, None)).await.map(|(voice, _)| voice)
     }
 
     /// What the adapter that answers brings besides weights.

@@ -40,6 +40,7 @@ const ROLE: &str = "assistant";
 #[derive(Debug)]
 struct Chat {
     model: Option<String>,
+    user: Option<String>,
     messages: Vec<Message>,
     ending: Ending,
     framing: Framing,
@@ -67,6 +68,7 @@ impl Chat {
             ending: prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?,
             framing: prompt::framing(common.add_special_tokens, Framing::Bare),
             model: common.model,
+            user: common.user,
             terms,
         })
     }
@@ -107,7 +109,8 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let chat = app.work(size, move |_| Chat::read(&bytes)).await?;
-    let (voice, requested) = app.choose(caller, headers, chat.model).await?;
+    let (voice, requested) =
+        app.choose(caller, headers, (chat.model, chat.user.as_deref())).await?;
     let (encoder, messages, mut terms) = (app.encoder(), chat.messages, chat.terms);
     let (extras, whose, of) = (app.extras(&voice), voice.clone(), app.clone());
     let default_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);

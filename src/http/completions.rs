@@ -41,6 +41,7 @@ const DEFAULT_TOKENS: usize = 16;
 #[derive(Debug)]
 struct Wanted {
     model: Option<String>,
+    user: Option<String>,
     prompts: Vec<Prompt>,
     framing: Framing,
     terms: Terms,
@@ -65,6 +66,7 @@ impl Wanted {
         within("logprobs", Some(top), 0..=MAX_TOP_LOGPROBS, 0)?;
         Ok(Self {
             model: common.model,
+            user: common.user,
             prompts,
             framing: prompt::framing(common.add_special_tokens, Framing::Framed),
             terms,
@@ -123,7 +125,8 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let mut wanted = app.work(size, move |_| Wanted::read(&bytes)).await?;
-    let (voice, requested) = app.choose(caller, headers, wanted.model.take()).await?;
+    let (voice, requested) =
+        app.choose(caller, headers, (wanted.model.take(), wanted.user.as_deref())).await?;
     let encoder = app.encoder();
     wanted.check_room(&encoder)?;
     let extras = app.extras(&voice);

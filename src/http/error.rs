@@ -341,6 +341,7 @@ impl ApiError {
             NotChanged::NoRoomForName(_) | NotChanged::NoRoomForBytes { .. } => {
                 Self::no_room(message())
             }
+            NotChanged::ActiveAlready(_) => Self::conflict(message()).with_code("version_active"),
             NotChanged::Unreceived(why) => Self::unreceived(why),
             NotChanged::Unfit(why) => Self::unfit_upload(why),
             NotChanged::Store(StoreError::Full { why }) => {

@@ -213,7 +213,9 @@ impl Order {
         }
         // Another server may have replaced or deleted it a moment ago.
         app.adapters().refresh().await.map_err(|error| ApiError::unreachable(&error))?;
-        let now = app.adapters().resolve(self.tenant, &Wanted::Active(revision.name.clone()));
+        let resolve = |wanted| app.adapters().resolve(self.tenant, &wanted, None);
+        let now = resolve(Wanted::Version(revision.name.clone(), revision.version))
+            .or_else(|| resolve(Wanted::Active(revision.name.clone())));
         Err(match now {
             None => ApiError::model_not_found(&self.requested),
             Some(now) if now != *revision => {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::Smoke;
+use crate::adapter::{Canary, Smoke};
 
 /// `{"object": "list", "data": [..]}`
 #[derive(Debug, Serialize)]
@@ -32,6 +32,9 @@ pub(in crate::http) struct AdapterOut {
     pub(in crate::http) status: Status,
     pub(in crate::http) residency: Residency,
     pub(in crate::http) pinned: bool,
+    /// The version that has a share of the requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) canary: Option<Canary>,
     /// Bytes of memory that it takes when it is loaded.
     pub(in crate::http) memory: usize,
     /// Requests that hold it now.
@@ -101,6 +104,14 @@ pub(in crate::http) struct Deleted {
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct VersionIn {
     pub(in crate::http) version: u32,
+}
+
+/// Which version is to have all requests, or how many of a hundred.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct ActivateIn {
+    pub(in crate::http) version: u32,
+    pub(in crate::http) percent: Option<u8>,
 }
 
 /// `?activate=`
