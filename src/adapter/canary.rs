@@ -31,7 +31,7 @@ impl Canary {
     ///
     /// Who does is another draw for each name and version, so that it is not always the same people, and a greater share
     /// takes more in and lets nobody out.
-    pub(super) fn draws(&self, name: &AdapterName, Ticket(ticket): &Ticket) -> bool {
+    pub(super) fn draws(self, name: &AdapterName, Ticket(ticket): &Ticket) -> bool {
         let mut hasher = Sha256::new();
         for part in [name.as_str().as_bytes(), &self.version.to_be_bytes(), ticket.as_bytes()] {
             hasher.update((part.len() as u64).to_be_bytes());

@@ -132,9 +132,10 @@ pub(super) async fn check(
         Lease::new(Arc::clone(&adapter), move || drop(turn))
     };
     trial.probe(lease()).await?;
-    let answer = match facts.extras.is_empty() {
-        true => None,
-        false => trial.rehearse(lease(), Arc::clone(&facts.extras)).await?,
+    let answer = if facts.extras.is_empty() {
+        None
+    } else {
+        trial.rehearse(lease(), Arc::clone(&facts.extras)).await?
     };
     let test = facts.extras.smoke_test.as_ref();
     let smoke = test.zip(answer).map(|(test, answer)| Smoke::new(test, &answer));

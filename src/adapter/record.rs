@@ -163,6 +163,19 @@ mod tests {
     }
 
     #[test]
+    fn a_version_of_before_there_were_extras_is_read() {
+        let (key, digest) = (format!("{}.{:016x}", "ab".repeat(32), 7), "cd".repeat(32));
+        let blob = format!(r#"{{"key":"{key}","bytes":5}}"#);
+        let json = format!(
+            r#"{{"stored":{{"version":1,"digest":"{digest}","config":{blob},"weights":{blob},"memory":20,"rank":4,"targets":["q_proj"],"base":"x","activate":true}}}}"#
+        );
+        let change: Change = serde_json::from_str(&json).unwrap();
+        let Change::Stored(stored) = &change else { panic!("{change}") };
+        assert!(stored.extras.is_empty() && stored.smoke.is_none());
+        assert_eq!(serde_json::to_string(&change).unwrap(), json, "and written as it was");
+    }
+
+    #[test]
     fn what_is_not_known_is_not_guessed() {
         for json in [
             r#"{"at":1,"by":"open","tenant":0,"name":"sql","change":"melted"}"#,

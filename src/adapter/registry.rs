@@ -592,6 +592,35 @@ mod tests {
     }
 
     #[test]
+    fn a_canary_ends_with_the_next_activation_and_with_its_version() {
+        let registry = Registry::default();
+        for (version, content) in [(1, "one"), (2, "two")] {
+            registry.apply(&record(ME, "sql", stored(version, content, version.into())));
+        }
+        let canary = Canary { version: 1, percent: 99 };
+        let drawn = || {
+            let wanted = Wanted::parse("sql").unwrap();
+            let tickets = (0..20).map(|user| Ticket::new(format!("{user}")));
+            let version = |ticket| registry.resolve(ME, &wanted, Some(&ticket)).unwrap().version;
+            tickets.map(version).filter(|version| *version == 1).count()
+        };
+        registry.apply(&record(ME, "sql", Change::Canary(canary)));
+        assert!(drawn() > 15);
+        assert_eq!(resolve(&registry, ME, "sql"), Some((2, digest("two"))), "without a ticket");
+        assert_eq!(resolve(&registry, ME, "sql@v2"), Some((2, digest("two"))));
+        for end in [
+            Change::CanaryEnded,
+            Change::Activated { version: 2 },
+            Change::Removed { version: Some(1) },
+        ] {
+            registry.apply(&record(ME, "sql", Change::Canary(canary)));
+            registry.apply(&record(ME, "sql", end.clone()));
+            assert_eq!(drawn(), 0, "{end}");
+            assert_eq!(registry.active(ME, &name("sql")).unwrap().canary, None, "{end}");
+        }
+    }
+
+    #[test]
     fn a_version_that_is_not_activated_is_there_by_number_alone() {
         let registry = Registry::default();
         let Change::Stored(mut first) = stored(1, "one", 1) else { unreachable!() };

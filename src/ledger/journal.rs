@@ -103,7 +103,9 @@ impl Journal {
 
     fn note(&mut self, entries: Vec<Entry>) {
         let mut standing = self.standing.lock().expect(NO_PANIC);
-        entries.iter().for_each(|entry| standing.total(entry));
+        for entry in &entries {
+            standing.total(entry);
+        }
         drop(standing);
         let late = !self.behind.is_empty();
         self.behind.extend(entries);

@@ -38,7 +38,7 @@ pub(super) fn read(dir: &Path) -> Result<Parts, LoadError> {
     let source = template.as_ref().map_or("", |(_, source)| source);
     let ends = ends::collect(model.ends()?, &tokens, source);
     let frame = model.frame();
-    let names: Vec<_> = config.names().into_iter().collect();
+    let names: Vec<_> = config.names().collect();
     let template = match template {
         None => None,
         Some((path, source)) => Some(
