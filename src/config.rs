@@ -654,6 +654,7 @@ mod tests {
             store = "s3://bucket/prefix"
             store-refresh = "1s"
             spool = "/var/tmp"
+            journals = "/var/lib/journals"
             metrics-open = true
             adapter-cache-bytes = "2GiB"
             adapter-wait = 7

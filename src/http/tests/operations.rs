@@ -82,7 +82,7 @@ async fn tokens_are_not_made_for_an_unknown_name() {
 }
 
 #[tokio::test]
-async fn metrics_are_written_without_names_of_tenants() {
+async fn metrics_name_adapters_only_in_what_they_have_used() {
     let (app, _) = app([Play::say("abc")]);
     let _ = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
     let _ = get(&app, "/v1/models/nobody").await;
@@ -123,5 +123,9 @@ async fn metrics_are_written_without_names_of_tenants() {
     }
     assert!(text.contains("chorus_build_info{version="));
     assert!(text.contains("chorus_adapter_resident_bytes "));
-    assert!(!text.contains("sql") && !text.contains("nobody"));
+    let used = "chorus_usage_requests_total{tenant=\"default\",adapter=\"sql\"} 1";
+    assert!(text.lines().any(|found| found == used), "{text}");
+    // Only what was used is named.
+    let others = text.lines().filter(|line| !line.starts_with("chorus_usage_"));
+    assert!(others.into_iter().all(|line| !line.contains("sql")) && !text.contains("nobody"));
 }
