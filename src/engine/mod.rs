@@ -11,6 +11,7 @@
 //! comes in as an opaque [`Lane`]. No reader can stop a step: each job's channel holds all it can ever produce.
 
 mod answer;
+mod counters;
 mod inbox;
 mod job;
 mod pages;
