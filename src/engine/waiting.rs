@@ -49,9 +49,10 @@ impl Waiting {
         self.preempted.len() + self.lanes.values().map(VecDeque::len).sum::<usize>()
     }
 
-    /// Lanes of those that wait.
-    pub(crate) fn lanes(&self) -> impl Iterator<Item = Lane> {
-        self.preempted.iter().map(Sequence::lane).chain(self.lanes.keys().copied())
+    /// Lanes of those that wait, and how many; one may come twice.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = (Lane, usize)> {
+        let preempted = self.preempted.iter().map(|sequence| (sequence.lane(), 1));
+        preempted.chain(self.lanes.iter().map(|(lane, queue)| (*lane, queue.len())))
     }
 
     /// Puts a new sequence at the end of its lane.
