@@ -8,7 +8,8 @@
 //!
 //! The shape is in what a module does *not* know; `tests/it/architecture.rs` holds it.
 //!
-//! - [`engine`] knows no tenant, no name, no file and no string. Fairness reaches it as an opaque [`engine::Lane`].
+//! - [`engine`] knows no tenant, no name, no file and no string. Fairness reaches it as an opaque [`engine::Lane`], of which it
+//!   counts the tokens.
 //! - The scheduler knows no tensor, no clock and no runtime: a plan is a value, time is passed in.
 //! - [`adapter`] knows no model: it is given [`lora::Sites`] and a [`lora::Base`].
 //! - [`http`] alone knows axum, public JSON and status codes. [`config`] alone reads the environment.

@@ -269,7 +269,11 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
             stats.cached_tokens,
         ),
         ("generation_tokens", "Tokens generated", stats.generated_tokens),
-        ("preemptions", "Sequences that lost their pages to an older one", stats.preemptions),
+        (
+            "preemptions",
+            "Sequences that lost their pages or their place to another",
+            stats.preemptions,
+        ),
         ("jobs_stopped", "Jobs that ended with a stop token", stats.ends.stop),
         ("jobs_exhausted", "Jobs that ended at their length", stats.ends.length),
         ("jobs_cancelled", "Jobs whose client went away or needed no more", stats.ends.cancelled),
