@@ -239,7 +239,8 @@ pub(super) fn app_over(
     let (store, _) = Store::faulty();
     let tenants = Tenants::open(&store, None, Duration::from_mins(1));
     let tenants = tenants.now_or_never().expect("a store in memory is open at once").unwrap();
-    (App::over(base, text, (adapters(store), tenants), generator, settings), scripted)
+    let adapters = adapters(store, tenants.clone());
+    (App::over(base, text, (adapters, tenants), generator, settings), scripted)
 }
 
 /// A part of the base's sha256.
@@ -253,7 +254,7 @@ static SHELF: LazyLock<TempDir> = LazyLock::new(|| {
     dir
 });
 
-fn adapters(store: Store) -> Adapters {
+fn adapters(store: Store, tenants: Tenants) -> Adapters {
     let rules = Rules {
         base: &ZeroBase(SITES),
         limits: &Limits { max_rank: 8, max_bytes: 1 << 20 },
@@ -272,7 +273,7 @@ fn adapters(store: Store) -> Adapters {
     };
     let foundation = Foundation { base: Arc::new(ZeroBase(SITES)), sha256: BASE.repeat(16) };
     // A store in memory never waits.
-    let open = Adapters::open(folder, foundation, store, settings);
+    let open = Adapters::open(folder, foundation, (store, tenants), settings);
     open.now_or_never().expect("a store in memory is open at once").unwrap()
 }
 
