@@ -116,7 +116,7 @@ impl World {
             for victim in load.evicted {
                 assert!(!self.leases.contains(&victim), "{victim} was evicted while leased");
                 self.evicted += 1;
-                self.check_kept(victim, load.digest);
+                self.check_kept(*victim, load.digest);
             }
         }
         self.check();
