@@ -32,7 +32,8 @@ use crate::{
 };
 
 const MODELS_DIR: &str = "models";
-const STORE: &str = "chorus-data";
+/// Where a server keeps what must outlive it, unless it is told otherwise.
+pub const DATA_DIR: &str = "chorus-data";
 const STORE_REFRESH: Duration = Duration::from_secs(5);
 const LEAST_REFRESH: Duration = Duration::from_millis(100);
 const ADAPTERS_DIR: &str = "adapters";
@@ -98,6 +99,10 @@ pub struct Knobs {
     /// temporary one]
     #[arg(long, env = "CHORUS_SPOOL", value_name = "DIR")]
     spool: Option<PathBuf>,
+    /// Folder where usage is noted until the store has it; it must outlive the process [default: journals in
+    /// the store's directory, or in ./chorus-data]
+    #[arg(long, env = "CHORUS_JOURNALS", value_name = "DIR")]
+    journals: Option<PathBuf>,
     /// Address and port to listen on [default: 127.0.0.1:8080]
     #[arg(long, env = "CHORUS_LISTEN", value_name = "IP:PORT")]
     listen: Option<Listen>,
@@ -200,6 +205,7 @@ impl Knobs {
             store: self.store.or(under.store),
             store_refresh: self.store_refresh.or(under.store_refresh),
             spool: self.spool.or(under.spool),
+            journals: self.journals.or(under.journals),
             listen: self.listen.or(under.listen),
             allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
             open: self.open.or(under.open),
@@ -320,6 +326,8 @@ pub struct Store {
     pub refresh: Duration,
     /// Where uploads wait.
     pub spool: Option<PathBuf>,
+    /// Where usage waits.
+    pub journals: Option<PathBuf>,
 }
 
 /// How much the engine does at once.
@@ -493,10 +501,11 @@ impl Serve {
                 max_rank: or(knobs.max_rank, MAX_RANK),
             },
             store: Store {
-                location: Location::parse(knobs.store.as_deref().unwrap_or(STORE), variables())?,
+                location: Location::parse(knobs.store.as_deref().unwrap_or(DATA_DIR), variables())?,
                 // A server that looks all the time does nothing else.
                 refresh: time(knobs.store_refresh, STORE_REFRESH).max(LEAST_REFRESH),
                 spool: knobs.spool,
+                journals: knobs.journals,
             },
             engine: Engine {
                 device: knobs.device.unwrap_or_default(),

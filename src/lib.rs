@@ -13,16 +13,18 @@
 //! - [`adapter`] knows no model: it is given [`lora::Sites`] and a [`lora::Base`].
 //! - [`http`] alone knows axum, public JSON and status codes. [`config`] alone reads the environment.
 //! - [`store`] knows no adapter and no tenant, only keys and bytes. Uploads never come near a path: names are in records.
-//! - [`text`], [`kernels`], [`catalog`] and [`store`] name nothing of ours; [`tenant`] only the store.
+//! - [`text`], [`kernels`], [`catalog`] and [`store`] name nothing of ours; [`tenant`] only the store,
+//!   and [`ledger`] both, and of adapters what they are called.
 //! - No path turns a request that named an adapter into an answer of the base, or of another adapter.
 //!
 //! # Who names whom
 //!
 //! ```text
-//! http    -> tenant, text, adapter, engine, store (its errors)
+//! http    -> tenant, text, adapter, engine, ledger, store (its errors)
 //! engine  -> model, lora
 //! adapter -> lora, tenant, store
 //! tenant  -> store
+//! ledger  -> store, tenant
 //! model   -> lora, kernels
 //! lora    -> kernels
 //! cli     -> all: it wires them
@@ -35,7 +37,7 @@
 //!      -> lease: the adapter is in memory until the lease is dropped
 //!      -> encode -> Engine::submit(Job) -> TokenStream
 //! engine thread: drain the inbox -> plan -> forward(rows, kv, lora) -> sample per row -> commit -> events
-//! http: TokenStream -> Detok -> Stops -> JSON or SSE
+//! http: TokenStream -> Detok -> Stops -> the ledger has a line of it -> the last of JSON or SSE
 //! ```
 //!
 //! Dropping the response drops the stream, and with it the sequence, its pages and its lease: that is the clean-up.
@@ -65,6 +67,7 @@
 //!
 //! ```text
 //! upload -> spooled and hashed as it arrives -> checked against the base -> one forward, which must change the numbers
+//!        -> its own template renders, and its smoke test is answered, where it brings them
 //!        -> its files durable in the store -> one record more, and with that the name points to it -> 201
 //! folder -> both files read with care, hashed, checked against the base -> listed, or refused with a reason
 //! either -> asked for: one load for all who wait, into a budget of bytes reserved before -> leased -> evicted when idle, what
@@ -98,6 +101,7 @@ pub mod config;
 pub mod engine;
 pub mod http;
 pub mod kernels;
+pub mod ledger;
 pub mod lora;
 pub mod model;
 pub mod store;

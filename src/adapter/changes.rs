@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, future, stream, stream::BoxStream};
 use tokio::{io::AsyncSeekExt as _, sync::OwnedSemaphorePermit};
 
 use super::{
-    AdapterName, Adapters, Card, Trial, Unfit, Upload, Version,
+    AdapterName, Adapters, Canary, Card, Smoke, Trial, Unfit, Upload, Version,
     check::check,
     files::{Files, Pages},
     record::{Blob, Change, Record, Stored},
@@ -19,7 +19,7 @@ use super::{
     upload::{Part, Received, Unreceived},
 };
 use crate::{
-    lora::Digest,
+    lora::{Digest, Extras},
     store::{Appended, BlobKey, StoreError},
     tenant::TenantId,
 };
@@ -101,6 +101,9 @@ pub enum NotChanged {
         "version {0} is the active one: activate another first, or delete the adapter as a whole"
     )]
     InUse(u32),
+    /// A share of the requests is of no use to it.
+    #[error("version {0} is the active one and has all requests: a canary is another version")]
+    ActiveAlready(u32),
     /// It was checked against another base.
     #[error("version {0} was checked against another base model: validate it on this one first")]
     OtherBase(u32),
@@ -230,9 +233,15 @@ impl Adapters {
         let load = received.reading().await.map_err(Unreceived::Spool)?;
         let load = move || load().map_err(Unfit::BrokenOff);
         let bounds = (&shared.limits, shared.budget);
-        let facts = check(load, &shared.base, bounds, self.turn().await, trial).await?;
+        let (facts, smoke) = check(load, &shared.base, bounds, self.turn().await, trial).await?;
+        let failed = smoke.as_ref().filter(|smoke| !smoke.passed);
+        // Kept all the same, for people to look at.
+        let activate = activate && failed.is_none();
         shared.registry.with(|state| expected.check(state.look(target.tenant, target.name)))?;
-        self.note_base(target, digest).await?;
+        match failed {
+            None => self.note_base(target, digest).await?,
+            Some(smoke) => self.refuse_other_base(target, digest, smoke)?,
+        }
         self.mend(&mut received).await?;
         shared.cache.retry(digest);
         let mut files: Option<[Blob; 2]> = None;
@@ -264,6 +273,8 @@ impl Adapters {
                     targets: facts.targets.clone(),
                     base: shared.base_sha256.clone(),
                     activate,
+                    extras: Extras::clone(&facts.extras),
+                    smoke: smoke.clone(),
                 };
                 Ok((Some(Change::Stored(Box::new(stored))), Decided::Kept(version, true)))
             };
@@ -284,11 +295,12 @@ impl Adapters {
         }
     }
 
-    /// Makes the name point to one of its versions.
+    /// Makes the name point to one of its versions; or with so many percent of the requests, from 0 to 99, lets that version
+    /// have them, and the active one the rest.
     pub async fn activate(
         &self,
         target: Target<'_>,
-        version: u32,
+        (version, percent): (u32, Option<u8>),
         expected: &Expected,
     ) -> Result<Version, NotChanged> {
         let decide = |state: &State| {
@@ -300,8 +312,23 @@ impl Adapters {
             if !history.is_for(version, &self.shared.base_sha256) {
                 return Err(NotChanged::OtherBase(version));
             }
-            let moves = history.active() != Some(version);
-            Ok((moves.then_some(Change::Activated { version }), ()))
+            let (active, canary) = (history.active(), history.canary());
+            let change = match percent.filter(|percent| *percent < 100) {
+                None if active == Some(version) && canary.is_none() => None,
+                None => Some(Change::Activated { version }),
+                Some(_) if active.is_none() => return Err(NotChanged::NotActive),
+                Some(_) if active == Some(version) => {
+                    return Err(NotChanged::ActiveAlready(version));
+                }
+                Some(0) => {
+                    canary.is_some_and(|it| it.version == version).then_some(Change::CanaryEnded)
+                }
+                Some(percent) => {
+                    let wanted = Canary { version, percent };
+                    (canary != Some(wanted)).then_some(Change::Canary(wanted))
+                }
+            };
+            Ok((change, ()))
         };
         self.change(target, decide).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))
@@ -392,7 +419,10 @@ impl Adapters {
             if files.digest() == digest { Ok(files) } else { Err(damaged()) }
         };
         let bounds = (&self.shared.limits, self.shared.budget);
-        check(load, &self.shared.base, bounds, turn, trial).await?;
+        let (_, smoke) = check(load, &self.shared.base, bounds, turn, trial).await?;
+        if let Some(Smoke { passed: false, answer }) = smoke {
+            return Err(Unfit::Smoke { answer }.into());
+        }
         self.note_base(target, digest).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))
     }
@@ -576,6 +606,27 @@ impl Adapters {
             Ok((version.map(validated), ()))
         };
         self.change(target, decide).await
+    }
+
+    /// Where the name has this content already, from another base: it is not taken for one of this base, for it fails here.
+    fn refuse_other_base(
+        &self,
+        target: Target<'_>,
+        digest: Digest,
+        Smoke { answer, .. }: &Smoke,
+    ) -> Result<(), NotChanged> {
+        let base = &self.shared.base_sha256;
+        let is_known = |state: &State| {
+            let history = state.look(target.tenant, target.name);
+            history.is_some_and(|history| history.version_of(digest).is_some())
+        };
+        let content = self.shared.registry.content(digest);
+        if content.is_some_and(|content| !content.is_for(base))
+            && self.shared.registry.with(is_known)
+        {
+            return Err(Unfit::Smoke { answer: answer.clone() }.into());
+        }
+        Ok(())
     }
 
     async fn store_files(&self, received: &mut Received) -> Result<[Blob; 2], NotChanged> {

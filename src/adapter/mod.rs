@@ -30,8 +30,9 @@ use self::{
     upload::Spool,
 };
 pub use self::{
+    canary::{Canary, Ticket},
     changes::{Expected, FileBytes, Kept, NotChanged, Room, Target, Terms},
-    check::{Trial, Unfit, Unproved},
+    check::{Smoke, Trial, Unfit, Unproved},
     files::BadFile,
     folder::{Facts, Folder, Found, Refused, Rules, ScanError, Unusable},
     load::LoadError,
@@ -40,7 +41,7 @@ pub use self::{
     stats::{CacheStats, Histogram},
     upload::{Part, Unreceived, Upload},
 };
-pub use crate::lora::Lease;
+pub use crate::lora::{Defaults, Digest, Extras, Lease, SmokeTest, ranges};
 use crate::{
     lora::{Base, Limits},
     store::{Log, Store, StoreError},
@@ -49,6 +50,7 @@ use crate::{
 
 mod aside;
 mod cache;
+mod canary;
 mod changes;
 mod check;
 mod files;
@@ -135,6 +137,8 @@ pub struct Card {
     pub revision: Revision,
     /// The name points to it.
     pub active: bool,
+    /// The version that is tried out on a share of the requests.
+    pub canary: Option<Canary>,
     /// It was checked against this server's base.
     pub compatible: bool,
     /// The active version is kept in memory.
@@ -149,6 +153,8 @@ pub struct Card {
     pub targets: Vec<String>,
     /// When it was made, in unix seconds.
     pub created: u64,
+    /// How its smoke test went when it was uploaded, where it has one.
+    pub smoke: Option<Smoke>,
     /// It is in memory for this tenant.
     pub resident: bool,
     /// Requests that hold it now.
@@ -305,9 +311,15 @@ impl Adapters {
         Ok(Self { shared })
     }
 
-    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike.
-    pub fn resolve(&self, tenant: TenantId, wanted: &Wanted) -> Option<Revision> {
-        self.shared.registry.resolve(tenant, wanted)
+    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike. With a ticket a
+    /// name means its canary's version where that draws it.
+    pub fn resolve(
+        &self,
+        tenant: TenantId,
+        wanted: &Wanted,
+        ticket: Option<&Ticket>,
+    ) -> Option<Revision> {
+        self.shared.registry.resolve(tenant, wanted, ticket)
     }
 
     /// Asks the store for a name that is not known here, within bounds: another server may have taken it in a moment ago.
@@ -350,6 +362,12 @@ impl Adapters {
         };
         let Loan { value, claim } = lent?;
         Ok(Lease::new(value, move || drop(claim)))
+    }
+
+    /// What the adapter of a revision brings besides weights; nothing where its content is gone.
+    pub fn extras(&self, revision: &Revision) -> Arc<Extras> {
+        let content = self.shared.registry.content(revision.digest);
+        content.map(|content| Arc::clone(&content.facts.extras)).unwrap_or_default()
     }
 
     /// A tenant's adapters, by name.
@@ -398,10 +416,12 @@ impl Adapters {
     }
 
     fn describe(&self, tenant: TenantId, entry: Entry) -> Card {
-        let Entry { revision, content, usage, .. } = entry;
+        let Entry { revision, content, usage, smoke, canary, .. } = entry;
         Card {
             active: entry.active,
             compatible: content.is_for(&self.shared.base_sha256),
+            smoke,
+            canary,
             pinned: entry.pinned,
             memory: content.memory(),
             last_used: usage.last(),
@@ -447,7 +467,7 @@ mod tests {
     }
 
     fn pin(adapters: &Adapters, wanted: &str) -> Revision {
-        adapters.resolve(ME, &Wanted::parse(wanted).unwrap()).expect("the adapter exists")
+        adapters.resolve(ME, &Wanted::parse(wanted).unwrap(), None).expect("the adapter exists")
     }
 
     #[tokio::test]
@@ -459,7 +479,7 @@ mod tests {
         assert_eq!(pin(&adapters, "sql@v1"), revision);
         assert_eq!(pin(&adapters, &format!("sql@sha256:{}", revision.digest)), revision);
         let wanted = Wanted::parse("sql").unwrap();
-        assert_eq!(adapters.resolve(TenantId::OTHER, &wanted), None);
+        assert_eq!(adapters.resolve(TenantId::OTHER, &wanted, None), None);
         assert!(adapters.list(TenantId::OTHER).is_empty());
 
         let lease = adapters.lease(ME, &revision).await.unwrap();
@@ -508,7 +528,7 @@ mod tests {
         assert!(!failed.contains(root.path().to_str().unwrap()), "{failed}");
         assert_eq!(adapters.stats().load_failures, 1);
 
-        let unknown = Revision { digest: crate::lora::Digest::of(b"", b""), ..revision };
+        let unknown = Revision { digest: Digest::of(b"", b""), ..revision };
         assert!(matches!(adapters.lease(ME, &unknown).await, Err(NotLent::Gone)));
         assert_eq!(adapters.stats().resident_bytes, 0, "{pirate} bytes were reserved");
     }

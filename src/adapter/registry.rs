@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    AdapterName, Facts, Revision, Wanted,
+    AdapterName, Canary, Facts, Revision, Smoke, Ticket, Wanted,
     record::{Blob, Change, Record, Stored},
 };
 use crate::{lora::Digest, store::BlobKey, tenant::TenantId};
@@ -41,6 +41,7 @@ pub(super) struct History {
     /// The greatest number that there ever was.
     last: u32,
     pinned: bool,
+    canary: Option<Canary>,
     /// Version 1 was removed: what the folder has under the name does not come back.
     without_first: bool,
 }
@@ -52,6 +53,7 @@ struct Version {
     usage: Arc<Usage>,
     /// `None` where it comes from the folder.
     files: Option<Files>,
+    smoke: Option<Smoke>,
 }
 
 /// What a version was used for since the start. It is the version's and not the content's: who else has the same bytes,
@@ -158,6 +160,10 @@ pub(super) struct Entry {
     pub(super) pinned: bool,
     /// Where its files are; `None` for the folder.
     pub(super) files: Option<Files>,
+    /// How its smoke test went.
+    pub(super) smoke: Option<Smoke>,
+    /// The name's.
+    pub(super) canary: Option<Canary>,
 }
 
 /// What a change leaves behind.
@@ -200,7 +206,7 @@ impl Registry {
         held.in_folder = true;
         held.content.add_base(base);
         let (content, usage) = (Arc::clone(&held.content), Arc::default());
-        let version = Version { created, content, usage, files: None };
+        let version = Version { created, content, usage, files: None, smoke: None };
         history.versions.insert(1, version);
         history.last = history.last.max(1);
         *history.active.get_or_insert(1) == 1
@@ -211,12 +217,22 @@ impl Registry {
         self.0.write().expect(NO_PANIC).apply(record)
     }
 
-    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike.
-    pub(super) fn resolve(&self, tenant: TenantId, wanted: &Wanted) -> Option<Revision> {
+    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike. With a ticket
+    /// the canary has its share.
+    pub(super) fn resolve(
+        &self,
+        tenant: TenantId,
+        wanted: &Wanted,
+        ticket: Option<&Ticket>,
+    ) -> Option<Revision> {
         self.with(|state| {
             let history = state.history(tenant, wanted.name())?;
             let number = match wanted {
-                Wanted::Active(_) => history.active?,
+                Wanted::Active(name) => {
+                    let drawn = |canary: &Canary| ticket.is_some_and(|it| canary.draws(name, it));
+                    let canary = history.canary().filter(drawn);
+                    canary.map_or(history.active?, |canary| canary.version)
+                }
                 Wanted::Version(_, number) => *number,
                 Wanted::Digest(_, digest) => history.version_of(*digest)?,
             };
@@ -342,7 +358,12 @@ impl State {
                     self.release(&version, &mut released);
                 }
             }
-            Change::Activated { version } => history.active = Some(*version),
+            Change::Activated { version } => {
+                history.active = Some(*version);
+                history.canary = None;
+            }
+            Change::Canary(canary) => history.canary = Some(*canary),
+            Change::CanaryEnded => history.canary = None,
             Change::Pinned => history.pinned = true,
             Change::Unpinned => history.pinned = false,
             Change::Validated { version, base } => {
@@ -362,6 +383,7 @@ impl State {
                 }
                 if version.is_none() {
                     history.active = None;
+                    history.canary = None;
                     history.pinned = false;
                 }
                 for version in gone {
@@ -378,6 +400,7 @@ impl State {
         history.last = history.last.max(*version);
         if stored.activate {
             history.active = Some(*version);
+            history.canary = None;
         }
         let held = self.contents.entry(*digest).or_insert_with(|| {
             Held::new(Facts {
@@ -386,6 +409,7 @@ impl State {
                 memory: stored.memory,
                 rank: stored.rank,
                 targets: stored.targets.clone(),
+                extras: Arc::new(stored.extras.clone()),
             })
         });
         held.content.add_base(&stored.base);
@@ -396,7 +420,8 @@ impl State {
         }
         let content = Arc::clone(&held.content);
         let usage = Arc::default();
-        history.versions.insert(*version, Version { created, content, usage, files: Some(files) });
+        let (files, smoke) = (Some(files), stored.smoke.clone());
+        history.versions.insert(*version, Version { created, content, usage, files, smoke });
     }
 
     /// Takes back what a version that is gone referred to.
@@ -445,6 +470,14 @@ impl History {
         self.active.filter(|active| self.versions.contains_key(active))
     }
 
+    /// The canary, where its version is there and another one is active.
+    pub(super) fn canary(&self) -> Option<Canary> {
+        let active = self.active()?;
+        self.canary.filter(|canary| {
+            canary.version != active && self.versions.contains_key(&canary.version)
+        })
+    }
+
     /// Whether there is a version of this number.
     pub(super) fn has(&self, number: u32) -> bool {
         self.versions.contains_key(&number)
@@ -478,17 +511,20 @@ impl History {
     }
 
     fn entry(&self, name: &AdapterName, number: u32) -> Option<Entry> {
-        let Version { created, content, usage, files } = self.versions.get(&number)?.clone();
+        let Version { created, content, usage, files, smoke } = self.versions.get(&number)?.clone();
         let digest = content.facts.digest;
         let revision = Revision { name: name.clone(), version: number, digest };
         let (active, pinned) = (self.active == Some(number), self.pinned);
-        Some(Entry { revision, created, content, usage, active, pinned, files })
+        let canary = self.canary();
+        Some(Entry { revision, created, content, usage, active, pinned, files, smoke, canary })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::lora::Extras;
 
     const ME: TenantId = TenantId::DEFAULT;
     const OTHER: TenantId = TenantId::OTHER;
@@ -500,7 +536,14 @@ mod tests {
 
     fn facts(content: &str) -> Facts {
         let targets = vec!["q_proj".to_owned()];
-        Facts { digest: digest(content), bytes: 10, memory: 20, rank: 4, targets }
+        Facts {
+            digest: digest(content),
+            bytes: 10,
+            memory: 20,
+            rank: 4,
+            targets,
+            extras: Arc::default(),
+        }
     }
 
     fn name(text: &str) -> AdapterName {
@@ -529,11 +572,13 @@ mod tests {
             targets: vec!["q_proj".to_owned()],
             base: BASE.to_owned(),
             activate: true,
+            extras: Extras::default(),
+            smoke: None,
         }))
     }
 
     fn resolve(registry: &Registry, tenant: TenantId, wanted: &str) -> Option<(u32, Digest)> {
-        let revision = registry.resolve(tenant, &Wanted::parse(wanted).unwrap())?;
+        let revision = registry.resolve(tenant, &Wanted::parse(wanted).unwrap(), None)?;
         Some((revision.version, revision.digest))
     }
 
@@ -555,6 +600,35 @@ mod tests {
         let versions = registry.versions(ME, &name("sql"));
         let numbers: Vec<_> = versions.iter().map(|e| (e.revision.version, e.active)).collect();
         assert_eq!(numbers, [(1, true), (2, false)]);
+    }
+
+    #[test]
+    fn a_canary_ends_with_the_next_activation_and_with_its_version() {
+        let registry = Registry::default();
+        for (version, content) in [(1, "one"), (2, "two")] {
+            registry.apply(&record(ME, "sql", stored(version, content, version.into())));
+        }
+        let canary = Canary { version: 1, percent: 99 };
+        let drawn = || {
+            let wanted = Wanted::parse("sql").unwrap();
+            let tickets = (0..20).map(|user| Ticket::new(format!("{user}")));
+            let version = |ticket| registry.resolve(ME, &wanted, Some(&ticket)).unwrap().version;
+            tickets.map(version).filter(|version| *version == 1).count()
+        };
+        registry.apply(&record(ME, "sql", Change::Canary(canary)));
+        assert!(drawn() > 15);
+        assert_eq!(resolve(&registry, ME, "sql"), Some((2, digest("two"))), "without a ticket");
+        assert_eq!(resolve(&registry, ME, "sql@v2"), Some((2, digest("two"))));
+        for end in [
+            Change::CanaryEnded,
+            Change::Activated { version: 2 },
+            Change::Removed { version: Some(1) },
+        ] {
+            registry.apply(&record(ME, "sql", Change::Canary(canary)));
+            registry.apply(&record(ME, "sql", end.clone()));
+            assert_eq!(drawn(), 0, "{end}");
+            assert_eq!(registry.active(ME, &name("sql")).unwrap().canary, None, "{end}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 use clap_complete::Shell;
 
 use super::{
+    accounts,
     adapter::{self, AdapterCommand},
     error::CliError,
     pull, serve,
@@ -52,6 +53,8 @@ enum Command {
         #[command(subcommand)]
         command: TenantCommand,
     },
+    /// Show what tenants have used
+    Usage(Box<accounts::UsageArgs>),
     /// Print a completion script
     Completions {
         /// The shell it is for
@@ -67,6 +70,7 @@ impl Command {
             Self::Pull { name: None, models } => pull::list(models),
             Self::Adapter { command } => adapter::run(command),
             Self::Tenant { command } => tenant::run(command),
+            Self::Usage(args) => accounts::run(*args),
             Self::Completions { shell } => completions(shell),
         }
     }

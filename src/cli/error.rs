@@ -59,6 +59,8 @@ pub(crate) enum CliError {
     Store(#[from] OpenError),
     #[error("the adapters in the store cannot be read: {0}")]
     Records(#[from] StoreError),
+    #[error("usage cannot be noted in {}: give a folder that can be written with --journals", path.display())]
+    Journals { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Header(#[from] http::BadHeader),
     #[error("the engine did not start")]

@@ -1,5 +1,6 @@
 //! What was typed, turned into one call. The only part of chorus that prints.
 
+mod accounts;
 mod adapter;
 mod base;
 mod command;

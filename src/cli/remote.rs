@@ -29,6 +29,10 @@ pub(crate) enum RemoteError {
     Refused { status: u16, message: String },
     #[error("the server's answer is none of chorus: {0}")]
     Answer(String),
+    #[error(
+        "version {version} is stored but not active, because its smoke test failed: it answered {answer:?}"
+    )]
+    SmokeTest { version: String, answer: String },
     #[error("{} cannot be read", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{} cannot be written", path.display())]

@@ -23,17 +23,20 @@ use super::{
     body::{Payload, parse},
     error::ApiError,
     rates,
+    sampling::within,
+    tally,
     trial::EngineTrial,
     upload,
     wire::adapters::{
-        AdapterList, AdapterOut, Deleted, PutQuery, Residency, Status, VersionIn, VersionOut,
-        VersionQuery,
+        ActivateIn, AdapterList, AdapterOut, Deleted, PutQuery, Residency, Status, VersionIn,
+        VersionOut, VersionQuery,
     },
 };
 use crate::{
     adapter::{
         AdapterName, Card, Expected, Kept, NotChanged, Part, Room, Target, Terms, Version, Wanted,
     },
+    ledger::Used,
     tenant::{Caller, Scope, TenantId},
 };
 
@@ -96,8 +99,11 @@ pub(super) async fn put(
         let quota = app.tenants().quota(caller.tenant);
         let room = Room { adapters: quota.adapters, bytes: quota.stored_bytes };
         let terms = Terms { expected: &expected, activate, room };
-        let kept = app.adapters().put(target, upload, &terms, &trial).await;
-        Ok((kept.map_err(refused)?, rate))
+        let kept = app.adapters().put(target, upload, &terms, &trial).await.map_err(refused)?;
+        let version = kept.card.revision.version;
+        let used = Used { name: name.to_string(), version };
+        app.ledger().note(tally::upload(caller.tenant, used, kept.card.bytes)).await;
+        Ok((kept, rate))
     };
     match kept.await {
         Ok((Kept { card, is_new }, rate)) => {
@@ -114,7 +120,7 @@ pub(super) async fn put(
     }
 }
 
-/// Makes the name point to one of its versions.
+/// Makes the name point to one of its versions, or gives that version a share of the requests.
 pub(super) async fn activate(
     State(app): State<App>,
     By(caller): By,
@@ -125,8 +131,10 @@ pub(super) async fn activate(
     need(&caller, Scope::Upload)?;
     let asked = Asked::by(&caller);
     let name = name(&app, named)?;
-    let VersionIn { version } = parse(&bytes)?;
-    let activated = app.adapters().activate(asked.of(&name), version, &expected(&headers)?).await;
+    let ActivateIn { version, percent } = parse(&bytes)?;
+    within("percent", percent, 0..=100, 100)?;
+    let expected = expected(&headers)?;
+    let activated = app.adapters().activate(asked.of(&name), (version, percent), &expected).await;
     activated.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
     shown(&app, &caller, &name).await
 }
@@ -186,7 +194,7 @@ pub(super) async fn prefetch(
     need(&caller, Scope::Upload)?;
     let name = name(&app, named)?;
     let wanted = Wanted::Active(name.clone());
-    let resolve = || app.adapters().resolve(caller.tenant, &wanted);
+    let resolve = || app.adapters().resolve(caller.tenant, &wanted, None);
     let revision = found(&app, &caller, &name, resolve).await?;
     let lease = app.adapters().lease(caller.tenant, &revision).await;
     drop(lease.map_err(|error| ApiError::not_lent(&error, name.as_str()))?);
@@ -285,10 +293,12 @@ fn adapter(app: &App, card: Card, versions: Option<Vec<VersionOut>>) -> AdapterO
         status,
         residency,
         pinned: card.pinned,
+        canary: card.canary,
         memory: card.memory,
         leases: card.leases,
         hits: card.hits,
         last_used: card.last_used,
+        smoke_test: card.smoke,
         versions,
     }
 }
@@ -305,6 +315,7 @@ fn version(Version { card, stored }: Version) -> VersionOut {
         status,
         residency,
         read_only: !stored,
+        smoke_test: card.smoke,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    num::NonZeroUsize,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -13,10 +14,11 @@ use axum::{
     middleware::{from_fn, from_fn_with_state},
     routing::{delete, get, post, put},
 };
+use lru::LruCache;
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    adapters, admin, auth,
+    accounts, adapters, admin, auth,
     body::LARGE_BODIES,
     chat, completions,
     deadline::Deadline,
@@ -33,8 +35,9 @@ use super::{
     upload::Places,
 };
 use crate::{
-    adapter::{Adapters, Wanted},
+    adapter::{Adapters, Digest, Extras, Ticket, Wanted},
     engine::Engine,
+    ledger::Ledger,
     tenant::{Caller, Permit, TenantId, Tenants},
     text::Text,
 };
@@ -108,6 +111,20 @@ impl Default for AdapterHeader {
     }
 }
 
+/// What lives in the store, and outlives the server.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The adapters.
+    pub adapters: Adapters,
+    /// Who may use them.
+    pub tenants: Tenants,
+    /// Who has.
+    pub ledger: Ledger,
+}
+
+/// Templates of adapters that stay compiled.
+const TEMPLATES: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
+
 /// Everything that answers requests. Clones share it.
 #[derive(Clone, Debug)]
 pub struct App {
@@ -120,6 +137,7 @@ struct Shared {
     text: Text,
     adapters: Adapters,
     tenants: Tenants,
+    ledger: Ledger,
     generator: Arc<dyn Generator>,
     settings: Settings,
     metrics: Metrics,
@@ -128,6 +146,8 @@ struct Shared {
     desks: Desks,
     large_bodies: Semaphore,
     uploads: Places,
+    /// Text sides with templates that adapters have brought, by the adapter's content.
+    templates: Mutex<LruCache<Digest, Text>>,
 }
 
 /// How far the server is on its way to its end; it only goes forward.
@@ -146,7 +166,7 @@ impl App {
     pub fn new(
         base: BaseModel,
         text: Text,
-        stored: (Adapters, Tenants),
+        stored: Stored,
         engine: Engine,
         settings: Settings,
     ) -> Self {
@@ -156,16 +176,21 @@ impl App {
     pub(super) fn over(
         base: BaseModel,
         text: Text,
-        (adapters, tenants): (Adapters, Tenants),
+        Stored { adapters, tenants, ledger }: Stored,
         generator: Arc<dyn Generator>,
         settings: Settings,
     ) -> Self {
-        let metrics = Metrics::new(Arc::clone(&generator), adapters.clone());
+        let metrics = Metrics::new(
+            Arc::clone(&generator),
+            adapters.clone(),
+            (ledger.clone(), tenants.clone()),
+        );
         let shared = Shared {
             base,
             text,
             adapters,
             tenants,
+            ledger,
             generator,
             settings,
             metrics,
@@ -173,6 +198,7 @@ impl App {
             desks: Desks::new(),
             large_bodies: Semaphore::new(LARGE_BODIES),
             uploads: Places::new(),
+            templates: Mutex::new(LruCache::new(TEMPLATES)),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -195,6 +221,10 @@ impl App {
 
     pub(super) fn tenants(&self) -> &Tenants {
         &self.shared.tenants
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.shared.ledger
     }
 
     pub(super) fn generator(&self) -> &dyn Generator {
@@ -274,13 +304,14 @@ impl App {
     pub(super) async fn with_names<T>(
         &self,
         tenant: TenantId,
+        ticket: Option<&Ticket>,
         read: impl Fn(&Names<'_>) -> T,
     ) -> Result<T, ApiError> {
         let default = self.tenants().default_adapter(tenant);
         let (base, default) = (self.base().id.as_str(), default.as_deref());
         let missing = Mutex::new(None);
         let look = |wanted: &Wanted| {
-            let found = self.adapters().resolve(tenant, wanted);
+            let found = self.adapters().resolve(tenant, wanted, ticket);
             if found.is_none() {
                 *missing.lock().expect("nothing here panics") = Some(wanted.name().clone());
             }
@@ -297,7 +328,7 @@ impl App {
         {
             return Ok(first);
         }
-        let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted);
+        let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted, ticket);
         Ok(read(&Names { base, default, lookup: &look }))
     }
 
@@ -312,32 +343,60 @@ impl App {
         Names { base: &self.base().id, default: None, lookup: &|_| None }.reserves(name)
     }
 
-    /// Who answers, and under which name it was asked for.
+    /// Who answers, and under which name it was asked for. Requests of one `user` get one version of it, and so do those
+    /// that a client gives one id.
     pub(super) async fn choose(
         &self,
         caller: &Caller,
         headers: &HeaderMap,
-        model: Option<String>,
+        (model, user): (Option<String>, Option<&str>),
     ) -> Result<(Voice, String), ApiError> {
+        let ticket = match user {
+            Some(user) => Ticket::new(format!("user {user}")),
+            None => Ticket::new(format!("request {}", request_id::of(headers))),
+        };
         let header = select::header(headers, &self.settings().adapter_header.0)?;
         let choose = |names: &Names<'_>| select::choose(header, model.as_deref(), names);
-        let voice = self.with_names(caller.tenant, choose).await??;
+        let voice = self.with_names(caller.tenant, Some(&ticket), choose).await??;
         let named = model.filter(|model| !model.is_empty()).or(header.map(str::to_owned));
         Ok((voice, named.unwrap_or_default()))
     }
 
-    /// Refuses what [`App::choose`] refuses, but for a request that names nobody: tokens are the base's whoever answers.
-    pub(super) async fn check_names(
+    /// Who would answer. A request that names nobody is about the base.
+    pub(super) async fn voice(
         &self,
         caller: &Caller,
         headers: &HeaderMap,
         model: Option<String>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Voice, ApiError> {
         let header = select::header(headers, &self.settings().adapter_header.0)?;
         if header.is_none() && model.is_none() {
-            return Ok(());
+            return Ok(Voice::Base);
         }
-        self.choose(caller, headers, model).await.map(drop)
+        self.choose(caller, headers, (model, None)).await.map(|(voice, _)| voice)
+    }
+
+    /// What the adapter that answers brings besides weights.
+    pub(super) fn extras(&self, voice: &Voice) -> Arc<Extras> {
+        match voice {
+            Voice::Base => Arc::default(),
+            Voice::Adapter(revision) => self.adapters().extras(revision),
+        }
+    }
+
+    /// Renders chats for whoever answers: the base's text side, or that with the adapter's own template, which is compiled
+    /// once as long as it is used.
+    pub(super) fn text_for(&self, voice: &Voice, extras: &Extras) -> Result<Text, ApiError> {
+        let (Voice::Adapter(revision), Some(source)) = (voice, &extras.chat_template) else {
+            return Ok(self.text().clone());
+        };
+        let templates = || self.shared.templates.lock().expect("nothing here panics");
+        if let Some(text) = templates().get(&revision.digest) {
+            return Ok(text.clone());
+        }
+        let text = self.text().with_template(source)?;
+        templates().put(revision.digest, text.clone());
+        Ok(text)
     }
 
     /// Does work that takes time linear in `bytes`, at a desk.
@@ -374,6 +433,8 @@ impl App {
             .route("/v1/admin/tenants/{name}/keys/{id}", delete(admin::revoke_key))
             .route("/v1/admin/tenants/{name}/default", post(admin::set_default))
             .route("/v1/admin/tenants/{name}/quota", post(admin::set_quota))
+            .route("/v1/admin/usage", get(accounts::of_all))
+            .route("/v1/usage", get(accounts::own))
             .route("/tokenize", post(tokenize::tokenize))
             .route("/detokenize", post(tokenize::detokenize))
             .route("/health", get(ops::health))

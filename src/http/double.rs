@@ -16,12 +16,13 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::{
-    app::{App, BaseModel, Settings},
+    app::{App, BaseModel, Settings, Stored},
     generator::Generator,
 };
 use crate::{
     adapter::{self, Adapters, Folder, Foundation, Rules},
     engine::{Event, Failure, Finish, Job, Logprob, Refused, Stats, TokenStream},
+    ledger::Ledger,
     lora::{Lease, Limits, Sites, ZeroBase},
     store::Store,
     tenant::Tenants,
@@ -239,8 +240,9 @@ pub(super) fn app_over(
     let (store, _) = Store::faulty();
     let tenants = Tenants::open(&store, None, Duration::from_mins(1));
     let tenants = tenants.now_or_never().expect("a store in memory is open at once").unwrap();
-    let adapters = adapters(store, tenants.clone());
-    (App::over(base, text, (adapters, tenants), generator, settings), scripted)
+    let ledger = Ledger::open(store.clone(), JOURNALS.path()).unwrap();
+    let stored = Stored { adapters: adapters(store, tenants.clone()), tenants, ledger };
+    (App::over(base, text, stored, generator, settings), scripted)
 }
 
 /// A part of the base's sha256.
@@ -253,6 +255,9 @@ static SHELF: LazyLock<TempDir> = LazyLock::new(|| {
     write_adapter(&dir.path().join("law"), 2.0);
     dir
 });
+
+/// Where what is used is noted.
+static JOURNALS: LazyLock<TempDir> = LazyLock::new(|| TempDir::new().unwrap());
 
 fn adapters(store: Store, tenants: Tenants) -> Adapters {
     let rules = Rules {

@@ -350,6 +350,7 @@ impl ApiError {
             NotChanged::NoRoomForName(_) | NotChanged::NoRoomForBytes { .. } => {
                 Self::no_room(message())
             }
+            NotChanged::ActiveAlready(_) => Self::conflict(message()).with_code("version_active"),
             NotChanged::Unreceived(why) => Self::unreceived(why),
             NotChanged::Unfit(why) => Self::unfit_upload(why),
             NotChanged::Store(StoreError::Full { why }) => {
@@ -391,6 +392,8 @@ impl ApiError {
         match why {
             Unfit::Refused(refusal) => Self::unfit(refusal.code(), message),
             Unfit::TooLarge { .. } => Self::unfit("adapter_too_large", message),
+            Unfit::Unproved(Unproved::Template(_)) => Self::unfit("chat_template", message),
+            Unfit::Smoke { .. } => Self::unfit("smoke_test_failed", message),
             Unfit::Unproved(Unproved::NoEffect) => Self::unfit("no_effect", message),
             Unfit::Unproved(Unproved::NotFinite) => Self::unfit("numbers_overflow", message),
             Unfit::Unproved(Unproved::NotNow(_)) | Unfit::NoMemory { .. } => {

@@ -1,6 +1,8 @@
-//! What is counted, under names that begin with `chorus_`. No tenant and no adapter is named.
+//! What is counted, under names that begin with `chorus_`. Tenants and adapters are named in what they have used, and there only
+//! as many as the ledger tells apart.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,6 +24,8 @@ use super::{app::App, generator::Generator};
 use crate::{
     adapter::{self, Adapters},
     engine::{self, Event},
+    ledger::{Ledger, Spent},
+    tenant::Tenants,
 };
 
 /// Upper bounds in seconds for what takes one prompt: from a warm small model to a long queue.
@@ -59,7 +63,11 @@ struct Latencies {
 
 impl Metrics {
     /// Counts for this engine and these adapters.
-    pub(super) fn new(generator: Arc<dyn Generator>, adapters: Adapters) -> Self {
+    pub(super) fn new(
+        generator: Arc<dyn Generator>,
+        adapters: Adapters,
+        (ledger, tenants): (Ledger, Tenants),
+    ) -> Self {
         let mut registry = Registry::with_prefix("chorus");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The running release", build);
@@ -81,7 +89,7 @@ impl Metrics {
         ] {
             registry.register(name, help, histogram.clone());
         }
-        registry.register_collector(Box::new(Snapshots { generator, adapters }));
+        registry.register_collector(Box::new(Snapshots { generator, adapters, ledger, tenants }));
         Self { registry, requests, latencies }
     }
 
@@ -145,13 +153,45 @@ pub(super) async fn layer(State(app): State<App>, request: Request, next: Next) 
 struct Snapshots {
     generator: Arc<dyn Generator>,
     adapters: Adapters,
+    ledger: Ledger,
+    tenants: Tenants,
 }
+
+/// Whose usage a series counts.
+#[derive(Clone, Debug, EncodeLabelSet)]
+struct AccountLabels {
+    tenant: String,
+    /// Empty for the base.
+    adapter: String,
+}
+
+/// As a tenant or adapter, where there are too many to be told apart. No name has brackets.
+const OTHERS: &str = "(others)";
 
 impl Collector for Snapshots {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut writer = SnapshotWriter(encoder);
         write_engine(&mut writer, &self.generator.stats())?;
-        write_adapters(&mut writer, &self.adapters.stats())
+        write_adapters(&mut writer, &self.adapters.stats())?;
+        write_usage(&mut writer, &self.usage())
+    }
+}
+
+impl Snapshots {
+    /// What was used since the start, versions of an adapter together.
+    fn usage(&self) -> Vec<(AccountLabels, Spent)> {
+        let (told, rest) = self.ledger.totals();
+        let mut sums: BTreeMap<(String, String), Spent> = BTreeMap::new();
+        for (account, spent) in told {
+            let tenant = self.tenants.name(account.tenant).map(String::from).unwrap_or_default();
+            let adapter = account.adapter.map(|used| used.name).unwrap_or_default();
+            sums.entry((tenant, adapter)).or_default().add(&spent);
+        }
+        if rest != Spent::default() {
+            sums.insert((OTHERS.to_owned(), OTHERS.to_owned()), rest);
+        }
+        let labelled = |((tenant, adapter), spent)| (AccountLabels { tenant, adapter }, spent);
+        sums.into_iter().map(labelled).collect()
     }
 }
 
@@ -175,6 +215,21 @@ impl SnapshotWriter<'_> {
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    /// One series for each account that has used something of it.
+    fn used(
+        &mut self,
+        (name, help): (&str, &str),
+        usage: &[(AccountLabels, Spent)],
+        of: impl Fn(&Spent) -> u64,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, spent) in usage.iter().filter(|(_, spent)| of(spent) > 0) {
+            let mut series = metric.encode_family(labels)?;
+            series.encode_counter::<NoLabelSet, _, u64>(&of(spent), None)?;
+        }
+        Ok(())
     }
 
     /// Each bucket counts for itself; the last has no bound.
@@ -248,6 +303,19 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
         &stats.decode_seconds,
     )?;
     writer.seconds("step_seconds", "From planning a step to having its tokens", &stats.step_seconds)
+}
+
+fn write_usage(writer: &mut SnapshotWriter<'_>, usage: &[(AccountLabels, Spent)]) -> fmt::Result {
+    writer
+        .used(("usage_requests", "Requests noted in the ledger"), usage, |spent| spent.requests)?;
+    let help = "Tokens of prompts noted in the ledger";
+    writer.used(("usage_prompt_tokens", help), usage, |spent| spent.prompt_tokens)?;
+    let help = "Tokens of prompts that need not be computed, noted in the ledger";
+    writer.used(("usage_cached_tokens", help), usage, |spent| spent.cached_tokens)?;
+    let help = "Tokens generated, noted in the ledger";
+    writer.used(("usage_generated_tokens", help), usage, |spent| spent.generated_tokens)?;
+    let help = "Bytes of uploads that were kept, noted in the ledger";
+    writer.used(("usage_upload_bytes", help), usage, |spent| spent.upload_bytes)
 }
 
 fn write_adapters(writer: &mut SnapshotWriter<'_>, stats: &adapter::CacheStats) -> fmt::Result {

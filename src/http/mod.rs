@@ -16,6 +16,7 @@
 //! The end: nothing new is begun and bodies half sent are refused; what runs may end; after the drain time it is given up, each
 //! answer with its error; what then remains is cut off.
 
+mod accounts;
 mod adapters;
 mod admin;
 mod answer;
@@ -44,6 +45,7 @@ mod sampling;
 mod select;
 mod serve;
 mod sse;
+mod tally;
 mod tokenize;
 mod trial;
 mod upload;
@@ -56,6 +58,6 @@ mod double;
 mod tests;
 
 pub use self::{
-    app::{AdapterHeader, App, BadHeader, BaseModel, Settings},
+    app::{AdapterHeader, App, BadHeader, BaseModel, Settings, Stored},
     serve::{serve, starting},
 };

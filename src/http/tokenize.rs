@@ -1,5 +1,5 @@
-//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape. Tokens are the base's, whichever adapter is named; a name that
-//! means nothing is refused all the same.
+//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape. Tokens are the base's, whichever adapter is named, but for chats
+//! a template that the adapter brings; a name that means nothing is refused all the same.
 
 use axum::{Json, extract::State, http::HeaderMap};
 
@@ -30,7 +30,7 @@ pub(super) async fn tokenize(
     need(&caller, Scope::Infer)?;
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
     let tokens = async {
-        let (text, size) = (app.text().clone(), bytes.len());
+        let size = bytes.len();
         let fields = app.work(size, move |_| -> Result<Tokenize, ApiError> {
             let fields: Tokenize = parse(&bytes)?;
             if fields.messages.is_some() {
@@ -39,8 +39,9 @@ pub(super) async fn tokenize(
             Ok(fields)
         });
         let mut fields = fields.await?;
-        app.check_names(&caller, &headers, fields.model.take()).await?;
-        app.work(size, move |_| ids(&text, fields)).await
+        let voice = app.voice(&caller, &headers, fields.model.take()).await?;
+        let (extras, of) = (app.extras(&voice), app.clone());
+        app.work(size, move |_| ids(&of.text_for(&voice, &extras)?, fields)).await
     };
     let tokens = app.bound(deadline, tokens).await?;
     let max_model_len = app.generator().context();
@@ -73,7 +74,7 @@ pub(super) async fn detokenize(
     let prompt = async {
         let (text, size) = (app.text().clone(), bytes.len());
         let Detokenize { model, tokens } = app.work(size, move |_| parse(&bytes)).await?;
-        app.check_names(&caller, &headers, model).await?;
+        app.voice(&caller, &headers, model).await?;
         app.work(size, move |_| decode(&text, &tokens)).await
     };
     Ok(Json(Detokenized { prompt: app.bound(deadline, prompt).await? }))

@@ -1,13 +1,17 @@
 //! Tries an adapter that nobody else can see yet.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::{BoxFuture, try_join};
 
-use super::app::App;
+use super::{answer::Answer, app::App};
 use crate::{
-    adapter::{Lease, Trial, Unproved},
+    adapter::{Extras, Lease, SmokeTest, Trial, Unproved},
     engine::{Event, Failure, Job, Lane, Logprob, Sampling, Scope},
+    text::{Ending, Framing, Keep, Message, Specials, Stops, Text},
 };
 
 /// Tokens that are computed: enough that whatever an adapter changes shows somewhere.
@@ -60,6 +64,72 @@ impl<'a> EngineTrial<'a> {
         }
         Err(not_now("the engine has ended".to_owned()))
     }
+
+    /// The greedy answer to a smoke test, as a request without any terms of its own would get it.
+    async fn answer(
+        &self,
+        adapter: Lease,
+        (test, extras): (&SmokeTest, &Extras),
+    ) -> Result<String, Unproved> {
+        let text = self.text(extras).map_err(Unproved::Template)?;
+        let prompt = prompt(&text, test).map_err(Unproved::Template)?;
+        let not_now = |why: String| Unproved::NotNow(why);
+        let job = Job {
+            prompt,
+            adapter: Some(adapter),
+            sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+            max_tokens: test.tokens(),
+            stop_tokens: Arc::clone(text.stop_tokens()),
+            logprobs: None,
+            prompt_logprobs: None,
+            lane: Lane(u32::MAX),
+            scope: Scope(u32::MAX),
+            deadline: Some(Instant::now() + TIME),
+        };
+        let submitted = self.app.generator().submit(job);
+        let mut events = submitted.map_err(|refused| not_now(refused.to_string()))?;
+        let stops = Stops::new(extras.stop.clone(), Keep::Cut);
+        let mut answer = Answer::new(text.detok(Specials::Hide), stops);
+        let mut said = String::new();
+        while let Some(event) = events.next().await {
+            let piece = answer.take(event).map_err(|failure| match failure {
+                Failure::NotANumber => Unproved::NotFinite,
+                failure => not_now(failure.to_string()),
+            })?;
+            said.push_str(&piece.text);
+            if piece.end.is_some() {
+                return Ok(said);
+            }
+        }
+        Err(not_now("the engine has ended".to_owned()))
+    }
+
+    /// The base's text side, with the template that the adapter brings.
+    fn text(&self, extras: &Extras) -> Result<Text, String> {
+        let own = self.app.text();
+        let Some(source) = &extras.chat_template else { return Ok(own.clone()) };
+        own.with_template(source).map_err(|error| error.to_string())
+    }
+}
+
+/// A chat for which every template must have a prompt.
+fn sample() -> [Message; 1] {
+    let content = "How do I cook rice?".to_owned();
+    [Message { role: "user".to_owned(), content, name: None }]
+}
+
+/// A base without a chat template is asked as it is.
+fn prompt(text: &Text, test: &SmokeTest) -> Result<Vec<u32>, String> {
+    let chat = test.chat().into_iter();
+    let chat: Vec<_> =
+        chat.map(|said| Message { role: said.role, content: said.content, name: None }).collect();
+    let (rendered, framing) = if text.has_template() {
+        (text.render(&chat, Ending::Prompt).map_err(|error| error.to_string())?, Framing::Bare)
+    } else {
+        let said: Vec<_> = chat.into_iter().map(|message| message.content).collect();
+        (said.join("\n"), Framing::Framed)
+    };
+    text.encode(&rendered, framing).map_err(|error| error.to_string())
 }
 
 impl Trial for EngineTrial<'_> {
@@ -72,6 +142,30 @@ impl Trial for EngineTrial<'_> {
             }
             // Bit for bit, because the base computes the same bits each time.
             if base == adapted { Err(Unproved::NoEffect) } else { Ok(()) }
+        })
+    }
+
+    fn rehearse(
+        &self,
+        adapter: Lease,
+        extras: Arc<Extras>,
+    ) -> BoxFuture<'_, Result<Option<String>, Unproved>> {
+        Box::pin(async move {
+            if extras.chat_template.is_some() {
+                let text = self.text(&extras).map_err(Unproved::Template)?;
+                let rendered = tokio::task::spawn_blocking(move || {
+                    text.render(&sample(), Ending::Prompt).map_err(|error| error.to_string())
+                });
+                let rendered = rendered.await.unwrap_or_else(|lost| Err(lost.to_string()));
+                if rendered.map_err(Unproved::Template)?.is_empty() {
+                    let problem = "it renders a chat to an empty prompt".to_owned();
+                    return Err(Unproved::Template(problem));
+                }
+            }
+            match &extras.smoke_test {
+                Some(test) => self.answer(adapter, (test, &extras)).await.map(Some),
+                None => Ok(None),
+            }
         })
     }
 }

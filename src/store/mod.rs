@@ -6,6 +6,7 @@
 //! chorus.json             the format's version, written once
 //! logs/NAME/00..01.json   a Log's records, numbered from 1 without gap
 //! blobs/SHA256.NONCE      immutable bytes
+//! sheets/NAME/..json      small documents, each written once
 //! ```
 //!
 //! - A record is created only if it is not there (`If-None-Match: *`, or a hard link), so of two writers of one number one
@@ -40,6 +41,7 @@ mod blob;
 mod error;
 mod location;
 mod log;
+mod sheet;
 
 #[cfg(test)]
 mod faults;
@@ -194,7 +196,7 @@ impl Store {
             (&self.folder, SystemTime::now().checked_sub(older_than))
         {
             // Nothing else in that directory is ours.
-            for ours in ["logs", "blobs"] {
+            for ours in ["logs", "blobs", "sheets"] {
                 walk(&folder.join(ours), before, &mut removed);
             }
         }

@@ -29,7 +29,7 @@ use pieces::{Pieces, Spelling, Token};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use template::Template;
+use template::{BROUGHT, Template};
 use tokenizers::Tokenizer;
 
 /// Most bytes encoded in one piece: some 230,000 tokens of prose, more than any context that is
@@ -66,6 +66,8 @@ struct Parts {
     spelling: Spelling,
     frame: Frame,
     ends: Vec<u32>,
+    /// What templates may name: `bos_token`, `<s>`.
+    names: Vec<(&'static str, String)>,
     template: Option<Template>,
 }
 
@@ -73,6 +75,7 @@ struct Parts {
 #[derive(Clone)]
 pub struct Text {
     shared: Arc<Shared>,
+    template: Option<Arc<Template>>,
 }
 
 struct Shared {
@@ -80,7 +83,7 @@ struct Shared {
     pieces: Arc<Pieces>,
     frame: Frame,
     stop_tokens: Arc<[u32]>,
-    template: Option<Template>,
+    names: Vec<(&'static str, String)>,
     /// What a text's bytes tell of its tokens, where they do.
     bound: Option<Bound>,
 }
@@ -104,9 +107,17 @@ impl Text {
             pieces: Arc::new(pieces),
             frame: parts.frame,
             stop_tokens: parts.ends.into(),
-            template: parts.template,
+            names: parts.names,
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), template: parts.template.map(Arc::new) }
+    }
+
+    /// The same with a chat template that somebody has brought, within tighter bounds.
+    pub fn with_template(&self, source: &str) -> Result<Self, Error> {
+        let names = self.shared.names.iter().cloned();
+        let template = Template::compile(source, names, BROUGHT)
+            .map_err(|error| Error::Unrenderable(error.to_string()))?;
+        Ok(Self { shared: Arc::clone(&self.shared), template: Some(Arc::new(template)) })
     }
 
     /// The tokens of `text`. Special tokens written out in it (`<|im_start|>`) are those tokens.
@@ -169,12 +180,12 @@ impl Text {
 
     /// Whether the model has a chat template.
     pub fn has_template(&self) -> bool {
-        self.shared.template.is_some()
+        self.template.is_some()
     }
 
     /// The prompt for a chat: the model's chat template, rendered.
     pub fn render(&self, messages: &[Message], ending: Ending) -> Result<String, Error> {
-        self.shared.template.as_ref().ok_or(Error::NoTemplate)?.render(messages, ending)
+        self.template.as_ref().ok_or(Error::NoTemplate)?.render(messages, ending)
     }
 }
 

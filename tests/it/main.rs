@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod accounts;
 mod architecture;
 mod cache;
 mod cli;

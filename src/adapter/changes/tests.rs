@@ -27,6 +27,15 @@ impl Trial for Verdict {
     fn probe(&self, _: Lease) -> BoxFuture<'_, Result<(), Unproved>> {
         future::ready(self.0.clone()).boxed()
     }
+
+    fn rehearse(
+        &self,
+        _: Lease,
+        extras: Arc<Extras>,
+    ) -> BoxFuture<'_, Result<Option<String>, Unproved>> {
+        let answer = extras.smoke_test.as_ref().map(|_| "Ahoy".to_owned());
+        future::ready(Ok(answer)).boxed()
+    }
 }
 
 const GOOD: Verdict = Verdict(Ok(()));
@@ -79,12 +88,12 @@ async fn put(adapters: &Adapters, text: &str, value: f32) -> Result<Kept, NotCha
 
 /// Version and content that a text stands for.
 fn resolve(adapters: &Adapters, text: &str) -> Option<(u32, Digest)> {
-    let revision = adapters.resolve(ME, &Wanted::parse(text).unwrap())?;
+    let revision = adapters.resolve(ME, &Wanted::parse(text).unwrap(), None)?;
     Some((revision.version, revision.digest))
 }
 
 async fn lease(adapters: &Adapters, text: &str) -> Result<Lease, NotLent> {
-    adapters.lease(ME, &adapters.resolve(ME, &Wanted::parse(text).unwrap()).unwrap()).await
+    adapters.lease(ME, &adapters.resolve(ME, &Wanted::parse(text).unwrap(), None).unwrap()).await
 }
 
 async fn blobs(store: &Store) -> usize {
@@ -142,13 +151,13 @@ async fn without_activation_a_version_waits() {
         .await;
     assert!(!kept.unwrap().card.active);
     assert_eq!(resolve(&adapters, "sql"), Some((1, digest(0.5))));
-    adapters.activate(target(&name), 2, &Expected::Active(vec![1])).await.unwrap();
+    adapters.activate(target(&name), (2, None), &Expected::Active(vec![1])).await.unwrap();
     assert_eq!(resolve(&adapters, "sql"), Some((2, digest(0.25))));
-    let rollback = adapters.activate(target(&name), 1, &Expected::Active(vec![1])).await;
+    let rollback = adapters.activate(target(&name), (1, None), &Expected::Active(vec![1])).await;
     assert!(matches!(rollback, Err(NotChanged::Stale { active: Some(2) })), "{rollback:?}");
-    adapters.activate(target(&name), 1, &Expected::Anything).await.unwrap();
+    adapters.activate(target(&name), (1, None), &Expected::Anything).await.unwrap();
     assert_eq!(resolve(&adapters, "sql"), Some((1, digest(0.5))));
-    let missing = adapters.activate(target(&name), 3, &Expected::Anything).await;
+    let missing = adapters.activate(target(&name), (3, None), &Expected::Anything).await;
     assert!(matches!(missing, Err(NotChanged::NoVersion(3))), "{missing:?}");
 }
 
@@ -332,7 +341,7 @@ async fn a_store_that_is_down_fails_what_needs_it_and_nothing_else() {
     for result in [
         put(&adapters, "new", 0.75).await.map(drop),
         adapters.remove(target(&name("warm")), None, &Expected::Anything).await.map(drop),
-        adapters.activate(target(&name("warm")), 1, &Expected::Anything).await.map(drop),
+        adapters.activate(target(&name("warm")), (1, None), &Expected::Anything).await.map(drop),
     ] {
         assert!(matches!(result, Err(NotChanged::Store(StoreError::Unavailable { .. }))));
     }
@@ -386,7 +395,7 @@ async fn what_is_deleted_is_gone_everywhere_and_running_requests_finish() {
     assert!(!adapters.remove(target(&sql), Some(1), &Expected::Anything).await.unwrap());
     assert_eq!((resolve(&adapters, "sql@v1"), blobs(&store).await), (None, 2));
 
-    let revision = adapters.resolve(ME, &Wanted::parse("sql").unwrap()).unwrap();
+    let revision = adapters.resolve(ME, &Wanted::parse("sql").unwrap(), None).unwrap();
     let running = adapters.lease(ME, &revision).await.unwrap();
     assert!(adapters.remove(target(&sql), Some(2), &Expected::Anything).await.unwrap());
     assert_eq!((resolve(&adapters, "sql"), blobs(&store).await), (None, 0));
@@ -447,7 +456,7 @@ async fn an_adapter_of_another_base_is_refused_until_it_is_validated() {
     let sql = name("sql");
     assert!(!new.card(ME, &sql).unwrap().compatible);
     assert!(matches!(lease(&new, "sql").await, Err(NotLent::OtherBase)));
-    let moved = new.activate(target(&sql), 1, &Expected::Anything).await;
+    let moved = new.activate(target(&sql), (1, None), &Expected::Anything).await;
     assert!(matches!(moved, Err(NotChanged::OtherBase(1))), "{moved:?}");
     let failed = new.validate(target(&sql), 2, &Verdict(Err(Unproved::NoEffect))).await;
     assert!(matches!(failed, Err(NotChanged::Unfit(_))), "{failed:?}");

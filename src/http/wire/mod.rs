@@ -1,5 +1,6 @@
 //! What goes over the wire, as it is written there. None of these types is known outside `http`.
 
+pub(super) mod accounts;
 pub(super) mod adapters;
 pub(super) mod admin;
 pub(super) mod chat;

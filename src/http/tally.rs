@@ -1,0 +1,113 @@
+//! What one request uses, noted in the ledger once, however it ends.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::select::Voice;
+use crate::{
+    engine::Event,
+    ledger::{Account, Entry, Ledger, Spent, Used},
+    tenant::TenantId,
+};
+
+/// Adds up a request whose jobs are running. Where it is dropped before it is settled, the client has gone: what was computed
+/// until then is noted.
+#[derive(Debug)]
+pub(super) struct Tally {
+    ledger: Ledger,
+    account: Account,
+    prompt_tokens: u64,
+    counts: Arc<Counts>,
+    settled: bool,
+}
+
+/// What the choices of a request have used so far.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    cached_tokens: AtomicU64,
+    generated_tokens: AtomicU64,
+}
+
+impl Counts {
+    /// Takes in what happens to a choice; of the choices of one prompt the first says what was cached.
+    pub(super) fn count(&self, event: &Event, is_first: impl FnOnce() -> bool) {
+        match event {
+            Event::Begun { cached } if is_first() => {
+                self.cached_tokens.fetch_add(*cached as u64, Ordering::Relaxed);
+            }
+            Event::Token { .. } => {
+                self.generated_tokens.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Tally {
+    /// Of a request whose prompts have so many tokens.
+    pub(super) fn new(
+        ledger: Ledger,
+        tenant: TenantId,
+        voice: &Voice,
+        prompt_tokens: usize,
+    ) -> Self {
+        let adapter = match voice {
+            Voice::Base => None,
+            Voice::Adapter(revision) => {
+                Some(Used { name: revision.name.to_string(), version: revision.version })
+            }
+        };
+        let account = Account { tenant, adapter };
+        let counts = Arc::default();
+        Self { ledger, account, prompt_tokens: prompt_tokens as u64, counts, settled: false }
+    }
+
+    /// Where its choices count.
+    pub(super) fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// All choices have ended: notes what they used, before the client learns of it.
+    pub(super) async fn settle(&mut self) {
+        if !self.settled {
+            self.settled = true;
+            self.ledger.note(self.entry()).await;
+        }
+    }
+
+    fn entry(&self) -> Entry {
+        let spent = Spent {
+            requests: 1,
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.counts.cached_tokens.load(Ordering::Relaxed),
+            generated_tokens: self.counts.generated_tokens.load(Ordering::Relaxed),
+            ..Spent::default()
+        };
+        Entry { at: now(), account: self.account.clone(), spent }
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.ledger.note_later(self.entry());
+        }
+    }
+}
+
+/// An upload that was kept.
+pub(super) fn upload(tenant: TenantId, adapter: Used, bytes: u64) -> Entry {
+    let account = Account { tenant, adapter: Some(adapter) };
+    let spent = Spent { uploads: 1, upload_bytes: bytes, ..Spent::default() };
+    Entry { at: now(), account, spent }
+}
+
+/// In unix seconds.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
