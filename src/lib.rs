@@ -71,7 +71,8 @@
 //!        -> its own template renders, and its smoke test is answered, where it brings them
 //!        -> its files durable in the store -> one record more, and with that the name points to it -> 201
 //! folder -> both files read with care, hashed, checked against the base -> listed, or refused with a reason
-//! either -> asked for: one load for all who wait, into a budget of bytes reserved before -> leased -> evicted when idle and oldest
+//! either -> asked for: one load for all who wait, into a budget of bytes reserved before -> leased -> evicted when idle, what
+//!           was used once before what is used again and again
 //! ```
 //!
 //! What the store has is the fold of its records ([`store::Log`]), over the folder's adapters, which are version 1 of their
@@ -81,7 +82,8 @@
 //! is bound to the bases it was checked against, and refused on others.
 //!
 //! [`adapter::Adapters`] is a thin shell around a pure state machine (who waits, who is leased, who must go), so that the
-//! policy is tested without a clock. An adapter has one form in memory, which is the kernels' own; its device slot is a
+//! policy is tested without a clock. It knows tenants as opaque owners: each is charged in full for what it uses, which others
+//! with the same bytes do not change, so that no quota tells one of another. An adapter has one form in memory, which is the kernels' own; its device slot is a
 //! count of the sequences that run through it.
 //!
 //! # Where the code departs from the first design

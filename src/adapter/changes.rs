@@ -243,6 +243,7 @@ impl Adapters {
             Some(smoke) => self.refuse_other_base(target, digest, smoke)?,
         }
         self.mend(&mut received).await?;
+        shared.cache.retry(digest);
         let mut files: Option<[Blob; 2]> = None;
         loop {
             let decide = |state: &State| {
@@ -337,9 +338,8 @@ impl Adapters {
     pub async fn pin(&self, target: Target<'_>) -> Result<Card, NotChanged> {
         self.refresh().await?;
         let card = self.card(target.tenant, target.name).ok_or(NotChanged::Unknown)?;
-        let (most, wanted) = (self.most_pinned(), self.pinned_bytes() + card.memory);
-        if !card.pinned && wanted > most {
-            return Err(NotChanged::TooMuchPinned { wanted, most });
+        if !card.pinned {
+            self.check_pin(target.tenant, card.memory)?;
         }
         self.set_pin(target, Change::Pinned).await
     }
@@ -583,6 +583,10 @@ impl Adapters {
         let released = self.shared.registry.apply(record);
         for digest in &released.contents {
             self.shared.cache.forget(*digest);
+        }
+        // Its files are new ones: what became of the old ones is over.
+        if let Change::Stored(stored) = &record.change {
+            self.shared.cache.retry(stored.digest);
         }
         self.shared.pins.wake.notify_one();
         released

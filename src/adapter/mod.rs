@@ -10,7 +10,7 @@
 use std::{
     num::NonZeroUsize,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex as Lock},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -21,11 +21,11 @@ use tokio::{
 
 use self::{
     cache::{Cache, Loan},
-    line::Bounds,
+    line::{Bounds, Want},
     missing::Missing,
     pins::Pins,
     record::Record,
-    registry::{Entry, Registry},
+    registry::{Entry, Registry, State},
     shelf::Shelf,
     upload::Spool,
 };
@@ -45,7 +45,7 @@ pub use crate::lora::{Defaults, Digest, Extras, Lease, SmokeTest, ranges};
 use crate::{
     lora::{Base, Limits},
     store::{Log, Store, StoreError},
-    tenant::TenantId,
+    tenant::{TenantId, Tenants},
 };
 
 mod aside;
@@ -60,6 +60,7 @@ mod load;
 mod missing;
 mod name;
 mod pins;
+mod portions;
 mod record;
 mod registry;
 mod revision;
@@ -108,6 +109,10 @@ pub struct Adapters {
 #[derive(Debug)]
 struct Shared {
     registry: Arc<Registry>,
+    /// Knows how much memory each tenant may have.
+    tenants: Tenants,
+    /// The edition of the quotas that the cache goes by.
+    divided: Lock<u64>,
     cache: Cache<Shelf>,
     budget: usize,
     base: Arc<dyn Base>,
@@ -150,7 +155,7 @@ pub struct Card {
     pub created: u64,
     /// How its smoke test went when it was uploaded, where it has one.
     pub smoke: Option<Smoke>,
-    /// It is in memory, and this tenant has used it since the start or pinned it.
+    /// It is in memory for this tenant.
     pub resident: bool,
     /// Requests that hold it now.
     pub leases: usize,
@@ -205,6 +210,24 @@ pub enum NotLent {
         /// How long the request waited.
         waited: Duration,
     },
+    /// It takes more than its tenant's quota.
+    #[error(
+        "the adapter takes {bytes} bytes of memory, and the quota of resident_max_bytes is {most}"
+    )]
+    LargerThanPortion {
+        /// Bytes it takes.
+        bytes: usize,
+        /// Bytes that the tenant may have in memory.
+        most: usize,
+    },
+    /// Running requests of its tenant hold all of the tenant's quota.
+    #[error(
+        "requests of this tenant use all of its quota of {most} resident_max_bytes; try again later"
+    )]
+    PortionInUse {
+        /// Bytes that the tenant may have in memory.
+        most: usize,
+    },
     /// It cannot be loaded.
     #[error("the adapter could not be loaded: {0}")]
     Failed(Arc<LoadError>),
@@ -222,7 +245,8 @@ impl NotLent {
 }
 
 impl Adapters {
-    /// Serves what the store has, and the adapters of a folder to the default tenant, each as version 1.
+    /// Serves what the store has to the tenants whose it is, and the adapters of a folder to the default tenant, each as
+    /// version 1.
     ///
     /// From then on what other servers write to the store is taken in, until the last handle is gone.
     ///
@@ -231,7 +255,7 @@ impl Adapters {
     pub async fn open(
         folder: Folder,
         Foundation { base, sha256 }: Foundation,
-        store: Store,
+        (store, tenants): (Store, Tenants),
         settings: Settings,
     ) -> Result<Self, StoreError> {
         let registry = Arc::new(Registry::default());
@@ -264,6 +288,8 @@ impl Adapters {
         };
         let shared = Arc::new(Shared {
             registry,
+            tenants,
+            divided: Lock::default(),
             budget: settings.budget,
             base,
             base_sha256: sha256,
@@ -308,7 +334,7 @@ impl Adapters {
 
     /// Lends the adapter of a tenant's revision, loading it if need be. Dropping the future gives up the place in the line.
     pub async fn lease(&self, tenant: TenantId, revision: &Revision) -> Result<Lease, NotLent> {
-        let lease = self.hold(revision).await?;
+        let lease = self.hold(tenant, revision).await?;
         let Some(usage) = self.shared.registry.usage(tenant, revision) else { return Ok(lease) };
         usage.begin(unix_seconds());
         Ok(Lease::new(Arc::clone(lease.adapter()), move || {
@@ -318,17 +344,19 @@ impl Adapters {
     }
 
     /// The same, and nothing is counted.
-    async fn hold(&self, revision: &Revision) -> Result<Lease, NotLent> {
+    async fn hold(&self, tenant: TenantId, revision: &Revision) -> Result<Lease, NotLent> {
         let content = self.shared.registry.content(revision.digest).ok_or(NotLent::Gone)?;
         if !content.is_for(&self.shared.base_sha256) {
             return Err(NotLent::OtherBase);
         }
+        self.divide();
         let cache = &self.shared.cache;
-        let lent = match cache.lease(revision.digest, content.memory()).await {
+        let want = Want { owner: tenant.into(), digest: revision.digest, bytes: content.memory() };
+        let lent = match cache.lease(want).await {
             // Its record is from another version of chorus, or another base. What it takes here is known now.
             Err(NotLent::Failed(why)) if let LoadError::Memory { needed, .. } = *why => {
                 content.set_memory(needed);
-                cache.lease(revision.digest, needed).await
+                cache.lease(Want { bytes: needed, ..want }).await
             }
             lent => lent,
         };
@@ -344,47 +372,51 @@ impl Adapters {
 
     /// A tenant's adapters, by name.
     pub fn list(&self, tenant: TenantId) -> Vec<Card> {
-        self.shared.registry.list(tenant).into_iter().map(|entry| self.describe(entry)).collect()
+        let entries = self.shared.registry.list(tenant).into_iter();
+        entries.map(|entry| self.describe(tenant, entry)).collect()
     }
 
     /// One of a tenant's adapters.
     pub fn card(&self, tenant: TenantId, name: &AdapterName) -> Option<Card> {
-        self.shared.registry.active(tenant, name).map(|entry| self.describe(entry))
+        self.shared.registry.active(tenant, name).map(|entry| self.describe(tenant, entry))
     }
 
     /// All versions of a tenant's name, by number; empty where there is no such name.
     pub fn versions(&self, tenant: TenantId, name: &AdapterName) -> Vec<Version> {
         let versions = self.shared.registry.versions(tenant, name).into_iter();
-        let version =
-            |entry: Entry| Version { stored: entry.files.is_some(), card: self.describe(entry) };
+        let version = |entry: Entry| {
+            let stored = entry.files.is_some();
+            Version { stored, card: self.describe(tenant, entry) }
+        };
         versions.map(version).collect()
     }
 
     /// How the cache is doing.
     pub fn stats(&self) -> CacheStats {
         let (standing, load_seconds) = self.shared.cache.stats();
+        let (known, known_bytes) = self.shared.registry.with(State::extent);
         CacheStats {
             budget: self.shared.budget,
             resident_bytes: standing.resident_bytes,
             loading_bytes: standing.loading_bytes,
             resident: standing.resident,
             leased: standing.leased,
+            known,
+            known_bytes,
             loading: standing.loading,
             waiting: standing.waiting,
             hits: standing.counts.hits,
             misses: standing.counts.misses,
             loads: standing.counts.loads,
+            reloads: standing.counts.reloads,
             load_failures: standing.counts.failures,
             evictions: standing.counts.evictions,
             load_seconds,
         }
     }
 
-    fn describe(&self, entry: Entry) -> Card {
+    fn describe(&self, tenant: TenantId, entry: Entry) -> Card {
         let Entry { revision, content, usage, smoke, canary, .. } = entry;
-        let digest = revision.digest;
-        // Somebody else's use of the same bytes is not told.
-        let own = usage.lent() > 0 || entry.pinned && self.shared.pins.has(&digest);
         Card {
             active: entry.active,
             compatible: content.is_for(&self.shared.base_sha256),
@@ -397,7 +429,8 @@ impl Adapters {
             rank: content.facts.rank,
             targets: content.facts.targets.clone(),
             created: entry.created,
-            resident: own && self.shared.cache.leases(&digest).is_some(),
+            // Somebody else's use of the same bytes is not told.
+            resident: self.shared.cache.holds(tenant.into(), &revision.digest),
             leases: usage.live(),
             hits: usage.lent(),
             revision,

@@ -281,12 +281,17 @@ impl Registry {
         })
     }
 
-    /// What is to be kept in memory: the active versions of pinned names.
-    pub(super) fn pinned(&self) -> Vec<Entry> {
+    /// What is to be kept in memory, and for whom: the active versions of pinned names.
+    pub(super) fn pinned(&self) -> Vec<(TenantId, Entry)> {
         self.with(|state| {
-            let names = state.names.values().flatten();
-            let pinned = names.filter(|(_, history)| history.pinned);
-            pinned.filter_map(|(name, history)| history.entry(name, history.active?)).collect()
+            let names = state.names.iter().flat_map(|(tenant, names)| {
+                names.iter().map(|(name, history)| (*tenant, name, history))
+            });
+            let pinned = names.filter(|(_, _, history)| history.pinned);
+            let entry = |(tenant, name, history): (TenantId, &AdapterName, &History)| {
+                Some((tenant, history.entry(name, history.active?)?))
+            };
+            pinned.filter_map(entry).collect()
         })
     }
 }
@@ -311,6 +316,12 @@ impl State {
             bytes += sizes.into_iter().sum::<u64>();
         }
         (names, bytes)
+    }
+
+    /// How many contents there are, and the bytes of their files.
+    pub(super) fn extent(&self) -> (usize, u64) {
+        let bytes = self.contents.values().map(|held| held.content.facts.bytes);
+        (self.contents.len(), bytes.sum())
     }
 
     /// The number that the name's next version gets: none that it ever had.
@@ -797,7 +808,8 @@ mod tests {
         let registry = Registry::default();
         registry.apply(&record(ME, "sql", stored(1, "one", 1)));
         registry.apply(&record(ME, "sql", Change::Pinned));
-        let pinned = || registry.pinned().iter().map(|e| e.revision.version).collect::<Vec<_>>();
+        let pinned =
+            || registry.pinned().iter().map(|(_, e)| e.revision.version).collect::<Vec<_>>();
         assert_eq!(pinned(), [1]);
         registry.apply(&record(ME, "sql", stored(2, "two", 2)));
         assert_eq!(pinned(), [2]);

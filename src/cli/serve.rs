@@ -164,8 +164,9 @@ fn build(
     let ledger = open_ledger(config, &store)?;
     let foundation = adapter::Foundation { base, sha256: base_model.digest.clone() };
     // Blocking is all right on this thread, which is no worker of the runtime.
+    let shared = (store, tenants.clone());
     let adapters =
-        Handle::current().block_on(Adapters::open(folder, foundation, store, settings))?;
+        Handle::current().block_on(Adapters::open(folder, foundation, shared, settings))?;
     let kv_type = kv_type(&config.engine, &model);
     let engine = Engine::start(model, kv_type, engine_settings(&config.engine, kv))?;
     let settings = http_settings(config)?;

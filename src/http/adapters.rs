@@ -1,6 +1,6 @@
 //! `/v1/adapters`: what a tenant does with its own.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use axum::{
     Json,
@@ -22,6 +22,7 @@ use super::{
     auth::{By, need},
     body::{Payload, parse},
     error::ApiError,
+    rates,
     sampling::within,
     tally,
     trial::EngineTrial,
@@ -84,6 +85,9 @@ pub(super) async fn put(
         let target = asked.of(&name);
         app.accepting()?;
         app.adapters().expect(target, &expected).await.map_err(refused)?;
+        // Last of what needs no byte of the body, so that what is refused before costs nothing.
+        let admitted = app.tenants().admit_upload(caller.tenant, Instant::now());
+        let rate = admitted.map_err(|over| ApiError::over_quota(&over))?;
         let _place = app.uploads().take(caller.tenant).await?;
         let upload = app.adapters().upload();
         let upload = app.while_accepting(body.receive(upload)).await?;
@@ -99,13 +103,15 @@ pub(super) async fn put(
         let version = kept.card.revision.version;
         let used = Used { name: name.to_string(), version };
         app.ledger().note(tally::upload(caller.tenant, used, kept.card.bytes)).await;
-        Ok(kept)
+        Ok((kept, rate))
     };
     match kept.await {
-        Ok(Kept { card, is_new }) => {
+        Ok((Kept { card, is_new }, rate)) => {
             let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-            Ok((status, tag(card.revision.version), Json(adapter(&app, card, None)))
-                .into_response())
+            let tag = tag(card.revision.version);
+            let mut response = (status, tag, Json(adapter(&app, card, None))).into_response();
+            rates::write_uploads(rate, response.headers_mut());
+            Ok(response)
         }
         Err(refusal) => {
             body.finish().await;

@@ -241,7 +241,7 @@ pub(super) fn app_over(
     let tenants = Tenants::open(&store, None, Duration::from_mins(1));
     let tenants = tenants.now_or_never().expect("a store in memory is open at once").unwrap();
     let ledger = Ledger::open(store.clone(), JOURNALS.path()).unwrap();
-    let stored = Stored { adapters: adapters(store), tenants, ledger };
+    let stored = Stored { adapters: adapters(store, tenants.clone()), tenants, ledger };
     (App::over(base, text, stored, generator, settings), scripted)
 }
 
@@ -259,7 +259,7 @@ static SHELF: LazyLock<TempDir> = LazyLock::new(|| {
 /// Where what is used is noted.
 static JOURNALS: LazyLock<TempDir> = LazyLock::new(|| TempDir::new().unwrap());
 
-fn adapters(store: Store) -> Adapters {
+fn adapters(store: Store, tenants: Tenants) -> Adapters {
     let rules = Rules {
         base: &ZeroBase(SITES),
         limits: &Limits { max_rank: 8, max_bytes: 1 << 20 },
@@ -278,7 +278,7 @@ fn adapters(store: Store) -> Adapters {
     };
     let foundation = Foundation { base: Arc::new(ZeroBase(SITES)), sha256: BASE.repeat(16) };
     // A store in memory never waits.
-    let open = Adapters::open(folder, foundation, store, settings);
+    let open = Adapters::open(folder, foundation, (store, tenants), settings);
     open.now_or_never().expect("a store in memory is open at once").unwrap()
 }
 

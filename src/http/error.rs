@@ -13,8 +13,8 @@
 //! | an adapter's version that is active, or was checked on another base; too much pinned | 409, not to be retried | `invalid_request_error`, `version_in_use`, `adapter_incompatible`, `too_much_pinned` |
 //! | things do not stand as `If-Match` or `If-None-Match` expects | 412 | `invalid_request_error`, `precondition_failed` |
 //! | an upload that is no adapter for this base | 422 | `invalid_request_error`, the rule |
-//! | too many requests or tokens, per minute or at once | 429 and `Retry-After` | `requests` or `tokens`, `rate_limit_exceeded` |
-//! | as many adapters, or as much stored, as the tenant may | 429, not to be retried | `insufficient_quota`, `insufficient_quota` |
+//! | too many requests, tokens or uploads, per minute or at once; all memory of the tenant's quota in use | 429 and `Retry-After` | `requests` or `tokens`, `rate_limit_exceeded` |
+//! | as many adapters, or as much stored, as the tenant may; an adapter larger than its quota of memory | 429, not to be retried | `insufficient_quota`, `insufficient_quota` |
 //! | body not received in time, too large, not JSON | 408, 413, 415 | `invalid_request_error`, - |
 //! | an adapter that cannot be loaded | 500, not to be retried | `server_error`, `adapter_unavailable` |
 //! | anything of ours that broke | 500 | `server_error`, `internal_error` |
@@ -151,16 +151,20 @@ impl ApiError {
     pub(super) fn over_quota(over: &OverQuota) -> Self {
         let kind = match over.scarce {
             Scarce::Tokens => "tokens",
-            Scarce::Requests | Scarce::Concurrent => "requests",
+            Scarce::Requests | Scarce::Concurrent | Scarce::Uploads => "requests",
         };
-        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, over.to_string());
         // Rounded up: whoever obeys it is let in.
         let seconds = over.wait.as_secs() + u64::from(over.wait.subsec_nanos() > 0);
-        let retry = Retry::After(seconds);
+        Self::too_much(over.to_string(), kind, Retry::After(seconds))
+    }
+
+    /// The tenant has to wait until there is some of its quota again.
+    fn too_much(message: impl Into<String>, kind: &'static str, retry: Retry) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
         Self { retry, kind: Some(kind), ..error.with_code("rate_limit_exceeded") }
     }
 
-    /// The tenant has as much in the store as it may.
+    /// The tenant has as much as it may, or asks for more.
     fn no_room(message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
         let error = error.with_code("insufficient_quota");
@@ -253,6 +257,10 @@ impl ApiError {
             NotLent::Crowded { .. } | NotLent::TimedOut { .. } => {
                 Self::overloaded("every place for adapters is in use")
             }
+            NotLent::PortionInUse { .. } => {
+                Self::too_much(refusal.to_string(), "requests", Retry::Soon)
+            }
+            NotLent::LargerThanPortion { .. } => Self::no_room(refusal.to_string()),
             NotLent::Failed(why) if matches!(**why, LoadError::NoMemory { .. }) => {
                 Self::overloaded("the server has no memory for this adapter now")
             }
@@ -307,6 +315,7 @@ impl ApiError {
             }
             NotDone::Taken(_) => Self::conflict(message).with_code("tenant_exists"),
             NotDone::Expired => Self::invalid("expires", message),
+            NotDone::Quota(_) => Self::invalid("resident_min_bytes", message),
             NotDone::Store(StoreError::Full { why }) => {
                 tracing::error!(why, "the store is full");
                 Self::store_full()
@@ -518,6 +527,17 @@ mod tests {
         let full = ApiError::not_lent(&full, "sql").into_response();
         assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(full.headers()[RETRY_AFTER], "1");
+        let held = ApiError::not_lent(&NotLent::PortionInUse { most: 9 }, "sql");
+        assert!(held.message.contains("resident_max_bytes"), "{}", held.message);
+        let held = held.into_response();
+        assert_eq!(
+            (held.status().as_u16(), &held.headers()[RETRY_AFTER]),
+            (429, &"1".parse().unwrap())
+        );
+        let large = NotLent::LargerThanPortion { bytes: 10, most: 9 };
+        let large = ApiError::not_lent(&large, "sql");
+        assert_eq!(large.code, Some("insufficient_quota"));
+        assert_eq!(large.into_response().headers()[SHOULD_RETRY], "false");
         let late = ApiError::from(Failure::Deadline).into_response();
         assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
         assert_eq!(late.headers()[SHOULD_RETRY], "false");

@@ -202,6 +202,15 @@ impl SnapshotWriter<'_> {
         self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
     }
 
+    /// One gauge for each place where adapters are.
+    fn by_tier(&mut self, name: &str, help: &str, values: [(&str, u64); 2]) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (tier, value) in values {
+            metric.encode_family(&[("tier", tier)])?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
     /// `_total` is added to the name.
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -329,11 +338,29 @@ fn write_adapters(writer: &mut SnapshotWriter<'_>, stats: &adapter::CacheStats) 
         ("adapter_hits", "Requests lent an adapter at once", stats.hits),
         ("adapter_misses", "Requests that had to wait for an adapter", stats.misses),
         ("adapter_loads", "Adapter loads begun", stats.loads),
+        (
+            "adapter_reloads",
+            "Adapter loads of what had been dropped a while ago: more memory would have saved them",
+            stats.reloads,
+        ),
         ("adapter_load_failures", "Adapter loads that failed", stats.load_failures),
         ("adapter_evictions", "Adapters dropped to make room", stats.evictions),
     ] {
         writer.counter(name, help, value)?;
     }
+    let host = (stats.resident_bytes as u64, stats.resident as u64);
+    let disk = (stats.known_bytes, stats.known as u64);
+    let tiers = [("host", host), ("disk", disk)];
+    writer.by_tier(
+        "adapter_tier_bytes",
+        "Bytes of adapters in memory, and of their files in the folder and the store",
+        tiers.map(|(tier, (bytes, _))| (tier, bytes)),
+    )?;
+    writer.by_tier(
+        "adapter_tier_adapters",
+        "Adapters in memory, and all in the folder and the store; equal ones count once",
+        tiers.map(|(tier, (_, adapters))| (tier, adapters)),
+    )?;
     let load_seconds = (&*stats.load_seconds.buckets, stats.load_seconds.sum);
     writer.histogram("adapter_load_seconds", "How long adapter loads took", load_seconds)
 }

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::Mutex;
 
 use super::{
-    Caller, Key, KeyId, OverQuota, Permit, Quota, Right, TenantId, TenantName,
+    BadQuota, Caller, Key, KeyId, OverQuota, Permit, Quota, Rate, Right, TenantId, TenantName,
     key::KeyHash,
     permit::Meters,
     record::{Change, Record, Scope},
@@ -39,6 +39,8 @@ struct State {
     /// Who each key is. Looked up by a hash that nobody can choose, so the time that takes tells nothing of a key.
     keys: HashMap<KeyHash, TenantId>,
     operator: Option<KeyHash>,
+    /// How often a quota was set.
+    edition: u64,
 }
 
 #[derive(Debug)]
@@ -118,6 +120,9 @@ pub enum NotDone {
     /// A key that is over before it begins.
     #[error("the key would have expired already")]
     Expired,
+    /// The quota contradicts itself.
+    #[error(transparent)]
+    Quota(#[from] BadQuota),
     /// The store does not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -313,6 +318,7 @@ impl Tenants {
         name: &TenantName,
         quota: Quota,
     ) -> Result<TenantCard, NotDone> {
+        quota.check()?;
         let decide = |state: &State| {
             let (tenant, _) = state.find(name).ok_or_else(|| NotDone::NoTenant(name.clone()))?;
             Ok(Change::Quota { tenant, quota })
@@ -324,6 +330,19 @@ impl Tenants {
     /// What a tenant may use.
     pub fn quota(&self, tenant: TenantId) -> Quota {
         self.with(|state| state.tenants.get(&tenant).map(|tenant| tenant.quota)).unwrap_or_default()
+    }
+
+    /// The quotas of all tenants and their edition, unless that is the one that is known; the first is 0, without any.
+    pub fn quotas_since(&self, known: u64) -> Option<(u64, Vec<(TenantId, Quota)>)> {
+        self.with(|state| {
+            let quotas = state.tenants.iter().map(|(id, tenant)| (*id, tenant.quota));
+            (state.edition != known).then(|| (state.edition, quotas.collect()))
+        })
+    }
+
+    /// Lets one more upload of a tenant begin, within its quota; how that stands then, where there is one.
+    pub fn admit_upload(&self, tenant: TenantId, now: Instant) -> Result<Option<Rate>, OverQuota> {
+        self.shared.meters.admit_upload(tenant, &self.quota(tenant), now)
     }
 
     /// Lets one more request of a tenant run, within its quota.
@@ -406,6 +425,7 @@ impl State {
             Change::Quota { tenant, quota } => {
                 if let Some(tenant) = self.tenants.get_mut(tenant) {
                     tenant.quota = *quota;
+                    self.edition += 1;
                 }
             }
             Change::DefaultAdapter { tenant, adapter } => {
@@ -638,6 +658,23 @@ mod tests {
         for secret in [operator, key] {
             assert!(!shown.contains(secret.reveal()));
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_goes_by_quotas_learns_when_one_was_set() {
+        let (store, _) = Store::faulty();
+        let tenants = open(&store).await;
+        let acme = tenants.create("open", &name("acme")).await.unwrap().card.id;
+        assert_eq!(tenants.quotas_since(0), None);
+        let quota = Quota { resident_max_bytes: Some(7), ..Quota::default() };
+        tenants.set_quota("me", &name("acme"), quota).await.unwrap();
+        let (edition, quotas) = tenants.quotas_since(0).unwrap();
+        assert_eq!(quotas, [(TenantId::DEFAULT, Quota::default()), (acme, quota)]);
+        assert_eq!(tenants.quotas_since(edition), None);
+        let contradiction = Quota { resident_min_bytes: Some(8), ..quota };
+        let refused = tenants.set_quota("me", &name("acme"), contradiction).await;
+        assert!(matches!(refused, Err(NotDone::Quota(_))), "{refused:?}");
+        assert_eq!(open(&store).await.quota(acme), quota);
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ pub use self::{
     key::{BadKey, Key, KeyId},
     name::{BadTenantName, TenantName},
     permit::{OverQuota, Permit, Scarce},
-    quota::{Quota, Rate},
+    quota::{BadQuota, Quota, Rate},
     record::Scope,
 };
 

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     lora::Lease,
     store::{Fault, Location, Store},
+    tenant::{Quota, TenantName},
 };
 
 const ME: TenantId = TenantId::DEFAULT;
@@ -540,4 +541,53 @@ async fn damage_in_the_store_is_found_before_it_is_served() {
     let error = lease(&adapters, "sql").await.unwrap_err();
     let NotLent::Failed(why) = error else { panic!("{error}") };
     assert!(matches!(*why, LoadError::Damaged), "{why}");
+}
+
+#[tokio::test]
+async fn a_failed_load_is_remembered_until_the_files_come_again() {
+    let root = tempfile::TempDir::new().unwrap();
+    let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
+    let adapters = open(&store).await;
+    put(&adapters, "sql", 0.5).await.unwrap();
+    for entry in root.path().join("blobs").read_dir().unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    for _ in 0..10 {
+        let error = lease(&adapters, "sql").await.unwrap_err();
+        assert!(error.is_gone(), "{error}");
+    }
+    assert_eq!(adapters.stats().loads, 1);
+    assert!(!put(&adapters, "sql", 0.5).await.unwrap().is_new, "the same bytes, put back");
+    assert_eq!(lease(&adapters, "sql").await.unwrap().digest(), digest(0.5));
+}
+
+#[tokio::test]
+async fn a_tenants_quota_of_memory_bounds_what_is_loaded_and_pinned_for_it() {
+    let adapters = open(&Store::faulty().0).await;
+    put(&adapters, "sql", 0.5).await.unwrap();
+    let memory = put(&adapters, "law", 0.25).await.unwrap().card.memory;
+    let bound = async |bytes: usize| {
+        let quota = Quota { resident_max_bytes: Some(bytes as u64), ..Quota::default() };
+        let tenant = TenantName::parse("default").unwrap();
+        adapters.shared.tenants.set_quota("me", &tenant, quota).await.unwrap();
+    };
+    let resident = |text| adapters.card(ME, &name(text)).unwrap().resident;
+    for text in ["sql", "law"] {
+        drop(lease(&adapters, text).await.unwrap());
+    }
+    assert!(resident("sql") && resident("law"));
+    bound(memory + memory / 2).await;
+    adapters.remove(target(&name("sql")), None, &Expected::Anything).await.unwrap();
+    put(&adapters, "sql", 0.5).await.unwrap();
+    drop(lease(&adapters, "sql").await.unwrap());
+    assert!(resident("sql") && !resident("law"));
+    let (sql, law) = (name("sql"), name("law"));
+    let refused = adapters.pin(target(&sql)).await;
+    assert!(matches!(refused, Err(NotChanged::TooMuchPinned { .. })), "half of it is not enough");
+    bound(2 * memory).await;
+    adapters.pin(target(&sql)).await.unwrap();
+    assert!(adapters.pin(target(&law)).await.is_err());
+    bound(memory - 1).await;
+    let refused = lease(&adapters, "law").await.unwrap_err();
+    assert!(matches!(refused, NotLent::LargerThanPortion { .. }), "{refused}");
 }
