@@ -30,14 +30,17 @@ use self::{
     upload::Spool,
 };
 pub use self::{
+    audit::Changed,
     changes::{Expected, FileBytes, Kept, NotChanged, Room, Target, Terms},
     check::{Trial, Unfit, Unproved},
     files::BadFile,
     folder::{Facts, Folder, Found, Refused, Rules, ScanError, Unusable},
     load::LoadError,
+    local::{LoraRoot, NotTaken},
     name::{AdapterName, BadName},
     revision::{Revision, Wanted},
     stats::{CacheStats, Histogram},
+    stock::{Copied, Depth, Fault, Flaw, Inventory, copy, inspect},
     upload::{Part, Unreceived, Upload},
 };
 pub use crate::lora::Lease;
@@ -48,6 +51,7 @@ use crate::{
 };
 
 mod aside;
+mod audit;
 mod cache;
 mod changes;
 mod check;
@@ -55,6 +59,7 @@ mod files;
 mod folder;
 mod line;
 mod load;
+mod local;
 mod missing;
 mod name;
 mod pins;
@@ -63,11 +68,15 @@ mod registry;
 mod revision;
 mod shelf;
 mod stats;
+mod stock;
 mod upkeep;
 mod upload;
 
 #[cfg(test)]
 mod fixture;
+
+/// The log that adapters' records are in.
+const LOG: &str = "adapters";
 
 /// The bounds of the host cache and of uploads.
 #[derive(Clone, Debug)]
@@ -229,7 +238,7 @@ impl Adapters {
         settings: Settings,
     ) -> Result<Self, StoreError> {
         let registry = Arc::new(Registry::default());
-        let (log, entries) = Log::<Record>::open(&store, "adapters").await?;
+        let (log, entries) = Log::<Record>::open(&store, LOG).await?;
         for entry in entries {
             registry.apply(&entry.record);
         }

@@ -53,6 +53,8 @@ pub(crate) enum CliError {
     NoPage { given: u64, tokens: usize, page: u64 },
     #[error("adapters: {0}; choose a folder with --adapters")]
     Adapters(#[from] ScanError),
+    #[error("adapters cannot be loaded from {}: --lora-root must name a folder", path.display())]
+    LoraRoot { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Remote(#[from] RemoteError),
     #[error(transparent)]

@@ -20,6 +20,7 @@ mod adapters;
 mod admin;
 mod answer;
 mod app;
+mod audit;
 mod auth;
 mod body;
 mod chat;
@@ -47,6 +48,7 @@ mod sse;
 mod tokenize;
 mod trial;
 mod upload;
+mod vllm;
 mod wire;
 mod words;
 

@@ -26,6 +26,11 @@ pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// A unix time as RFC 3339 has it: `2026-11-25T08:00:00Z`.
+pub fn utc(seconds: u64) -> String {
+    strftime("%FT%TZ", seconds).expect("these directives are known")
+}
+
 /// Formats a time as C's `strftime` does; a directive that it does not know is an error.
 pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
     let time = seconds % SECONDS_PER_DAY;
