@@ -19,16 +19,6 @@ use tokio::{
     sync::{Mutex, Semaphore},
 };
 
-use self::{
-    cache::{Cache, Loan},
-    line::Bounds,
-    missing::Missing,
-    pins::Pins,
-    record::Record,
-    registry::{Entry, Registry},
-    shelf::Shelf,
-    upload::Spool,
-};
 pub use self::{
     audit::Changed,
     changes::{Expected, FileBytes, Kept, NotChanged, Room, Target, Terms},
@@ -42,6 +32,16 @@ pub use self::{
     stats::{CacheStats, Histogram},
     stock::{Copied, Depth, Fault, Flaw, Inventory, copy, inspect},
     upload::{Part, Unreceived, Upload},
+};
+use self::{
+    cache::{Cache, Loan},
+    line::Bounds,
+    missing::Missing,
+    pins::Pins,
+    record::Record,
+    registry::{Entry, Registry},
+    shelf::Shelf,
+    upload::Spool,
 };
 pub use crate::lora::Lease;
 use crate::{

@@ -8,7 +8,7 @@ use crate::{
     catalog::PullError,
     config::{ConfigError, Kernels},
     http, model,
-    store::{OpenError, StoreError},
+    store::{NotCopied, OpenError, StoreError},
     telemetry::BadFilter,
     text,
 };
@@ -61,6 +61,12 @@ pub(crate) enum CliError {
     Store(#[from] OpenError),
     #[error("the adapters in the store cannot be read: {0}")]
     Records(#[from] StoreError),
+    #[error("the store lacks what its records refer to, in {faults} places")]
+    StoreLacks { faults: usize },
+    #[error(transparent)]
+    NotCopied(#[from] NotCopied),
+    #[error("both are one store: a copy needs a place of its own")]
+    CopyOntoItself,
     #[error(transparent)]
     Header(#[from] http::BadHeader),
     #[error("the engine did not start")]

@@ -1,6 +1,7 @@
 //! What was typed, turned into one call. The only part of chorus that prints.
 
 mod adapter;
+mod audit;
 mod base;
 mod command;
 mod error;
@@ -10,7 +11,9 @@ mod pull;
 mod remote;
 mod serve;
 mod signals;
+mod store;
 mod tenant;
+mod transfer;
 mod usage;
 
 pub use command::run;

@@ -194,7 +194,9 @@ mod tests {
     fn a_place_is_written_and_read_back() {
         let place = Place { adapters: 12, tenants: 3 };
         assert_eq!(Place::parse(&place.to_string()), Some(place));
-        for bad in ["", "12", "12.", ".3", "12.-3", "12.3.4", "12.+3", "a.b", "99999999999999999999.1"] {
+        for bad in
+            ["", "12", "12.", ".3", "12.-3", "12.3.4", "12.+3", "a.b", "99999999999999999999.1"]
+        {
             assert_eq!(Place::parse(bad), None, "{bad}");
         }
     }

@@ -173,9 +173,7 @@ impl Store {
     }
 
     async fn copy_object(&self, key: &str, to: &Self) -> Result<(), NotCopied> {
-        let below = |store: &Self| {
-            key.split('/').fold(store.root.clone(), |path, part| path.join(part))
-        };
+        let below = |store: &Self| key.split('/').fold(store.root.clone(), Path::join);
         let bytes = self.get(&below(self)).await.map_err(NotCopied::From)?;
         let path = below(to);
         let put = to.objects.put(&path, payload(bytes)).await;

@@ -90,7 +90,9 @@ impl fmt::Display for Change {
             Self::DefaultAdapter { adapter: Some(name), .. } => {
                 write!(f, "default adapter is {name}")
             }
-            Self::DefaultAdapter { adapter: None, .. } => f.write_str("default adapter is the base"),
+            Self::DefaultAdapter { adapter: None, .. } => {
+                f.write_str("default adapter is the base")
+            }
             Self::Quota { quota, .. } => write!(f, "quota: {}", bounds(quota)),
         }
     }
@@ -128,7 +130,14 @@ mod tests {
         let words: Vec<_> = all.iter().map(|change| change.what).collect();
         assert_eq!(
             words,
-            ["created", "key_added", "quota", "default_adapter", "key_revoked", "operator_replaced"]
+            [
+                "created",
+                "key_added",
+                "quota",
+                "default_adapter",
+                "key_revoked",
+                "operator_replaced"
+            ]
         );
         assert_eq!(all[1].summary, format!("key {} added, scope upload", card.id));
         assert_eq!((&all[1].key, &all[4].key), (&Some(card.id.clone()), &Some(card.id)));

@@ -162,8 +162,9 @@ async fn what_is_removed_while_it_is_copied_is_not_missed() {
             };
             std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all();
-                    runtime.to_owned().build().unwrap().block_on(change);
+                    let runtime =
+                        tokio::runtime::Builder::new_current_thread().enable_all().build();
+                    runtime.unwrap().block_on(change);
                 });
             });
         }
