@@ -59,20 +59,26 @@ impl LoraRoot {
 
     /// Takes both files of the folder at `path`, which begins at the root where it is not absolute.
     pub async fn take(&self, path: &str, mut upload: Upload) -> Result<Upload, NotTaken> {
-        let folder = wanted(path)?;
-        for part in [Part::Config, Part::Weights] {
-            let (root, folder) = (Arc::clone(&self.0), folder.clone());
-            let opened = spawn_blocking(move || open_file(&root, &folder, part));
-            let file = opened.await.map_err(|lost| unreadable(part, io::Error::other(lost)))??;
+        let (root, folder) = (Arc::clone(&self.0), wanted(path)?);
+        let opened = spawn_blocking(move || open_both(&root, &folder)).await;
+        let opened = opened.map_err(|lost| unreadable(Part::Config, io::Error::other(lost)))??;
+        for (part, file) in opened {
             let mut file = tokio::fs::File::from_std(file);
+            let failed = |error| unreadable(part, error);
+            let before = file.metadata().await.and_then(|file| file.modified()).map_err(failed)?;
             upload.begin(part).await?;
             let mut piece = vec![0; PIECE];
             loop {
-                let read = file.read(&mut piece).await.map_err(|error| unreadable(part, error))?;
+                let read = file.read(&mut piece).await.map_err(failed)?;
                 if read == 0 {
                     break;
                 }
                 upload.write(part, &piece[..read]).await?;
+            }
+            let after = file.metadata().await.and_then(|file| file.modified()).map_err(failed)?;
+            if after != before {
+                let error = io::Error::other("it changes while it is read");
+                return Err(failed(error).into());
             }
         }
         Ok(upload)
@@ -92,19 +98,24 @@ fn unreadable(part: Part, error: io::Error) -> BadFile {
     BadFile::Unreadable { file: part.file(), error }
 }
 
-/// Opens one file of the adapter in `folder`.
-fn open_file(root: &Path, folder: &Path, part: Part) -> Result<File, NotTaken> {
+/// Opens both files of the adapter in `folder`, which is resolved once: a link that is turned meanwhile mixes nothing.
+fn open_both(root: &Path, folder: &Path) -> Result<[(Part, File); 2], NotTaken> {
     // Whatever keeps it from being resolved may lie outside, and is not told.
     let folder = match resolve(root, &root.join(folder)) {
         Ok(Some(folder)) if folder.is_dir() => folder,
         _ => return Err(NotTaken::Absent),
     };
+    let open = |part| Ok::<_, BadFile>((part, open_file(root, &folder, part)?));
+    Ok([open(Part::Config)?, open(Part::Weights)?])
+}
+
+fn open_file(root: &Path, folder: &Path, part: Part) -> Result<File, BadFile> {
     let file = part.file();
     let Ok(Some(place)) = resolve(root, &folder.join(file)) else {
-        return Err(missing(root, &folder, part).into());
+        return Err(missing(root, folder, part));
     };
     let (Some(above), Some(name)) = (place.parent(), place.file_name()) else {
-        return Err(BadFile::NotAFile { file }.into());
+        return Err(BadFile::NotAFile { file });
     };
     let failed = |error: Errno| match error {
         Errno::NOENT | Errno::LOOP | Errno::NOTDIR => BadFile::Missing { file },
@@ -114,12 +125,12 @@ fn open_file(root: &Path, folder: &Path, part: Part) -> Result<File, NotTaken> {
     // Before opening, because opening a device may do something; and again on what was opened.
     let found = statat(&above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
     if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
-        return Err(BadFile::NotAFile { file }.into());
+        return Err(BadFile::NotAFile { file });
     }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let open = File::from(openat(&above, name, flags, Mode::empty()).map_err(failed)?);
     let is_file = open.metadata().map_err(|error| unreadable(part, error))?.is_file();
-    if is_file { Ok(open) } else { Err(BadFile::NotAFile { file }.into()) }
+    if is_file { Ok(open) } else { Err(BadFile::NotAFile { file }) }
 }
 
 /// Opens a directory below the root, which is resolved: a part that is a link by now is refused.

@@ -14,7 +14,9 @@ use super::{
     wire::vllm::{LoadIn, UnloadIn},
 };
 use crate::{
-    adapter::{AdapterName, Expected, LoraRoot, NotChanged, NotTaken, Room, Target, Terms},
+    adapter::{
+        AdapterName, BadFile, Expected, LoraRoot, NotChanged, NotTaken, Room, Target, Terms,
+    },
     tenant::{NotDone, TenantId, TenantName},
 };
 
@@ -112,6 +114,8 @@ fn not_taken(error: &NotTaken) -> ApiError {
     match error {
         NotTaken::Malformed => ApiError::invalid("lora_path", message),
         NotTaken::Absent => ApiError::no_folder(message),
+        NotTaken::File(BadFile::Missing { .. }) => ApiError::unfit("missing_file", message),
+        NotTaken::File(BadFile::Pickle { .. }) => ApiError::unfit("pickle", message),
         NotTaken::File(_) => ApiError::unfit("unusable_file", message),
         NotTaken::Unreceived(why) => ApiError::unreceived(why),
     }

@@ -70,6 +70,9 @@ pub(in crate::cli) async fn export(
         let name = AdapterName::parse(listed["name"].as_str().unwrap_or(""));
         let name = name.map_err(|bad| RemoteError::Answer(format!("a name in it: {bad}")))?;
         let Some(shown) = show(remote, &name).await? else { continue };
+        if extent == Extent::Active && shown.active.is_none() {
+            notes.note(&format!("{name} has no active version; --all-versions exports it"));
+        }
         let wanted = |version: u32| extent == Extent::AllVersions || shown.active == Some(version);
         let mut versions = Vec::new();
         for (version, digest, created) in shown.versions {
