@@ -103,6 +103,10 @@ pub struct Knobs {
     /// the store's directory, or in ./chorus-data]
     #[arg(long, env = "CHORUS_JOURNALS", value_name = "DIR")]
     journals: Option<PathBuf>,
+    /// Folder below which the operator may load adapters by their path, with vLLM's `/v1/load_lora_adapter`
+    /// [default: that is off]
+    #[arg(long, env = "CHORUS_LORA_ROOT", value_name = "DIR")]
+    lora_root: Option<PathBuf>,
     /// Address and port to listen on [default: 127.0.0.1:8080]
     #[arg(long, env = "CHORUS_LISTEN", value_name = "IP:PORT")]
     listen: Option<Listen>,
@@ -206,6 +210,7 @@ impl Knobs {
             store_refresh: self.store_refresh.or(under.store_refresh),
             spool: self.spool.or(under.spool),
             journals: self.journals.or(under.journals),
+            lora_root: self.lora_root.or(under.lora_root),
             listen: self.listen.or(under.listen),
             allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
             open: self.open.or(under.open),
@@ -267,6 +272,31 @@ pub struct ModelsArgs {
     /// Folder for fetched base models [default: ./models]
     #[arg(long, env = "CHORUS_MODELS_DIR", value_name = "DIR")]
     models_dir: Option<PathBuf>,
+}
+
+/// Which store, for commands that need nothing else.
+#[derive(Args, Clone, Debug, Default)]
+pub struct StoreArgs {
+    #[command(flatten)]
+    file: FileArg,
+    /// The store: a directory, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`
+    /// [default: ./chorus-data]
+    #[arg(long, env = "CHORUS_STORE", value_name = "DIR|URL", value_parser = NonEmptyStringValueParser::new())]
+    store: Option<String>,
+}
+
+impl TryFrom<StoreArgs> for Location {
+    type Error = ConfigError;
+
+    fn try_from(args: StoreArgs) -> Result<Self, ConfigError> {
+        let file = args.file.config.as_deref().map(Knobs::read).transpose()?.unwrap_or_default();
+        location(args.store.or(file.store).as_deref().unwrap_or(DATA_DIR))
+    }
+}
+
+/// Reads where a store is, with what the environment says about reaching it.
+pub fn location(text: &str) -> Result<Location, ConfigError> {
+    Ok(Location::parse(text, variables())?)
 }
 
 /// Everything `serve` is told on the command line and in the environment.
@@ -368,6 +398,8 @@ pub struct Http {
     pub open: bool,
     /// The metrics may be read without a key.
     pub metrics_open: bool,
+    /// Where the operator may load adapters from by their path.
+    pub lora_root: Option<PathBuf>,
     /// The operator's key, where one was set.
     pub operator_key: Option<Key>,
     /// Host names, without port, that requests may be for besides the loopback ones.
@@ -501,7 +533,7 @@ impl Serve {
                 max_rank: or(knobs.max_rank, MAX_RANK),
             },
             store: Store {
-                location: Location::parse(knobs.store.as_deref().unwrap_or(DATA_DIR), variables())?,
+                location: location(knobs.store.as_deref().unwrap_or(DATA_DIR))?,
                 // A server that looks all the time does nothing else.
                 refresh: time(knobs.store_refresh, STORE_REFRESH).max(LEAST_REFRESH),
                 spool: knobs.spool,
@@ -525,6 +557,7 @@ impl Serve {
                 listen,
                 open: knobs.open.is_some_and(|Switch(open)| open),
                 metrics_open: knobs.metrics_open.is_some_and(|Switch(open)| open),
+                lora_root: knobs.lora_root,
                 operator_key: operator_key()?,
                 allowed_hosts: knobs.allowed_hosts.map_or_else(Vec::new, |hosts| hosts.0),
                 request_timeout: time(knobs.request_timeout, REQUEST_TIMEOUT),
@@ -655,6 +688,7 @@ mod tests {
             store-refresh = "1s"
             spool = "/var/tmp"
             journals = "/var/lib/journals"
+            lora-root = "/srv/loras"
             metrics-open = true
             adapter-cache-bytes = "2GiB"
             adapter-wait = 7

@@ -81,6 +81,14 @@
 //! its own, so a deletion can erase at once: a record may share a file only if the order says that it is alive. A content
 //! is bound to the bases it was checked against, and refused on others.
 //!
+//! The records are the audit log as well: who, what, when. A copy of a store ([`adapter::copy`]) is a prefix of its records with
+//! all files that these come to. Files are erased after the record that says so, so whoever misses one finds the reason by
+//! reading on; and records of adapters are read before those of tenants and written after them, so that no adapter is ever of
+//! a tenant that the copy does not know, and whose number another would get.
+//!
+//! An operator may name an adapter by its path ([`adapter::LoraRoot`]), below one folder: it is taken in as an upload is. That
+//! is the one place where a request's text comes near a path.
+//!
 //! [`adapter::Adapters`] is a thin shell around a pure state machine (who waits, who is leased, who must go), so that the
 //! policy is tested without a clock. It knows tenants as opaque owners: each is charged in full for what it uses, which others
 //! with the same bytes do not change, so that no quota tells one of another. An adapter has one form in memory, which is the kernels' own; its device slot is a

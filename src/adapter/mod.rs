@@ -19,6 +19,21 @@ use tokio::{
     sync::{Mutex, Semaphore},
 };
 
+pub use self::{
+    audit::Changed,
+    canary::{Canary, Ticket},
+    changes::{Expected, FileBytes, Kept, NotChanged, Room, Target, Terms},
+    check::{Smoke, Trial, Unfit, Unproved},
+    files::BadFile,
+    folder::{Facts, Folder, Found, Refused, Rules, ScanError, Unusable},
+    load::LoadError,
+    local::{LoraRoot, NotTaken},
+    name::{AdapterName, BadName},
+    revision::{Revision, Wanted},
+    stats::{CacheStats, Histogram},
+    stock::{Copied, Depth, Fault, Flaw, Inventory, copy, inspect},
+    upload::{Part, Unreceived, Upload},
+};
 use self::{
     cache::{Cache, Loan},
     line::{Bounds, Want},
@@ -29,18 +44,6 @@ use self::{
     shelf::Shelf,
     upload::Spool,
 };
-pub use self::{
-    canary::{Canary, Ticket},
-    changes::{Expected, FileBytes, Kept, NotChanged, Room, Target, Terms},
-    check::{Smoke, Trial, Unfit, Unproved},
-    files::BadFile,
-    folder::{Facts, Folder, Found, Refused, Rules, ScanError, Unusable},
-    load::LoadError,
-    name::{AdapterName, BadName},
-    revision::{Revision, Wanted},
-    stats::{CacheStats, Histogram},
-    upload::{Part, Unreceived, Upload},
-};
 pub use crate::lora::{Defaults, Digest, Extras, Lease, SmokeTest, ranges};
 use crate::{
     lora::{Base, Limits},
@@ -49,6 +52,7 @@ use crate::{
 };
 
 mod aside;
+mod audit;
 mod cache;
 mod canary;
 mod changes;
@@ -57,6 +61,7 @@ mod files;
 mod folder;
 mod line;
 mod load;
+mod local;
 mod missing;
 mod name;
 mod pins;
@@ -66,11 +71,15 @@ mod registry;
 mod revision;
 mod shelf;
 mod stats;
+mod stock;
 mod upkeep;
 mod upload;
 
 #[cfg(test)]
 mod fixture;
+
+/// The log that adapters' records are in.
+const LOG: &str = "adapters";
 
 /// The bounds of the host cache and of uploads.
 #[derive(Clone, Debug)]
@@ -259,7 +268,7 @@ impl Adapters {
         settings: Settings,
     ) -> Result<Self, StoreError> {
         let registry = Arc::new(Registry::default());
-        let (log, entries) = Log::<Record>::open(&store, "adapters").await?;
+        let (log, entries) = Log::<Record>::open(&store, LOG).await?;
         for entry in entries {
             registry.apply(&entry.record);
         }

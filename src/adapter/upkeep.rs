@@ -16,7 +16,7 @@ use super::{Adapters, Shared};
 const FIRST_SWEEP: Duration = Duration::from_mins(1);
 const SWEEP: Duration = Duration::from_mins(30);
 /// How old such files must be: whoever has put them may be about to refer to them.
-const GRACE: Duration = Duration::from_hours(1);
+pub(super) const GRACE: Duration = Duration::from_hours(1);
 
 /// Takes in what other servers write.
 pub(super) async fn refresh(adapters: Weak<Shared>, every: Duration) {

@@ -19,13 +19,14 @@ use tokio::io::AsyncReadExt as _;
 use super::{
     error::CliError,
     remote::{NO_QUERY, Remote, RemoteError, text},
+    transfer::{self, Extent},
 };
 use crate::config::ByteSize;
 
 /// Both files of an adapter, in the order in which they are sent: what is wrong with the first is known sooner.
-const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+pub(super) const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 /// Where the API has them.
-const ADAPTERS: &str = "adapters";
+pub(super) const ADAPTERS: &str = "adapters";
 /// Bytes that are read from a file at once.
 const PIECE: usize = 256 << 10;
 
@@ -126,6 +127,25 @@ pub(crate) enum AdapterCommand {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Write all adapters of the key's tenant into a folder, which an import reads; repeated, it goes on where it was
+    Export {
+        /// The folder
+        folder: PathBuf,
+        /// All versions, not only the active ones
+        #[arg(long)]
+        all_versions: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Upload what was exported to the key's tenant; what is there already is not sent again
+    ///
+    /// Versions keep their order and get new numbers; names point to what they pointed to when they were exported.
+    Import {
+        /// The folder
+        folder: PathBuf,
+        #[command(flatten)]
+        remote: Remote,
+    },
 }
 
 /// Does it.
@@ -185,6 +205,11 @@ async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
         AdapterCommand::Get { name, path, version, remote } => {
             remote.fetch(&name, &path, version).await
         }
+        AdapterCommand::Export { folder, all_versions, remote } => {
+            let extent = if all_versions { Extent::AllVersions } else { Extent::Active };
+            transfer::export(&remote, &folder, extent).await
+        }
+        AdapterCommand::Import { folder, remote } => transfer::import(&remote, &folder).await,
     }
 }
 
@@ -239,7 +264,7 @@ impl Remote {
 }
 
 /// A folder's two files as a form, and the bar that shows how much of them is sent.
-async fn upload(folder: &Path) -> Result<(Form, ProgressBar), RemoteError> {
+pub(super) async fn upload(folder: &Path) -> Result<(Form, ProgressBar), RemoteError> {
     let bar = bar("uploading", 0);
     let mut form = Form::new();
     for file in FILES {
@@ -266,7 +291,7 @@ async fn upload(folder: &Path) -> Result<(Form, ProgressBar), RemoteError> {
 }
 
 /// A bar on a terminal; nothing anywhere else.
-fn bar(message: &'static str, bytes: u64) -> ProgressBar {
+pub(super) fn bar(message: &'static str, bytes: u64) -> ProgressBar {
     let bar =
         if io::stderr().is_terminal() { ProgressBar::new(bytes) } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template(

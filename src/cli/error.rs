@@ -8,7 +8,7 @@ use crate::{
     catalog::PullError,
     config::{ConfigError, Kernels},
     http, model,
-    store::{OpenError, StoreError},
+    store::{NotCopied, OpenError, StoreError},
     telemetry::BadFilter,
     text,
 };
@@ -53,6 +53,8 @@ pub(crate) enum CliError {
     NoPage { given: u64, tokens: usize, page: u64 },
     #[error("adapters: {0}; choose a folder with --adapters")]
     Adapters(#[from] ScanError),
+    #[error("adapters cannot be loaded from {}: --lora-root must name a folder", path.display())]
+    LoraRoot { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Remote(#[from] RemoteError),
     #[error(transparent)]
@@ -61,6 +63,12 @@ pub(crate) enum CliError {
     Records(#[from] StoreError),
     #[error("usage cannot be noted in {}: give a folder that can be written with --journals", path.display())]
     Journals { path: PathBuf, source: io::Error },
+    #[error("the store lacks what its records refer to, in {faults} places")]
+    StoreLacks { faults: usize },
+    #[error(transparent)]
+    NotCopied(#[from] NotCopied),
+    #[error("both are one store: a copy needs a place of its own")]
+    CopyOntoItself,
     #[error(transparent)]
     Header(#[from] http::BadHeader),
     #[error("the engine did not start")]

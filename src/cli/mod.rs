@@ -2,6 +2,7 @@
 
 mod accounts;
 mod adapter;
+mod audit;
 mod base;
 mod command;
 mod error;
@@ -11,7 +12,9 @@ mod pull;
 mod remote;
 mod serve;
 mod signals;
+mod store;
 mod tenant;
+mod transfer;
 mod usage;
 
 pub use command::run;

@@ -21,7 +21,7 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    adapter::{self, Adapters, Folder, Rules},
+    adapter::{self, Adapters, Folder, LoraRoot, Rules},
     config::{self, Device, Serve, ServeArgs},
     engine::{self, Engine},
     http,
@@ -331,8 +331,18 @@ fn http_settings(config: &Serve) -> Result<http::Settings, CliError> {
         drain: http.drain_time,
         max_connections: http.max_connections,
         metrics_open: http.metrics_open,
+        lora_root: lora_root(http.lora_root.as_deref())?,
         allowed_hosts: http.allowed_hosts.clone(),
     })
+}
+
+/// Where adapters may be loaded from by their path, which must be there.
+fn lora_root(path: Option<&Path>) -> Result<Option<LoraRoot>, CliError> {
+    let open = |path: &Path| {
+        let failed = |source| CliError::LoraRoot { path: path.to_owned(), source };
+        LoraRoot::open(path).map_err(failed)
+    };
+    path.map(open).transpose()
 }
 
 fn engine_settings(config: &config::Engine, kv: plan::Kv) -> engine::Settings {

@@ -178,7 +178,7 @@ pub(crate) fn run(command: TenantCommand) -> Result<(), CliError> {
 }
 
 impl Admin {
-    fn remote(self) -> Remote {
+    pub(super) fn remote(self) -> Remote {
         Remote { url: self.url, key: self.key, json: self.json }
     }
 }

@@ -18,7 +18,7 @@ use lru::LruCache;
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    accounts, adapters, admin, auth,
+    accounts, adapters, admin, audit, auth,
     body::LARGE_BODIES,
     chat, completions,
     deadline::Deadline,
@@ -33,12 +33,13 @@ use super::{
     select::{self, Names, Voice},
     tokenize,
     upload::Places,
+    vllm,
 };
 use crate::{
-    adapter::{Adapters, Digest, Extras, Ticket, Wanted},
+    adapter::{Adapters, Digest, Extras, LoraRoot, Ticket, Wanted},
     engine::Engine,
     ledger::Ledger,
-    tenant::{Caller, Permit, TenantId, Tenants},
+    tenant::{Caller, Permit, TenantId, TenantName, Tenants},
     text::Text,
 };
 
@@ -70,6 +71,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Whether the metrics may be read over the network without the operator's key.
     pub metrics_open: bool,
+    /// Where the operator may load adapters from, as with vLLM; nowhere where it is `None`.
+    pub lora_root: Option<LoraRoot>,
     /// Host names besides loopback ones that `Host` and `Origin` may have (without port).
     pub allowed_hosts: Vec<String>,
 }
@@ -84,6 +87,7 @@ impl Default for Settings {
             drain: Duration::from_secs(30),
             max_connections: 4096,
             metrics_open: false,
+            lora_root: None,
             allowed_hosts: Vec::new(),
         }
     }
@@ -338,6 +342,14 @@ impl App {
         admitted.map(Arc::new).map_err(|over| ApiError::over_quota(&over))
     }
 
+    /// The tenant of this name, which another server may have made a moment ago.
+    pub(super) async fn tenant(&self, name: &TenantName) -> Result<Option<TenantId>, ApiError> {
+        if self.tenants().card(name).is_none() {
+            self.tenants().refresh().await.map_err(|error| ApiError::unreachable(&error))?;
+        }
+        Ok(self.tenants().card(name).map(|card| card.id))
+    }
+
     /// Whether the name means something else than an adapter.
     pub(super) fn reserves(&self, name: &str) -> bool {
         Names { base: &self.base().id, default: None, lookup: &|_| None }.reserves(name)
@@ -426,6 +438,9 @@ impl App {
             .route("/v1/adapters/{name}/unpin", post(adapters::unpin))
             .route("/v1/adapters/{name}/prefetch", post(adapters::prefetch))
             .route("/v1/adapters/{name}/files/{file}", get(adapters::file))
+            .route("/v1/load_lora_adapter", post(vllm::load))
+            .route("/v1/unload_lora_adapter", post(vllm::unload))
+            .route("/v1/admin/audit", get(audit::list))
             .route("/v1/admin/operator-key", post(admin::replace_operator))
             .route("/v1/admin/tenants", get(admin::list).post(admin::create))
             .route("/v1/admin/tenants/{name}", get(admin::show))

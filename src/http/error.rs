@@ -10,6 +10,7 @@
 //! | foreign Host or Origin | 403 | `invalid_request_error`, `forbidden_origin` |
 //! | unknown model or adapter, or another tenant's | 404 | `invalid_request_error`, `model_not_found` |
 //! | unknown route, wrong method | 404, 405 | `invalid_request_error`, - |
+//! | a route that the operator has not turned on; a folder that is not there or lies outside | 404 | `invalid_request_error`, `turned_off`, `path_not_found` |
 //! | an adapter's version that is active, or was checked on another base; too much pinned | 409, not to be retried | `invalid_request_error`, `version_in_use`, `adapter_incompatible`, `too_much_pinned` |
 //! | things do not stand as `If-Match` or `If-None-Match` expects | 412 | `invalid_request_error`, `precondition_failed` |
 //! | an upload that is no adapter for this base | 422 | `invalid_request_error`, the rule |
@@ -187,6 +188,16 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, format!("no such endpoint: {method} {path}"))
     }
 
+    /// What could be served here is not, unless the operator says so.
+    pub(super) fn turned_off(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message).with_code("turned_off")
+    }
+
+    /// The path of a folder leads to none that may be read.
+    pub(super) fn no_folder(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message).about("lora_path").with_code("path_not_found")
+    }
+
     /// The path exists, for other methods.
     pub(super) fn wrong_method(method: &str, path: &str) -> Self {
         let path = quote(path, QUOTED);
@@ -276,6 +287,15 @@ impl ApiError {
     pub(super) fn unreachable(error: &StoreError) -> Self {
         tracing::debug!(%error, "a name could not be looked up");
         Self::store_unavailable()
+    }
+
+    /// The log of changes cannot be told.
+    pub(super) fn unreadable_log(error: &StoreError) -> Self {
+        tracing::error!(%error, "the log of changes cannot be read");
+        match error {
+            StoreError::Unavailable { .. } => Self::store_unavailable(),
+            _ => Self::internal(),
+        }
     }
 
     fn store_unavailable() -> Self {

@@ -21,6 +21,7 @@ mod adapters;
 mod admin;
 mod answer;
 mod app;
+mod audit;
 mod auth;
 mod body;
 mod chat;
@@ -49,6 +50,7 @@ mod tally;
 mod tokenize;
 mod trial;
 mod upload;
+mod vllm;
 mod wire;
 mod words;
 

@@ -97,6 +97,12 @@ pub enum OpenError {
         /// What is wrong.
         why: String,
     },
+    /// It was to be looked at, and there is none.
+    #[error("there is no store at {place}: it has no chorus.json; name it with --store")]
+    Absent {
+        /// Where.
+        place: String,
+    },
     /// It is of another version of chorus.
     #[error("the store has format {found}, and this chorus reads format {known}")]
     Format {

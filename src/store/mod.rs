@@ -32,12 +32,14 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     blob::BlobKey,
+    copy::NotCopied,
     error::{OpenError, StoreError},
     location::{BadLocation, Location},
     log::{Appended, Entry, Log},
 };
 
 mod blob;
+mod copy;
 mod error;
 mod location;
 mod log;
@@ -80,6 +82,21 @@ impl Store {
         let store = Self::reach(location)?;
         store.check_format().await?;
         Ok(store)
+    }
+
+    /// Opens the store at `location` to be read, where there is one; nothing is made or written.
+    pub async fn open_existing(location: &Location) -> Result<Self, OpenError> {
+        let absent = || OpenError::Absent { place: location.to_string() };
+        if let Location::Folder(folder) = location
+            && !folder.is_dir()
+        {
+            return Err(absent());
+        }
+        let store = Self::reach(location)?;
+        match store.read_format().await {
+            Err(OpenError::Store(StoreError::NotFound { .. })) => Err(absent()),
+            read => read.map(|()| store),
+        }
     }
 
     fn reach(location: &Location) -> Result<Self, OpenError> {
@@ -150,6 +167,11 @@ impl Store {
             Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => {}
             Err(error) => return Err(OpenError::Store(StoreError::from_objects(error, &key))),
         }
+        self.read_format().await
+    }
+
+    async fn read_format(&self) -> Result<(), OpenError> {
+        let key = self.root.clone().join(MARKER);
         let bytes = self.get(&key).await.map_err(OpenError::Store)?;
         match serde_json::from_slice::<Marker>(&bytes) {
             Ok(Marker { format: FORMAT }) => Ok(()),
@@ -260,6 +282,19 @@ mod tests {
         std::fs::write(root.path().join(MARKER), "").unwrap();
         let refused = Store::open(&location).await.unwrap_err();
         assert!(matches!(refused, OpenError::Store(StoreError::Damaged { .. })), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_looked_at_is_not_made() {
+        let root = TempDir::new().unwrap();
+        for place in [root.path().to_owned(), root.path().join("a/b")] {
+            let refused = Store::open_existing(&Location::Folder(place)).await.unwrap_err();
+            assert!(matches!(refused, OpenError::Absent { .. }), "{refused}");
+        }
+        assert_eq!(root.path().read_dir().unwrap().count(), 0);
+        let location = Location::Folder(root.path().to_owned());
+        Store::open(&location).await.unwrap();
+        Store::open_existing(&location).await.unwrap();
     }
 
     #[tokio::test]

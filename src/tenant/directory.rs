@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::Mutex;
 
 use super::{
-    BadQuota, Caller, Key, KeyId, OverQuota, Permit, Quota, Rate, Right, TenantId, TenantName,
+    BadQuota, Caller, Key, KeyId, LOG, OverQuota, Permit, Quota, Rate, Right, TenantId, TenantName,
     key::KeyHash,
     permit::Meters,
     record::{Change, Record, Scope},
@@ -25,6 +25,7 @@ pub struct Tenants {
 #[derive(Debug)]
 struct Shared {
     state: RwLock<State>,
+    store: Store,
     /// Held while a change is decided and written.
     log: Mutex<Log<Record>>,
     /// The operator's key where this server was given one; it counts beside the one in the records.
@@ -143,7 +144,7 @@ impl Tenants {
         operator: Option<&Key>,
         refresh: Duration,
     ) -> Result<Self, StoreError> {
-        let (log, entries) = Log::<Record>::open(store, "tenants").await?;
+        let (log, entries) = Log::<Record>::open(store, LOG).await?;
         let mut state = State::default();
         // It is there without a record, so that a folder of adapters has an owner.
         let name = TenantName::parse(TenantName::DEFAULT).expect("a test parses it");
@@ -153,7 +154,8 @@ impl Tenants {
         }
         let operator = operator.map(Key::hash);
         let meters = Arc::default();
-        let shared = Shared { state: RwLock::new(state), log: Mutex::new(log), operator, meters };
+        let (state, log, store) = (RwLock::new(state), Mutex::new(log), store.clone());
+        let shared = Shared { state, store, log, operator, meters };
         let shared = Arc::new(shared);
         tokio::spawn(keep_up(Arc::downgrade(&shared), refresh));
         Ok(Self { shared })
@@ -350,6 +352,11 @@ impl Tenants {
         self.shared.meters.admit(tenant, &self.quota(tenant), now)
     }
 
+    /// The store that all of it is in.
+    pub(super) fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
     /// Takes in what other servers have written.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         let mut log = self.shared.log.lock().await;
@@ -404,8 +411,7 @@ impl State {
         let created = record.at / 1000;
         match &record.change {
             Change::Created { name, operator } => {
-                // As many tenants as there are numbers have never been made.
-                let id = TenantId(u32::try_from(*number).unwrap_or(u32::MAX));
+                let id = TenantId::of_record(*number);
                 self.tenants.entry(id).or_insert_with(|| Tenant::new(name.clone(), created));
                 self.operator = self.operator.or(*operator);
             }

@@ -19,6 +19,7 @@ mod pretokenizer;
 mod stop;
 mod template;
 
+pub use clock::utc;
 pub use detok::{Detok, Specials};
 pub use error::{Error, LoadError};
 pub use stop::{Keep, Released, Stops};

@@ -7,6 +7,7 @@ mod architecture;
 mod cache;
 mod cli;
 mod invariance;
+mod operator;
 mod parity;
 mod reference;
 mod serving;

@@ -11,9 +11,9 @@ use crate::{
 const CHAT: &str = "/v1/chat/completions";
 
 /// Somebody with a key.
-struct Holder<'a> {
-    server: &'a Server,
-    key: String,
+pub(crate) struct Holder<'a> {
+    pub(crate) server: &'a Server,
+    pub(crate) key: String,
 }
 
 impl Holder<'_> {
@@ -22,24 +22,24 @@ impl Holder<'_> {
         self.server.client.request(method, url).bearer_auth(&self.key)
     }
 
-    async fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
         body(self.ask(Method::GET, path).send().await.unwrap()).await
     }
 
-    async fn post(&self, path: &str, json: &Value) -> (u16, Value) {
+    pub(crate) async fn post(&self, path: &str, json: &Value) -> (u16, Value) {
         body(self.ask(Method::POST, path).json(json).send().await.unwrap()).await
     }
 
-    async fn put(&self, name: &str, files: [Vec<u8>; 2]) -> (u16, Value) {
+    pub(crate) async fn put(&self, name: &str, files: [Vec<u8>; 2]) -> (u16, Value) {
         let request = self.ask(Method::PUT, &format!("/v1/adapters/{name}"));
         body(request.multipart(form(files)).send().await.unwrap()).await
     }
 
-    async fn delete(&self, path: &str) -> (u16, Value) {
+    pub(crate) async fn delete(&self, path: &str) -> (u16, Value) {
         body(self.ask(Method::DELETE, path).send().await.unwrap()).await
     }
 
-    async fn new_key(&self, tenant: &str, scope: &str) -> (String, String) {
+    pub(crate) async fn new_key(&self, tenant: &str, scope: &str) -> (String, String) {
         let path = format!("/v1/admin/tenants/{tenant}/keys");
         let (status, key) = self.post(&path, &json!({ "scope": scope })).await;
         assert_eq!(status, 201, "{key}");
@@ -49,14 +49,14 @@ impl Holder<'_> {
 }
 
 /// Makes the first tenant as an operator does, and returns the operator.
-async fn operator<'a>(server: &'a Server, first: &str) -> Holder<'a> {
+pub(crate) async fn operator<'a>(server: &'a Server, first: &str) -> Holder<'a> {
     let nobody = Holder { server, key: "none".to_owned() };
     let (status, tenant) = nobody.post("/v1/admin/tenants", &json!({ "name": first })).await;
     assert_eq!(status, 201, "{tenant}");
     Holder { server, key: tenant["operator_key"].as_str().unwrap().to_owned() }
 }
 
-async fn tenant<'a>(operator: &Holder<'a>, name: &str) -> Holder<'a> {
+pub(crate) async fn tenant<'a>(operator: &Holder<'a>, name: &str) -> Holder<'a> {
     operator.post("/v1/admin/tenants", &json!({ "name": name })).await;
     Holder { server: operator.server, key: operator.new_key(name, "admin").await.0 }
 }

@@ -3,6 +3,7 @@
 pub(super) mod accounts;
 pub(super) mod adapters;
 pub(super) mod admin;
+pub(super) mod audit;
 pub(super) mod chat;
 pub(super) mod common;
 pub(super) mod completion;
@@ -14,3 +15,4 @@ pub(super) mod prompt;
 pub(super) mod tokens;
 pub(super) mod unsupported;
 pub(super) mod usage;
+pub(super) mod vllm;

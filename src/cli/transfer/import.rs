@@ -1,0 +1,242 @@
+//! `chorus adapter import`
+
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    time::Duration,
+};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        adapter::{ADAPTERS, upload},
+        progress,
+        remote::{NO_QUERY, Remote, RemoteError, printable, text},
+    },
+    export::{served, show},
+    manifest::{Exported, Manifest, Version, place},
+};
+use crate::catalog::Progress;
+
+/// A server that is busy is asked again so often, and after so long.
+const ATTEMPTS: usize = 5;
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// One adapter on the server.
+struct Imported {
+    name: String,
+    versions: Vec<Moved>,
+    /// The version that the name points to there, where one was exported as that.
+    active: Option<u32>,
+}
+
+/// One version on its way.
+struct Moved {
+    /// Its number in the export.
+    from: u32,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    /// It is there now, under this number.
+    Uploaded(u32),
+    /// It was there already, under this number.
+    Present(u32),
+    /// The server does not take it.
+    Refused(String),
+}
+
+impl Outcome {
+    fn number(&self) -> Option<u32> {
+        match self {
+            Self::Uploaded(number) | Self::Present(number) => Some(*number),
+            Self::Refused(_) => None,
+        }
+    }
+}
+
+/// Uploads an export to the key's tenant.
+pub(in crate::cli) async fn import(remote: &Remote, folder: &Path) -> Result<String, RemoteError> {
+    let Some(manifest) = Manifest::read(folder)? else {
+        let what = "no export: it has no manifest.json".to_owned();
+        return Err(RemoteError::Unexpected { path: folder.to_owned(), what });
+    };
+    let notes = progress::on_stderr();
+    let (base, _) = served(remote).await?;
+    if base.digest != manifest.base.digest {
+        notes.note(&format!(
+            "the export is from the base {}, and {} is another: each adapter is checked against it",
+            printable(&manifest.base.id),
+            base.id
+        ));
+    }
+    let mut imported = Vec::new();
+    for exported in &manifest.adapters {
+        imported.push(adapter(remote, folder, exported, &*notes).await?);
+    }
+    drop(notes);
+    let told = if remote.json { format!("{}\n", as_json(&imported)) } else { as_text(&imported) };
+    let versions = || imported.iter().flat_map(|adapter| &adapter.versions);
+    let refused = versions().filter(|moved| moved.outcome.number().is_none()).count();
+    if refused == 0 {
+        return Ok(told);
+    }
+    drop(io::stdout().write_all(told.as_bytes()));
+    Err(RemoteError::Incomplete { refused, versions: versions().count() })
+}
+
+/// Sends what the server lacks of an adapter, and makes the name point to what it pointed to.
+async fn adapter(
+    remote: &Remote,
+    folder: &Path,
+    exported: &Exported,
+    notes: &dyn Progress,
+) -> Result<Imported, RemoteError> {
+    let name = &exported.name;
+    let there = match show(remote, name).await {
+        // The name means something else there.
+        Err(RemoteError::Refused { status: 400, message }) => {
+            notes.note(&format!("{name}: {message}"));
+            let refused = |version: &Version| Moved {
+                from: version.number,
+                outcome: Outcome::Refused(message.clone()),
+            };
+            let versions = exported.versions.iter().map(refused).collect();
+            return Ok(Imported { name: name.to_string(), versions, active: None });
+        }
+        there => there?,
+    };
+    let mut at = there.as_ref().and_then(|there| there.active);
+    let mut imported = Imported { name: name.to_string(), versions: Vec::new(), active: None };
+    for version in &exported.versions {
+        let known = there.iter().flat_map(|there| &there.versions);
+        let known = known.clone().find(|(_, digest, _)| *digest == version.digest);
+        let outcome = match known {
+            Some((number, ..)) => Outcome::Present(*number),
+            None => match put(remote, folder, exported, version).await {
+                Err(RemoteError::Refused { status: status @ (409 | 413 | 422 | 429), message }) => {
+                    notes.note(&format!("{name}@v{}: {status}: {message}", version.number));
+                    Outcome::Refused(message)
+                }
+                put => Outcome::Uploaded(put?),
+            },
+        };
+        if exported.active == Some(version.number) {
+            imported.active = outcome.number();
+        }
+        imported.versions.push(Moved { from: version.number, outcome });
+    }
+    if let Some(active) = imported.active
+        && at.replace(active) != Some(active)
+    {
+        let path = [ADAPTERS, name.as_str(), "activate"];
+        let request = remote.request(Method::POST, &path, NO_QUERY);
+        remote.send(request.json(&json!({ "version": active }))).await?;
+    }
+    if exported.pinned && imported.active.is_some() {
+        let path = [ADAPTERS, name.as_str(), "pin"];
+        let pinned = remote.send(remote.request(Method::POST, &path, NO_QUERY)).await;
+        // It is a matter of the server's memory, and of another scope.
+        if let Err(error @ RemoteError::Refused { .. }) = pinned {
+            notes.note(&format!("{name} was pinned and is not now: {error}"));
+        }
+    }
+    Ok(imported)
+}
+
+/// Uploads a version, once its files are seen to be what was exported. Returns its number there.
+async fn put(
+    remote: &Remote,
+    folder: &Path,
+    exported: &Exported,
+    version: &Version,
+) -> Result<u32, RemoteError> {
+    let place = place(folder, &exported.name, version.number);
+    version.check(&place)?;
+    let mut attempts = 1;
+    let response = loop {
+        let path = [ADAPTERS, exported.name.as_str()];
+        let request = remote.request(Method::PUT, &path, &[("activate", false)]);
+        let (form, bar) = upload(&place).await?;
+        let sent = remote.send(request.multipart(form)).await;
+        bar.finish_and_clear();
+        match sent {
+            Err(RemoteError::Refused { status: 503, .. }) if attempts < ATTEMPTS => {
+                attempts += 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+            sent => break sent?,
+        }
+    };
+    let answer: Value =
+        response.json().await.map_err(|error| RemoteError::Answer(error.to_string()))?;
+    if text(&answer["digest"]) != version.digest {
+        let what = "changed while it was sent: import it again".to_owned();
+        return Err(RemoteError::Unexpected { path: place, what });
+    }
+    let number = answer["version"].as_u64().and_then(|number| u32::try_from(number).ok());
+    number.ok_or_else(|| RemoteError::Answer("it has no version".to_owned()))
+}
+
+fn as_json(imported: &[Imported]) -> Value {
+    let version = |moved: &Moved| {
+        let (status, why) = match &moved.outcome {
+            Outcome::Uploaded(_) => ("uploaded", None),
+            Outcome::Present(_) => ("present", None),
+            Outcome::Refused(why) => ("refused", Some(why)),
+        };
+        json!({"from": moved.from, "to": moved.outcome.number(), "status": status, "why": why})
+    };
+    let adapter = |imported: &Imported| {
+        let versions: Vec<_> = imported.versions.iter().map(version).collect();
+        json!({"name": imported.name, "active": imported.active, "versions": versions})
+    };
+    let adapters: Vec<_> = imported.iter().map(adapter).collect();
+    json!({"object": "adapter.import", "adapters": adapters})
+}
+
+/// A line for each version, because its number may be another on this server.
+fn as_text(imported: &[Imported]) -> String {
+    let lines = imported.iter().flat_map(|adapter| {
+        adapter.versions.iter().map(|Moved { from, outcome }| {
+            let active = if outcome.number().is_some() && outcome.number() == adapter.active {
+                ", active"
+            } else {
+                ""
+            };
+            let what = match outcome {
+                Outcome::Uploaded(to) => format!("is v{to} there, uploaded"),
+                Outcome::Present(to) => format!("is v{to} there already"),
+                Outcome::Refused(_) => "is not there".to_owned(),
+            };
+            format!("{:<24} v{from:<4} {what}{active}\n", adapter.name)
+        })
+    });
+    let lines: String = lines.collect();
+    if lines.is_empty() { "the export has no adapters\n".to_owned() } else { lines }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_both_servers_are_told() {
+        let versions = vec![
+            Moved { from: 1, outcome: Outcome::Present(4) },
+            Moved { from: 2, outcome: Outcome::Uploaded(5) },
+            Moved { from: 3, outcome: Outcome::Refused("no".to_owned()) },
+        ];
+        let imported = [Imported { name: "sql".to_owned(), versions, active: Some(5) }];
+        let text = as_text(&imported);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].ends_with("v1    is v4 there already"), "{text}");
+        assert!(lines[1].ends_with("v2    is v5 there, uploaded, active"), "{text}");
+        assert!(lines[2].ends_with("v3    is not there"), "{text}");
+        let json = as_json(&imported);
+        assert_eq!(json["adapters"][0]["versions"][1]["to"], 5);
+        assert_eq!(json["adapters"][0]["versions"][2]["status"], "refused");
+    }
+}
