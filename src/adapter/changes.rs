@@ -310,7 +310,7 @@ impl Adapters {
     pub async fn pin(&self, target: Target<'_>) -> Result<Card, NotChanged> {
         self.refresh().await?;
         let card = self.card(target.tenant, target.name).ok_or(NotChanged::Unknown)?;
-        let (most, wanted) = (self.most_pinned(), self.pinned_bytes() + card.memory);
+        let (most, wanted) = (self.most_pinned(), self.pinned_bytes().saturating_add(card.memory));
         if !card.pinned && wanted > most {
             return Err(NotChanged::TooMuchPinned { wanted, most });
         }

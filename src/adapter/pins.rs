@@ -53,7 +53,8 @@ impl Adapters {
         let pinned = self.shared.registry.pinned();
         let by_content: HashMap<_, _> =
             pinned.iter().map(|entry| (entry.revision.digest, entry.content.memory())).collect();
-        by_content.values().sum()
+        // A record may say anything: a sum that wrapped round would let in what does not fit.
+        by_content.values().fold(0, |sum: usize, memory| sum.saturating_add(*memory))
     }
 
     /// Brings what is held to what is pinned, as far as memory allows.
