@@ -61,7 +61,9 @@ impl Adapters {
             let counted = pinned.iter().filter(|(by, _)| whose.is_none_or(|tenant| tenant == *by));
             let by_content: HashMap<_, _> =
                 counted.map(|(_, entry)| (entry.revision.digest, entry.content.memory())).collect();
-            let wanted = by_content.values().sum::<usize>() + memory;
+            // A record may say anything: a sum that wrapped round would let in what does not fit.
+            let wanted =
+                by_content.values().fold(memory, |sum: usize, more| sum.saturating_add(*more));
             let most = self.most_pinned(whose);
             if wanted > most {
                 return Err(NotChanged::TooMuchPinned { wanted, most });

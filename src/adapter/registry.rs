@@ -308,12 +308,12 @@ impl State {
 
     /// How many of a tenant's names have something in the store, and the bytes of all that.
     pub(super) fn holdings(&self, tenant: TenantId) -> (usize, u64) {
-        let (mut names, mut bytes) = (0, 0);
+        let (mut names, mut bytes) = (0, 0_u64);
         for (_, history) in self.names.get(&tenant).into_iter().flatten() {
             let stored = history.versions.values().filter(|version| version.files.is_some());
             let sizes: Vec<_> = stored.map(|version| version.content.facts.bytes).collect();
             names += usize::from(!sizes.is_empty());
-            bytes += sizes.into_iter().sum::<u64>();
+            bytes = sizes.into_iter().fold(bytes, u64::saturating_add);
         }
         (names, bytes)
     }
@@ -580,6 +580,19 @@ mod tests {
     fn resolve(registry: &Registry, tenant: TenantId, wanted: &str) -> Option<(u32, Digest)> {
         let revision = registry.resolve(tenant, &Wanted::parse(wanted).unwrap(), None)?;
         Some((revision.version, revision.digest))
+    }
+
+    #[test]
+    fn sizes_that_no_disk_has_add_up_without_overflow() {
+        let registry = Registry::default();
+        for version in [1, 2] {
+            let Change::Stored(mut vast) = stored(version, &format!("{version}"), 1) else {
+                unreachable!()
+            };
+            vast.weights.bytes = u64::MAX;
+            registry.apply(&record(ME, "sql", Change::Stored(vast)));
+        }
+        assert_eq!(registry.with(|state| state.holdings(ME)), (1, u64::MAX));
     }
 
     #[test]

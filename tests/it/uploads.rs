@@ -15,7 +15,10 @@ use reqwest::{
 };
 use serde_json::{Value, json};
 
-use crate::world::{Server, fixtures, json, shipped_adapters};
+use crate::{
+    reference::{LOGPROB_NOISE, MARGIN, REFUSED, Reference},
+    world::{Server, fixtures, folders, json, name, shipped_adapters},
+};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -889,4 +892,79 @@ async fn a_canary_gets_its_share_and_each_user_one_version() {
     canary(99).await;
     let (_, shown) = canary(100).await;
     assert_eq!((&shown["version"], shown.get("canary")), (&json!(2), None), "{shown}");
+}
+
+/// A tiny base with a tokenizer. That of `tied` serves all of them, without the tokens that a network does not have.
+fn with_tokenizer(model: &Path) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(model).unwrap().map(|file| file.unwrap().path()) {
+        if file.is_file() {
+            std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    let tied = fixtures().join("models/tied");
+    let mut tokenizer = json(&tied.join("tokenizer.json"));
+    let most = json(&model.join("config.json"))["vocab_size"].as_u64().unwrap();
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let before = vocab.len();
+    vocab.retain(|_, id| id.as_u64().unwrap() < most);
+    // Each of the last tokens is made by one of the last merges.
+    let gone = before - vocab.len();
+    let merges = tokenizer["model"]["merges"].as_array_mut().unwrap();
+    merges.truncate(merges.len() - gone);
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = "tokenizer_config.json";
+    std::fs::copy(tied.join(config), folder.path().join(config)).unwrap();
+    folder
+}
+
+/// The scores of all prompts and of what is said after them are the reference's.
+async fn answers_as(server: &Server, model: &str, reference: &Reference) {
+    for (index, prompt) in reference.prompts.iter().enumerate() {
+        let run = &reference.runs[index];
+        let floats = |key: &str| -> Vec<f64> { serde_json::from_value(run[key].clone()).unwrap() };
+        let margins = floats("margins");
+        let ask = json!({
+            "model": model, "prompt": prompt, "max_tokens": margins.len(), "temperature": 0,
+            "logprobs": 1, "echo": true, "ignore_eos": true,
+        });
+        let answer = server.answer("/v1/completions", &ask).await;
+        let scores = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap();
+        assert_eq!(scores.len(), prompt.len() + margins.len(), "{model}, prompt {index}");
+        // The first token is predicted by nothing, and the last ones are not decided by arithmetic of this kind.
+        let sure = margins.iter().take_while(|margin| **margin >= MARGIN).count();
+        let wanted = floats("prompt_logprobs").into_iter().chain(floats("logprobs"));
+        for (got, want) in scores[1..prompt.len() + sure].iter().zip(wanted) {
+            let got = got.as_f64().unwrap();
+            assert!(
+                (got - want).abs() < LOGPROB_NOISE,
+                "{model}, prompt {index}: {got} is not {want}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_feature_that_is_taken_in_answers_over_http_as_peft_does() {
+    let none = tempfile::tempdir().unwrap();
+    let mut refused = Vec::new();
+    for model in ["tied", "untied-bias"].map(|model| fixtures().join("models").join(model)) {
+        let base = with_tokenizer(&model);
+        let arguments = ["--precision", "exact", "--kv-bytes", "16MiB", "--adapters"];
+        let arguments = [arguments.as_slice(), &[none.path().to_str().unwrap()]].concat();
+        let server = Server::start_on(base.path(), "tiny", &arguments);
+        answers_as(&server, "tiny", &Reference::read(&model, "reference", None)).await;
+        for folder in folders(&model.join("adapters")) {
+            let case = name(&folder);
+            let (status, answer) = body(server.put(case, files(&folder)).await).await;
+            if status == 422 {
+                let code = answer["error"]["code"].as_str().unwrap().to_owned();
+                refused.push((format!("{}/{case}", name(&model)), code));
+                continue;
+            }
+            assert_eq!(status, 201, "{case}: {answer}");
+            answers_as(&server, case, &Reference::read(&model, "reference", Some(case))).await;
+        }
+    }
+    assert_eq!(refused, REFUSED.map(|(what, code)| (what.to_owned(), code.to_owned())));
 }

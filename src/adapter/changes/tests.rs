@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     lora::Lease,
-    store::{Fault, Location, Store},
+    store::{Fault, Location, Log, Store},
     tenant::{Quota, TenantName},
 };
 
@@ -407,6 +407,23 @@ async fn what_is_deleted_is_gone_everywhere_and_running_requests_finish() {
     let unknown = adapters.remove(target(&sql), None, &Expected::Anything).await;
     assert!(matches!(unknown, Err(NotChanged::Unknown)), "{unknown:?}");
     assert_eq!(put(&adapters, "sql", 0.5).await.unwrap().card.revision.version, 3);
+}
+
+#[tokio::test]
+async fn records_of_more_memory_than_there_is_let_nothing_be_pinned() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    put(&adapters, "law", 0.5).await.unwrap();
+    put(&adapters, "sql", 0.25).await.unwrap();
+    let (mut log, entries) = Log::<Record>::open(&store, "adapters").await.unwrap();
+    let mut vast = entries[1].record.clone();
+    let Change::Stored(stored) = &mut vast.change else { panic!("{vast:?}") };
+    stored.digest = digest(0.125);
+    (stored.version, stored.memory) = (2, usize::MAX);
+    log.append(vast.clone()).await.unwrap();
+    log.append(Record { change: Change::Pinned, ..vast }).await.unwrap();
+    let refused = adapters.pin(target(&name("law"))).await.unwrap_err();
+    assert!(matches!(refused, NotChanged::TooMuchPinned { wanted: usize::MAX, .. }), "{refused}");
 }
 
 #[tokio::test]
