@@ -48,7 +48,8 @@ def store():
 
 
 class Writers:
-    """Each has names that it stores, replaces, rolls back and deletes, and knows what was acknowledged last."""
+    """Each has names that it stores, replaces and deletes. Of each name what was acknowledged last is known, and by a number
+    of its own, so that what was deleted, stored and deleted again is told from what was left alone."""
 
     def __init__(self, server):
         self.server, self.stop, self.lock, self.state, self.changes = server, threading.Event(), threading.Lock(), {}, 0
@@ -65,19 +66,19 @@ class Writers:
                 before = self.state.get(name)
                 # Until it is acknowledged, nobody knows.
                 self.state[name] = "?"
-            if before and dice.random() < 0.4:
+            if before and before[1] and dice.random() < 0.4:
                 answer, after = self.server.delete(name), None
             else:
                 files = mini(number)
                 answer, after = self.server.put(name, files), digest(files)
             assert answer.status_code in (200, 201), answer.text
             with self.lock:
-                self.state[name] = after
+                self.state[name] = (number, after)
                 self.changes += 1
 
     def known(self):
         with self.lock:
-            return {name: digest for name, digest in self.state.items() if digest != "?"}
+            return {name: last for name, last in self.state.items() if last != "?"}
 
     def end(self):
         self.stop.set()
@@ -111,7 +112,7 @@ def serves(copy, writers_before, changed_since, env):
     """Starts a server on a copy: what was acknowledged before the copy, and was not touched since, is there; all answers."""
     with Server(copy, env=env) as restored:
         listed = {one["name"]: one["digest"] for one in restored.http.get(restored.url + "/v1/adapters").json()["data"]}
-        for name, wanted in writers_before.items():
+        for name, (_, wanted) in writers_before.items():
             if name not in changed_since and listed.get(name) != wanted:
                 sys.exit(f"{copy}: {name} is {listed.get(name)}, acknowledged before was {wanted}")
         for name in listed:
