@@ -369,12 +369,13 @@ impl Scheduler {
     /// Lets sequences in while there is a place, a slot and pages for all their tokens.
     ///
     /// First in the lane that has been given least, with what its running prompts will be. A lane whose running prompts can fill
-    /// the `rows` of this step is given no other: it would only hold a place that another lane can use.
+    /// the `rows` of this step is given no other: it would only hold a place that another lane can use when its turn comes.
     fn admit(&mut self, rows: usize, most: usize, plan: &mut Plan) {
         self.slots.drain(self.waiting.overdue_adapters(&self.slots));
         loop {
-            let given = |lane| (self.backlog(lane, most) < rows).then(|| self.given(lane));
-            let Some(place) = self.waiting.next(&self.slots, given) else { return };
+            let open = |lane| self.backlog(lane, most) < rows;
+            let place = self.waiting.next(&self.slots, |lane| self.given(lane), open);
+            let Some(place) = place else { return };
             // Who lacks only pages holds everybody up, or the small would starve the large.
             if !self.make_room(place, plan) {
                 return;
@@ -901,6 +902,20 @@ mod tests {
         // A kind for each lane, so that none has a prefix of another.
         let kind = u8::try_from(lane).unwrap();
         Wish { lane, adapter: None, prompt, answer, scored: false, kind, scope: 0 }
+    }
+
+    /// Its prompts fill the step, so none of it comes in; the other's, of one row each, would have theirs before them.
+    #[test]
+    fn nobody_comes_in_past_a_lane_that_was_given_less_and_has_enough_to_do() {
+        let settings = Settings { pages: 200, max_running: 7, step_tokens: 9, ..roomy() };
+        let mut world = World::new(settings);
+        for _ in 0..2000 {
+            world.crowd(14, &wish(0, 14, 1));
+            world.crowd(14, &wish(1, 1, 1));
+            world.step();
+        }
+        let (one, other) = (world.given(0), world.given(1));
+        assert!(one.abs_diff(other) <= 16 * 7, "{one} and {other}");
     }
 
     #[test]

@@ -70,12 +70,17 @@ impl Waiting {
         self.lanes.entry(sequence.lane()).or_default().push_front(sequence);
     }
 
-    /// Who is next, of those that `slots` admit. `given` says what a lane has been given, or `None` where it is to have nobody
-    /// more admitted.
+    /// Who is next, of those that `slots` admit. `given` says what a lane has been given, and `open` whether one more may come in.
     ///
     /// First those preempted, whatever `slots` say: they ran together a moment ago, and nobody was admitted since.
-    /// Then those overdue. Then the lane that has been given least, and within it whoever came first.
-    pub(crate) fn next(&self, slots: &Slots, given: impl Fn(Lane) -> Option<u64>) -> Option<Place> {
+    /// Then those overdue. Then the lane that has been given least, and within it whoever came first. Nobody comes in past a
+    /// lane that is not open and has been given less: what runs of it would be left behind.
+    pub(crate) fn next(
+        &self,
+        slots: &Slots,
+        given: impl Fn(Lane) -> u64,
+        open: impl Fn(Lane) -> bool,
+    ) -> Option<Place> {
         if !self.preempted.is_empty() {
             return Some(Place::Preempted);
         }
@@ -86,10 +91,9 @@ impl Waiting {
         if let Some(sequence) = overdue {
             return Some(Place::Lane(sequence.lane(), 0));
         }
-        let mut lanes: Vec<_> =
-            self.in_turn().filter_map(|lane| Some((given(lane)?, lane))).collect();
-        lanes.sort_by_key(|(given, _)| *given);
-        lanes.into_iter().find_map(|(_, lane)| {
+        let mut lanes: Vec<_> = self.in_turn().collect();
+        lanes.sort_by_cached_key(|lane| given(*lane));
+        lanes.into_iter().take_while(|lane| open(*lane)).find_map(|lane| {
             let index =
                 self.lanes[&lane].iter().position(|waiting| slots.admits(waiting.adapter()))?;
             Some(Place::Lane(lane, index))
@@ -177,7 +181,7 @@ mod tests {
     }
 
     fn served(waiting: &mut Waiting, slots: &Slots) -> Vec<u64> {
-        std::iter::from_fn(|| waiting.take(waiting.next(slots, |_| Some(0))?))
+        std::iter::from_fn(|| waiting.take(waiting.next(slots, |_| 0, |_| true)?))
             .map(|sequence| sequence.id().0)
             .collect()
     }
@@ -212,7 +216,7 @@ mod tests {
         for id in 0..PATIENCE as u64 {
             assert_eq!(waiting.overdue_adapters(&slots), 0);
             waiting.push(sequence(10 + id, 1, Some(1)));
-            let place = waiting.next(&slots, |_| Some(0)).unwrap();
+            let place = waiting.next(&slots, |_| 0, |_| true).unwrap();
             assert_eq!(waiting.take(place).unwrap().id().0, 10 + id);
             waiting.pass_over(&slots);
         }
@@ -220,10 +224,10 @@ mod tests {
         slots.drain(1);
         waiting.push(sequence(50, 1, Some(1)));
         waiting.push(sequence(51, 1, None));
-        let place = waiting.next(&slots, |_| Some(0)).unwrap();
+        let place = waiting.next(&slots, |_| 0, |_| true).unwrap();
         assert_eq!(waiting.take(place).unwrap().id().0, 51, "the base needs no slot");
         slots.release(running.adapter());
-        let place = waiting.next(&slots, |_| None).unwrap();
+        let place = waiting.next(&slots, |_| 0, |_| false).unwrap();
         assert_eq!(waiting.take(place).unwrap().id().0, 0, "even where its lane is closed");
     }
 
