@@ -108,11 +108,11 @@ impl Answers {
                 let job = order.job(app, prompt, choice, (budget, lease.as_ref()));
                 let tokens = app.generator().submit(job)?;
                 // From the first job on something is used.
-                let tally = tally.get_or_insert_with(|| order.tally(app, prompt_tokens));
+                let tally = tally.get_or_insert_with(|| order.tally(app));
                 let stops = Stops::new(order.terms.stops.clone(), order.terms.keep);
                 let running = Running {
                     number: choices.len(),
-                    is_first: choice == 0,
+                    prompt: (choice == 0).then_some(prompt.len()),
                     tokens,
                     answer: Answer::new(detok.clone(), stops),
                     latency: app.metrics().latency(Instant::now()),
@@ -122,7 +122,7 @@ impl Answers {
                 choices.push(running.pieces().boxed());
             }
         }
-        let tally = tally.unwrap_or_else(|| order.tally(app, prompt_tokens));
+        let tally = tally.unwrap_or_else(|| order.tally(app));
         order.permit.spend(prompt_tokens, Instant::now());
         let (count, pieces) = (choices.len(), stream::select_all(choices).peekable());
         Ok(Self {
@@ -198,8 +198,8 @@ impl Order {
         }
     }
 
-    fn tally(&self, app: &App, prompt_tokens: usize) -> Tally {
-        Tally::new(app.ledger().clone(), self.tenant, &self.voice, prompt_tokens)
+    fn tally(&self, app: &App) -> Tally {
+        Tally::new(app.ledger().clone(), self.tenant, &self.voice)
     }
 
     async fn lease(&self, app: &App) -> Result<Option<Arc<Lease>>, ApiError> {
@@ -278,8 +278,8 @@ fn share(lease: &Arc<Lease>) -> Lease {
 /// One choice that has not ended.
 struct Running {
     number: usize,
-    /// Of the choices of its prompt.
-    is_first: bool,
+    /// Tokens of its prompt, where it is the first choice of that.
+    prompt: Option<usize>,
     tokens: TokenStream,
     answer: Answer,
     latency: Latency,
@@ -303,7 +303,7 @@ impl Running {
         loop {
             let event = self.tokens.next().await.ok_or(Failure::Stopping)?;
             self.latency.observe(&event);
-            self.counts.count(&event, || self.is_first);
+            self.counts.count(&event, self.prompt);
             if matches!(event, Event::Token { .. }) {
                 self.permit.spend(1, Instant::now());
             }

@@ -21,7 +21,6 @@ use crate::{
 pub(super) struct Tally {
     ledger: Ledger,
     account: Account,
-    prompt_tokens: u64,
     counts: Arc<Counts>,
     settled: bool,
 }
@@ -29,19 +28,22 @@ pub(super) struct Tally {
 /// What the choices of a request have used so far.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
+    prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
     generated_tokens: AtomicU64,
 }
 
 impl Counts {
-    /// Takes in what happens to a choice; of the choices of one prompt the first says what was cached.
-    pub(super) fn count(&self, event: &Event, is_first: impl FnOnce() -> bool) {
-        match event {
-            Event::Begun { cached } if is_first() => {
-                self.cached_tokens.fetch_add(*cached as u64, Ordering::Relaxed);
+    /// Takes in what happens to a choice. The first of a prompt's brings the length of that: it is used when it begins.
+    pub(super) fn count(&self, event: &Event, prompt: Option<usize>) {
+        let add = |sum: &AtomicU64, more: usize| sum.fetch_add(more as u64, Ordering::Relaxed);
+        match (event, prompt) {
+            (Event::Begun { cached }, Some(prompt)) => {
+                add(&self.prompt_tokens, prompt);
+                add(&self.cached_tokens, *cached);
             }
-            Event::Token { .. } => {
-                self.generated_tokens.fetch_add(1, Ordering::Relaxed);
+            (Event::Token { .. }, _) => {
+                add(&self.generated_tokens, 1);
             }
             _ => {}
         }
@@ -49,13 +51,8 @@ impl Counts {
 }
 
 impl Tally {
-    /// Of a request whose prompts have so many tokens.
-    pub(super) fn new(
-        ledger: Ledger,
-        tenant: TenantId,
-        voice: &Voice,
-        prompt_tokens: usize,
-    ) -> Self {
+    /// Of a request whose first job has been submitted.
+    pub(super) fn new(ledger: Ledger, tenant: TenantId, voice: &Voice) -> Self {
         let adapter = match voice {
             Voice::Base => None,
             Voice::Adapter(revision) => {
@@ -64,7 +61,7 @@ impl Tally {
         };
         let account = Account { tenant, adapter };
         let counts = Arc::default();
-        Self { ledger, account, prompt_tokens: prompt_tokens as u64, counts, settled: false }
+        Self { ledger, account, counts, settled: false }
     }
 
     /// Where its choices count.
@@ -83,7 +80,7 @@ impl Tally {
     fn entry(&self) -> Entry {
         let spent = Spent {
             requests: 1,
-            prompt_tokens: self.prompt_tokens,
+            prompt_tokens: self.counts.prompt_tokens.load(Ordering::Relaxed),
             cached_tokens: self.counts.cached_tokens.load(Ordering::Relaxed),
             generated_tokens: self.counts.generated_tokens.load(Ordering::Relaxed),
             ..Spent::default()
