@@ -10,7 +10,7 @@ use object_store::{ObjectStore as _, ObjectStoreExt as _, WriteMultipart, path::
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::{Store, StoreError, nonce, payload};
+use super::{BLOBS, Store, StoreError, nonce, payload};
 
 /// Blobs up to so many bytes are put in one request; larger ones in parts of this size.
 const PART: usize = 8 << 20;
@@ -193,7 +193,7 @@ impl Store {
 
     /// All blobs that were put at least so long ago.
     pub async fn blobs(&self, at_least: Duration) -> Result<Vec<BlobKey>, StoreError> {
-        let folder = self.root.clone().join("blobs");
+        let folder = self.root.clone().join(BLOBS);
         let now = SystemTime::now();
         let listed = self.objects.list(Some(&folder)).try_filter_map(async |meta| {
             let age = now.duration_since(meta.last_modified.into()).unwrap_or_default();
@@ -204,7 +204,7 @@ impl Store {
     }
 
     fn blob_path(&self, key: &BlobKey) -> Path {
-        self.root.clone().join("blobs").join(key.0.as_str())
+        self.root.clone().join(BLOBS).join(key.0.as_str())
     }
 }
 

@@ -6,7 +6,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{ObjectStore as _, PutMode, path::Path};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Store, StoreError, nonce, payload};
+use super::{LOGS, Store, StoreError, create_durably, nonce, payload};
 
 /// Records that are read side by side when a log is opened.
 const READERS: usize = 32;
@@ -49,7 +49,11 @@ struct Envelope<R> {
 impl<R: Serialize + DeserializeOwned + Send> Log<R> {
     /// Opens the log of this name and reads all that is there.
     pub async fn open(store: &Store, name: &str) -> Result<(Self, Vec<Entry<R>>), StoreError> {
-        let folder = store.root.clone().join("logs").join(name);
+        let folder = store.root.clone().join(LOGS).join(name);
+        if let Some(root) = &store.folder {
+            let made = create_durably(&root.join(LOGS).join(name));
+            made.map_err(|error| StoreError::from_io(error, &folder))?;
+        }
         let mut log = Self { store: store.clone(), folder, last: 0, records: PhantomData };
         let listed = log.store.objects.list(Some(&log.folder));
         let failed = |error| StoreError::from_objects(error, &log.folder);

@@ -50,6 +50,9 @@ pub(crate) use self::faults::Fault;
 const FORMAT: u32 = 1;
 /// Where the version stands.
 const MARKER: &str = "chorus.json";
+/// Where everything else lies.
+const LOGS: &str = "logs";
+const BLOBS: &str = "blobs";
 /// How long a connection to a remote store may take to be made, and how long it may be silent.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(20);
@@ -127,6 +130,9 @@ impl Store {
         let failed = |error| OpenError::Folder { path: folder.to_owned(), error };
         create_durably(folder).map_err(failed)?;
         let folder = folder.canonicalize().map_err(failed)?;
+        for ours in [LOGS, BLOBS] {
+            create_durably(&folder.join(ours)).map_err(failed)?;
+        }
         let objects = LocalFileSystem::new_with_prefix(&folder)
             .map_err(|error| failed(io::Error::other(error)))?;
         // Acknowledged is what has reached the disk, the directory's entry too.
@@ -194,7 +200,7 @@ impl Store {
             (&self.folder, SystemTime::now().checked_sub(older_than))
         {
             // Nothing else in that directory is ours.
-            for ours in ["logs", "blobs"] {
+            for ours in [LOGS, BLOBS] {
                 walk(&folder.join(ours), before, &mut removed);
             }
         }
@@ -204,13 +210,15 @@ impl Store {
 
 /// Makes a directory that is still there after a loss of power.
 fn create_durably(folder: &FilePath) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
     let parent = match folder.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => FilePath::new("."),
     };
+    if folder.is_dir() {
+        // Whoever has made it may have been killed before this. Where it is not ours to sync, it was not us.
+        drop(File::open(parent).and_then(|parent| parent.sync_all()));
+        return Ok(());
+    }
     create_durably(parent)?;
     match std::fs::create_dir(folder) {
         // Made by somebody else meanwhile, or a file.
@@ -248,6 +256,18 @@ mod tests {
         assert_eq!(store.folder(), Some(&*root.path().join("a/b").canonicalize().unwrap()));
     }
 
+    /// What is in them is synced with them; that they are in the store's directory was once left to whoever wrote first, and
+    /// lost with the power where he had been killed. See `left_unsynced` in `tests/system/unsynced.py`.
+    #[tokio::test]
+    async fn its_directories_are_made_and_synced_before_anything_is_written() {
+        let root = TempDir::new().unwrap();
+        let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
+        Log::<u32>::open(&store, "numbers").await.unwrap();
+        for folder in ["blobs", "logs", "logs/numbers"] {
+            assert!(root.path().join(folder).is_dir(), "{folder}");
+        }
+    }
+
     #[tokio::test]
     async fn another_format_is_refused() {
         let root = TempDir::new().unwrap();
@@ -275,7 +295,6 @@ mod tests {
     async fn leftovers_are_removed_and_nothing_else() {
         let root = TempDir::new().unwrap();
         let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
-        std::fs::create_dir(root.path().join("blobs")).unwrap();
         for name in ["blobs/ab.cd#1", "blobs/ab.cd#22", "blobs/ab.cd", "blobs/x#y", "blobs/#"] {
             std::fs::write(root.path().join(name), "half").unwrap();
         }
