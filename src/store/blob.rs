@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::{Store, StoreError, nonce, payload};
+use super::{BLOBS, Store, StoreError, nonce, payload};
 
 /// Blobs up to so many bytes are put in one request; larger ones in parts of this size.
 pub(super) const PART: usize = 8 << 20;
@@ -195,7 +195,7 @@ impl Store {
 
     /// Lengths of all blobs.
     pub async fn blob_sizes(&self) -> Result<BTreeMap<BlobKey, u64>, StoreError> {
-        let folder = self.root.clone().join("blobs");
+        let folder = self.root.clone().join(BLOBS);
         let listed = self.objects.list(Some(&folder)).try_filter_map(async |meta| {
             let key = meta.location.filename().map(str::to_owned).map(BlobKey::try_from);
             Ok(key.and_then(Result::ok).map(|key| (key, meta.size)))
@@ -215,7 +215,7 @@ impl Store {
 
     /// All blobs that were put at least so long ago.
     pub async fn blobs(&self, at_least: Duration) -> Result<Vec<BlobKey>, StoreError> {
-        let folder = self.root.clone().join("blobs");
+        let folder = self.root.clone().join(BLOBS);
         let now = SystemTime::now();
         let listed = self.objects.list(Some(&folder)).try_filter_map(async |meta| {
             let age = now.duration_since(meta.last_modified.into()).unwrap_or_default();
@@ -226,7 +226,7 @@ impl Store {
     }
 
     pub(super) fn blob_path(&self, key: &BlobKey) -> Path {
-        self.root.clone().join("blobs").join(key.0.as_str())
+        self.root.clone().join(BLOBS).join(key.0.as_str())
     }
 }
 

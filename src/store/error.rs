@@ -46,6 +46,14 @@ impl StoreError {
         }
     }
 
+    /// Sorts what the system says of a directory.
+    pub(super) fn from_io(error: io::Error, key: &Path) -> Self {
+        Self::from_objects(
+            object_store::Error::Generic { store: "folder", source: Box::new(error) },
+            key,
+        )
+    }
+
     pub(super) fn damaged(key: &Path, why: &impl ToString) -> Self {
         Self::Damaged { key: key.to_string(), why: why.to_string() }
     }

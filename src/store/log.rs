@@ -6,7 +6,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{ObjectStore as _, PutMode, path::Path};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Store, StoreError, nonce, payload};
+use super::{LOGS, Store, StoreError, nonce, payload};
 
 /// Records that are read side by side when a log is opened.
 const READERS: usize = 32;
@@ -50,6 +50,7 @@ impl<R: Serialize + DeserializeOwned + Send> Log<R> {
     /// Opens the log of this name and reads all that is there.
     pub async fn open(store: &Store, name: &str) -> Result<(Self, Vec<Entry<R>>), StoreError> {
         let mut log = Self::at(store, name);
+        store.make_folder(&format!("{LOGS}/{name}"))?;
         let last = store.last_record(name).await?;
         let records = stream::iter(1..=last).map(|number| log.read(number)).buffered(READERS);
         let entries: Vec<_> = records.map_ok(|(_, entry)| entry).try_collect().await?;
@@ -180,7 +181,7 @@ impl Store {
 
 /// Where the records of a log lie.
 pub(super) fn log_folder(store: &Store, name: &str) -> Path {
-    store.root.clone().join("logs").join(name)
+    store.root.clone().join(LOGS).join(name)
 }
 
 /// Where one of them lies.

@@ -54,6 +54,10 @@ pub(crate) use self::faults::Fault;
 const FORMAT: u32 = 1;
 /// Where the version stands.
 const MARKER: &str = "chorus.json";
+/// Where everything else lies.
+const LOGS: &str = "logs";
+const BLOBS: &str = "blobs";
+const SHEETS: &str = "sheets";
 /// How long a connection to a remote store may take to be made, and how long it may be silent.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(20);
@@ -80,6 +84,9 @@ impl Store {
     /// Opens the store at `location`; a new one is made where there is none.
     pub async fn open(location: &Location) -> Result<Self, OpenError> {
         let store = Self::reach(location)?;
+        for ours in [LOGS, BLOBS, SHEETS] {
+            store.make_folder(ours).map_err(OpenError::Store)?;
+        }
         store.check_format().await?;
         Ok(store)
     }
@@ -180,6 +187,14 @@ impl Store {
         }
     }
 
+    /// Makes a folder that is there after a loss of power, where the store is a directory; whoever has made it before may
+    /// have been killed before that was so.
+    fn make_folder(&self, key: &str) -> Result<(), StoreError> {
+        let Some(root) = &self.folder else { return Ok(()) };
+        let made = create_durably(&root.join(key));
+        made.map_err(|error| StoreError::from_io(error, &Path::from(key)))
+    }
+
     /// The directory, where the store is one.
     pub fn folder(&self) -> Option<&FilePath> {
         self.folder.as_deref()
@@ -218,7 +233,7 @@ impl Store {
             (&self.folder, SystemTime::now().checked_sub(older_than))
         {
             // Nothing else in that directory is ours.
-            for ours in ["logs", "blobs", "sheets"] {
+            for ours in [LOGS, BLOBS, SHEETS] {
                 walk(&folder.join(ours), before, &mut removed);
             }
         }
@@ -228,13 +243,15 @@ impl Store {
 
 /// Makes a directory that is still there after a loss of power.
 fn create_durably(folder: &FilePath) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
     let parent = match folder.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => FilePath::new("."),
     };
+    if folder.is_dir() {
+        // Whoever has made it may have been killed before this. Where it is not ours to sync, it was not us.
+        drop(File::open(parent).and_then(|parent| parent.sync_all()));
+        return Ok(());
+    }
     create_durably(parent)?;
     match std::fs::create_dir(folder) {
         // Made by somebody else meanwhile, or a file.
@@ -270,6 +287,18 @@ mod tests {
         Store::open(&location).await.unwrap();
         let store = Store::open(&location).await.unwrap();
         assert_eq!(store.folder(), Some(&*root.path().join("a/b").canonicalize().unwrap()));
+    }
+
+    /// What is in them is synced with them; that they are in the store's directory was once left to whoever wrote first, and
+    /// lost with the power where he had been killed. See `left_unsynced` in `tests/system/unsynced.py`.
+    #[tokio::test]
+    async fn its_directories_are_made_and_synced_before_anything_is_written() {
+        let root = TempDir::new().unwrap();
+        let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
+        Log::<u32>::open(&store, "numbers").await.unwrap();
+        for folder in ["blobs", "logs", "logs/numbers"] {
+            assert!(root.path().join(folder).is_dir(), "{folder}");
+        }
     }
 
     #[tokio::test]
@@ -312,7 +341,6 @@ mod tests {
     async fn leftovers_are_removed_and_nothing_else() {
         let root = TempDir::new().unwrap();
         let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
-        std::fs::create_dir(root.path().join("blobs")).unwrap();
         for name in ["blobs/ab.cd#1", "blobs/ab.cd#22", "blobs/ab.cd", "blobs/x#y", "blobs/#"] {
             std::fs::write(root.path().join(name), "half").unwrap();
         }

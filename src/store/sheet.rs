@@ -4,7 +4,7 @@ use futures_util::TryStreamExt as _;
 use object_store::{ObjectStore as _, PutMode, path::Path};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Store, StoreError, payload};
+use super::{SHEETS, Store, StoreError, payload};
 
 impl Store {
     /// Writes a sheet under a name of a folder. One that is there stays as it is: it is taken for the same.
@@ -14,6 +14,7 @@ impl Store {
         name: &str,
         content: &impl Serialize,
     ) -> Result<(), StoreError> {
+        self.make_folder(&format!("{SHEETS}/{folder}"))?;
         let key = self.sheet_key(folder, name);
         let bytes =
             serde_json::to_vec(content).map_err(|error| StoreError::damaged(&key, &error))?;
@@ -48,7 +49,7 @@ impl Store {
     }
 
     fn sheets_folder(&self, folder: &str) -> Path {
-        self.root.clone().join("sheets").join(folder)
+        self.root.clone().join(SHEETS).join(folder)
     }
 
     fn sheet_key(&self, folder: &str, name: &str) -> Path {
