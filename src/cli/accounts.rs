@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::{
     error::CliError,
     remote::{Remote, RemoteError, text},
+    runtime,
 };
 
 /// What is asked for, of which server, and by what right.
@@ -61,10 +62,7 @@ impl By {
 
 /// Prints it.
 pub(crate) fn run(args: UsageArgs) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::System)?;
+    let runtime = runtime()?;
     let shown = runtime.block_on(answer(args))?;
     write!(io::stdout(), "{shown}").map_err(CliError::Output)
 }

@@ -19,6 +19,7 @@ use tokio::io::AsyncReadExt as _;
 use super::{
     error::CliError,
     remote::{NO_QUERY, Remote, RemoteError, text},
+    runtime,
     transfer::{self, Extent},
 };
 use crate::config::ByteSize;
@@ -150,10 +151,7 @@ pub(crate) enum AdapterCommand {
 
 /// Does it.
 pub(crate) fn run(command: AdapterCommand) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::System)?;
+    let runtime = runtime()?;
     let text = runtime.block_on(answer(command))?;
     write!(io::stdout(), "{text}").map_err(CliError::Output)
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{
     error::CliError,
     remote::{Remote, RemoteError, text},
+    runtime,
     tenant::Admin,
 };
 
@@ -39,10 +40,7 @@ pub(crate) struct AuditArgs {
 
 /// Shows them.
 pub(crate) fn run(args: AuditArgs) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::System)?;
+    let runtime = runtime()?;
     let AuditArgs { tenant, after, follow, admin } = args;
     let remote = admin.remote();
     let mut after = after.unwrap_or_default();

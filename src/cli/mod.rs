@@ -18,3 +18,10 @@ mod transfer;
 mod usage;
 
 pub use command::run;
+use error::CliError;
+use tokio::runtime::{Builder, Runtime};
+
+/// For commands that do one thing after the other.
+fn runtime() -> Result<Runtime, CliError> {
+    Builder::new_current_thread().enable_all().build().map_err(CliError::System)
+}

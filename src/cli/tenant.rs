@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{
     error::CliError,
     remote::{NO_QUERY, Remote, RemoteError, text},
+    runtime,
 };
 use crate::config::{ByteSize, Span};
 
@@ -169,10 +170,7 @@ pub(crate) enum Scope {
 
 /// Does it.
 pub(crate) fn run(command: TenantCommand) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::System)?;
+    let runtime = runtime()?;
     let text = runtime.block_on(answer(command))?;
     write!(io::stdout(), "{text}").map_err(CliError::Output)
 }
