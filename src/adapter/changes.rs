@@ -229,7 +229,7 @@ impl Adapters {
         let digest = received.digest();
         let load = received.reading().await.map_err(Unreceived::Spool)?;
         let load = move || load().map_err(Unfit::BrokenOff);
-        let bounds = (&shared.limits, shared.budget);
+        let bounds = (&shared.limits, shared.budget, shared.matrices);
         let facts = check(load, &shared.base, bounds, self.turn().await, trial).await?;
         shared.registry.with(|state| expected.check(state.look(target.tenant, target.name)))?;
         self.note_base(target, digest).await?;
@@ -258,7 +258,8 @@ impl Adapters {
                     digest,
                     config: shared_or(received.config_sha256, config),
                     weights: shared_or(received.weights_sha256, weights),
-                    memory: facts.memory,
+                    memory: facts.memory.native,
+                    memory_int8: Some(facts.memory.int8),
                     rank: facts.rank,
                     targets: facts.targets.clone(),
                     base: shared.base_sha256.clone(),
@@ -391,7 +392,8 @@ impl Adapters {
                 || Unfit::BrokenOff(io::Error::other("its files in the store are damaged"));
             if files.digest() == digest { Ok(files) } else { Err(damaged()) }
         };
-        let bounds = (&self.shared.limits, self.shared.budget);
+        let shared = &*self.shared;
+        let bounds = (&shared.limits, shared.budget, shared.matrices);
         check(load, &self.shared.base, bounds, turn, trial).await?;
         self.note_base(target, digest).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))

@@ -5,7 +5,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::AdapterName;
-use crate::{lora::Digest, store::BlobKey, tenant::TenantId};
+use crate::{
+    lora::{Digest, Memory},
+    store::BlobKey,
+    tenant::TenantId,
+};
 
 /// One change, as it was acknowledged. The log of all of them is the audit log too: who, what, when.
 ///
@@ -87,8 +91,11 @@ pub(super) struct Stored {
     pub(super) config: Blob,
     /// `adapter_model.safetensors`
     pub(super) weights: Blob,
-    /// Bytes of memory that it took on the server which checked it.
+    /// Bytes of memory that it takes with its matrices in the type they were trained in, as the server found which checked it.
     pub(super) memory: usize,
+    /// The same with 8-bit matrices; older records do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) memory_int8: Option<usize>,
     /// Its largest rank.
     pub(super) rank: usize,
     /// What it changes in the base.
@@ -97,6 +104,13 @@ pub(super) struct Stored {
     pub(super) base: String,
     /// Whether the name points to it from now on.
     pub(super) activate: bool,
+}
+
+impl Stored {
+    /// What it takes either way: where that is not said, what is enough.
+    pub(super) fn memory(&self) -> Memory {
+        Memory { native: self.memory, int8: self.memory_int8.unwrap_or(self.memory) }
+    }
 }
 
 /// A file in the store.
