@@ -1,15 +1,13 @@
-//! What adapters add to a product: none, one for all rows, or another for every row. As many adapters are walked in turn as
-//! fill the processor's caches, as a server's are.
+//! What adapters add to a product: none, one for all rows, or another for every row, each in half precision and as 8-bit codes.
+//! As many adapters are walked in turn as fill the processor's caches, as a server's are.
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 
 use chorus::kernels::{
     linear::{Input, Linear, Precision, Projection},
-    lora::{
-        Delta, LowRank, NumberType, Numbers, Stack, StackRows, padded_inputs, padded_outputs,
-        place_in_b,
-    },
+    lora::{Delta, LowRank, Stack, StackRows, padded_inputs, padded_outputs},
     memory::Slab,
+    numbers::{NumberType, Numbers},
     panels::{Encoding, Panels},
     pool::Pool,
     simd::Tier,
@@ -25,24 +23,22 @@ fn value(at: usize) -> f32 {
     (at * 37 % 101) as f32 / 101.0 - 0.5
 }
 
-fn numbers(len: usize, place: impl Fn(usize) -> usize) -> Numbers {
-    let kind = NumberType::F16;
+fn numbers(kind: NumberType, len: usize) -> Numbers {
     let slab = Slab::new(Numbers::bytes_of(kind, len)).expect("there is memory");
     let mut all = Numbers::zeros(&slab, kind, len).expect("there is room");
-    (0..len).for_each(|at| all.set(place(at), value(at)));
+    all.write(0, &(0..len).map(value).collect::<Vec<_>>());
     all
 }
 
-fn stack(rank: usize) -> Stack {
+fn stack(kind: NumberType, rank: usize) -> Stack {
     let mut first = 0;
     let sites = OUTPUTS.map(|outputs| {
-        let padded = padded_outputs(outputs);
-        let b = numbers(rank * padded, |at| place_in_b(rank, at / padded, at % padded));
+        let b = numbers(kind, rank * padded_outputs(outputs));
         first += rank;
         let low_rank = LowRank { first: first - rank, rank, scale: 2.0, b, bias: None };
         Delta { low_rank: Some(low_rank), ..Delta::default() }
     });
-    let a = numbers(first * padded_inputs(INPUTS), |at| at);
+    let a = numbers(kind, first * padded_inputs(INPUTS));
     Stack { a, rank: first, inputs: INPUTS, sites: sites.into() }
 }
 
@@ -53,40 +49,56 @@ fn weights(outputs: usize) -> Projection {
     Projection { weights: Arc::new(weights.expect("blocks are whole")), bias: None }
 }
 
+/// Products of `rows` rows, with the next of `stacks` for each `run` of them, or with none.
+fn measure(
+    c: &mut Criterion,
+    (group, name): (&str, &str),
+    (rows, run): (usize, Option<usize>),
+    (pool, projections, stacks): (&Pool, &[Projection], &[Stack]),
+) {
+    let x: Vec<f32> = (0..rows * INPUTS).map(value).collect();
+    let mut turn = 0;
+    c.benchmark_group(group).bench_function(BenchmarkId::new(name, rows), |b| {
+        b.iter(|| {
+            let starts = run.map(|run| (0..rows).step_by(run).map(move |start| (start, run)));
+            let mut next = || {
+                turn += 1;
+                &stacks[turn % stacks.len()]
+            };
+            let rows_of = |(start, run)| StackRows { rows: start..start + run, stack: next() };
+            let stacks: Vec<_> = starts.into_iter().flatten().map(rows_of).collect();
+            let op = Linear {
+                tier: Tier::best(),
+                pool,
+                precision: Precision::default(),
+                input: Input::Rows,
+                projections,
+                stacks: &stacks,
+            };
+            op.apply(black_box(&x), rows, None)
+        });
+    });
+}
+
 fn lora(c: &mut Criterion) {
     let tier = Tier::best();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let pool = Pool::new(threads).expect("threads start");
     let projections = OUTPUTS.map(weights);
     for rank in [8, 16, 64] {
-        let stacks: Vec<_> = (0..ADAPTERS).map(|_| stack(rank)).collect();
-        let mut group = c.benchmark_group(format!("lora/cpu-{tier}-x{threads}/gate-up-r{rank}"));
+        let group = format!("lora/cpu-{tier}-x{threads}/gate-up-r{rank}");
+        let kinds = [("f16", NumberType::F16), ("int8", NumberType::Int8)];
+        let stacks = kinds.map(|(name, kind)| {
+            (name, (0..ADAPTERS).map(|_| stack(kind, rank)).collect::<Vec<_>>())
+        });
         for rows in [1, 16, 64] {
-            let x: Vec<f32> = (0..rows * INPUTS).map(value).collect();
-            let mut turn = 0;
-            for (name, shared) in [("none", None), ("shared", Some(rows)), ("each", Some(1))] {
-                group.bench_function(BenchmarkId::new(name, rows), |b| {
-                    b.iter(|| {
-                        let starts =
-                            shared.map(|run| (0..rows).step_by(run).map(move |s| (s, run)));
-                        let mut next = || {
-                            turn += 1;
-                            &stacks[turn % stacks.len()]
-                        };
-                        let rows_of =
-                            |(start, run)| StackRows { rows: start..start + run, stack: next() };
-                        let stacks: Vec<_> = starts.into_iter().flatten().map(rows_of).collect();
-                        let op = Linear {
-                            tier,
-                            pool: &pool,
-                            precision: Precision::default(),
-                            input: Input::Rows,
-                            projections: &projections,
-                            stacks: &stacks,
-                        };
-                        op.apply(black_box(&x), rows, None)
-                    });
-                });
+            measure(c, (&group, "none"), (rows, None), (&pool, &projections, &[]));
+            // The two types side by side: what else the machine does then concerns both.
+            for (shared, run) in [("shared", rows), ("each", 1)] {
+                for (kind, stacks) in &stacks {
+                    let name = format!("{shared}-{kind}");
+                    measure(c, (&group, &name), (rows, Some(run)), (&pool, &projections, stacks));
+                }
             }
         }
     }

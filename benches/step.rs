@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use candle_core::Device;
 use chorus::{
     kernels::{linear::Precision, simd::Tier},
-    lora::{Adapter, Base as _, Digest, Limits, LoraBatch, peft},
+    lora::{Adapter, Base as _, Digest, Limits, LoraBatch, Matrices, peft},
     model::{Kv, KvType, Llama, PAGE, SequenceRows, Step},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -22,7 +22,7 @@ fn adapter(root: &Path, name: &str, base: &Llama) -> Arc<Adapter> {
     let manifest = peft::read(&config, &weights, base.sites(), &Limits::default());
     let manifest = manifest.expect("the adapter fits");
     let digest = Digest::of(&config, &weights);
-    Arc::new(Adapter::build(digest, &manifest, base).expect("the adapter fits"))
+    Arc::new(Adapter::build(digest, &manifest, base, Matrices::Native).expect("the adapter fits"))
 }
 
 fn step(c: &mut Criterion) {

@@ -22,8 +22,8 @@ use clap::{Args, Command, builder::NonEmptyStringValueParser};
 use serde::Deserialize;
 
 pub use self::values::{
-    ByteSize, Count, Device, HeaderField, Hosts, Kernels, KvDtype, Listen, LogFormat, ModelId,
-    Precision, Span, Switch,
+    AdapterDtype, ByteSize, Count, Device, HeaderField, Hosts, Kernels, KvDtype, Listen, LogFormat,
+    ModelId, Precision, Span, Switch,
 };
 use crate::{
     catalog::{self, HubAccess},
@@ -140,6 +140,10 @@ pub struct Knobs {
     /// Memory for loaded adapters [default: 1GiB]
     #[arg(long, env = "CHORUS_ADAPTER_CACHE_BYTES", value_name = "SIZE")]
     adapter_cache_bytes: Option<ByteSize>,
+    /// Type of the adapters' low-rank matrices there: native, as they were trained; or int8, rounded
+    /// to 8 bits, of which two to four times as many fit [default: native]
+    #[arg(long, env = "CHORUS_ADAPTER_DTYPE", value_name = "TYPE")]
+    adapter_dtype: Option<AdapterDtype>,
     /// How long a request may wait for room in the adapter cache [default: 30s]
     #[arg(long, env = "CHORUS_ADAPTER_WAIT", value_name = "TIME")]
     adapter_wait: Option<Span>,
@@ -222,6 +226,7 @@ impl Knobs {
             threads: self.threads.or(under.threads),
             adapter_header: self.adapter_header.or(under.adapter_header),
             adapter_cache_bytes: self.adapter_cache_bytes.or(under.adapter_cache_bytes),
+            adapter_dtype: self.adapter_dtype.or(under.adapter_dtype),
             adapter_wait: self.adapter_wait.or(under.adapter_wait),
             adapter_line: self.adapter_line.or(under.adapter_line),
             adapter_slots: self.adapter_slots.or(under.adapter_slots),
@@ -339,6 +344,8 @@ pub struct Adapters {
     pub header: HeaderField,
     /// Memory for loaded ones.
     pub cache_bytes: ByteSize,
+    /// The type of their low-rank matrices there.
+    pub dtype: AdapterDtype,
     /// How long a request waits for room.
     pub wait: Duration,
     /// How many may wait.
@@ -528,6 +535,7 @@ impl Serve {
                 folder: knobs.adapters.unwrap_or_else(|| ADAPTERS_DIR.into()),
                 header: knobs.adapter_header.unwrap_or_default(),
                 cache_bytes: knobs.adapter_cache_bytes.unwrap_or(ADAPTER_CACHE),
+                dtype: knobs.adapter_dtype.unwrap_or_default(),
                 wait: time(knobs.adapter_wait, ADAPTER_WAIT),
                 line: or(knobs.adapter_line, ADAPTER_LINE),
                 max_rank: or(knobs.max_rank, MAX_RANK),
@@ -691,6 +699,7 @@ mod tests {
             lora-root = "/srv/loras"
             metrics-open = true
             adapter-cache-bytes = "2GiB"
+            adapter-dtype = "int8"
             adapter-wait = 7
             adapter-line = 2
             adapter-slots = 3
@@ -803,6 +812,7 @@ mod tests {
             (["--device", "cuda:0"], "no CUDA"),
             (["--device", "tpu"], "auto or cpu"),
             (["--kv-dtype", "q8_0"], "auto, f16 or f32"),
+            (["--adapter-dtype", "int4"], "native or int8"),
             (["--kernels", "sse"], "auto, avx512, avx2 or portable"),
             (["--precision", "bf16"], "int8, int16 or exact"),
             (["--listen", "8080"], "127.0.0.1:8080"),

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use chorus::{
     kernels::{linear::Precision, simd::Tier},
-    lora::{Adapter, Base, Digest, Limits, peft},
+    lora::{Adapter, Base, Digest, Limits, Matrices, peft},
     model::Llama,
 };
 use libfuzzer_sys::fuzz_target;
@@ -20,6 +20,8 @@ static CONFIG: &[u8] =
 
 fuzz_target!(|weights: &[u8]| {
     if let Ok(manifest) = peft::read(CONFIG, weights, BASE.sites(), &Limits::default()) {
-        drop(Adapter::build(Digest::of(CONFIG, weights), &manifest, &*BASE));
+        for matrices in [Matrices::Native, Matrices::Int8] {
+            drop(Adapter::build(Digest::of(CONFIG, weights), &manifest, &*BASE, matrices));
+        }
     }
 });

@@ -232,7 +232,7 @@ impl Adapters {
         let digest = received.digest();
         let load = received.reading().await.map_err(Unreceived::Spool)?;
         let load = move || load().map_err(Unfit::BrokenOff);
-        let bounds = (&shared.limits, shared.budget);
+        let bounds = (&shared.limits, shared.budget, shared.matrices);
         let (facts, smoke) = check(load, &shared.base, bounds, self.turn().await, trial).await?;
         let failed = smoke.as_ref().filter(|smoke| !smoke.passed);
         // Kept all the same, for people to look at.
@@ -268,7 +268,8 @@ impl Adapters {
                     digest,
                     config: shared_or(received.config_sha256, config),
                     weights: shared_or(received.weights_sha256, weights),
-                    memory: facts.memory,
+                    memory: facts.memory.native,
+                    memory_int8: Some(facts.memory.int8),
                     rank: facts.rank,
                     targets: facts.targets.clone(),
                     base: shared.base_sha256.clone(),
@@ -418,8 +419,9 @@ impl Adapters {
                 || Unfit::BrokenOff(io::Error::other("its files in the store are damaged"));
             if files.digest() == digest { Ok(files) } else { Err(damaged()) }
         };
-        let bounds = (&self.shared.limits, self.shared.budget);
-        let (_, smoke) = check(load, &self.shared.base, bounds, turn, trial).await?;
+        let shared = &*self.shared;
+        let bounds = (&shared.limits, shared.budget, shared.matrices);
+        let (_, smoke) = check(load, &shared.base, bounds, turn, trial).await?;
         if let Some(Smoke { passed: false, answer }) = smoke {
             return Err(Unfit::Smoke { answer }.into());
         }

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Facts, aside::aside, files::Files};
-use crate::lora::{self, Adapter, Base, BuildError, Extras, Lease, Limits, SmokeTest, peft};
+use crate::lora::{
+    self, Adapter, Base, BuildError, Extras, Lease, Limits, Matrices, SmokeTest, peft,
+};
 
 /// Runs an adapter that nobody else can see yet.
 pub trait Trial: Send + Sync {
@@ -113,14 +115,15 @@ impl From<BuildError> for Unfit {
 pub(super) async fn check(
     load: impl FnOnce() -> Result<Files, Unfit> + Send + 'static,
     base: &Arc<dyn Base>,
-    (limits, budget): (&Limits, usize),
+    (limits, budget, matrices): (&Limits, usize, Matrices),
     turn: OwnedSemaphorePermit,
     trial: &dyn Trial,
 ) -> Result<(Facts, Option<Smoke>), Unfit> {
     let (sender, receiver) = oneshot::channel();
     let (base, limits) = (Arc::clone(base), *limits);
     let work = move || {
-        let built = load().and_then(|files| build(&files, &*base, &limits, budget));
+        let bounds = (&limits, budget, matrices);
+        let built = load().and_then(|files| build(&files, &*base, bounds));
         drop(sender.send(built.map(|(facts, adapter)| (facts, adapter, turn))));
     };
     aside(work).map_err(Unfit::BrokenOff)?;
@@ -145,17 +148,16 @@ pub(super) async fn check(
 fn build(
     files: &Files,
     base: &dyn Base,
-    limits: &Limits,
-    budget: usize,
+    (limits, budget, matrices): (&Limits, usize, Matrices),
 ) -> Result<(Facts, Adapter), Unfit> {
     let sites = base.sites();
     let manifest = peft::read(&files.config, &files.weights, sites, limits)?;
-    let memory = Adapter::planned_bytes(&manifest, sites);
-    if memory > budget {
-        return Err(Unfit::TooLarge { memory, budget });
+    let memory = Adapter::planned_memory(&manifest, sites);
+    if memory.of(matrices) > budget {
+        return Err(Unfit::TooLarge { memory: memory.of(matrices), budget });
     }
     let digest = files.digest();
-    let adapter = Adapter::build(digest, &manifest, base)?;
+    let adapter = Adapter::build(digest, &manifest, base, matrices)?;
     let facts = Facts {
         digest,
         bytes: files.bytes(),

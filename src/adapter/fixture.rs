@@ -7,7 +7,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use super::{Adapters, Folder, Foundation, Rules, ScanError, Settings};
 use crate::{
     lora::{
-        Limits, Sites, ZeroBase,
+        Limits, Matrices, Sites, ZeroBase,
         peft::{CONFIG_FILE, WEIGHTS_FILE},
     },
     store::Store,
@@ -85,6 +85,7 @@ pub(super) async fn open_on(sha256: &str, folder: Folder, store: Store, budget: 
         time_out: Duration::from_mins(1),
         loaders: NonZeroUsize::MIN,
         limits: LIMITS,
+        matrices: Matrices::Native,
         spool: std::env::temp_dir(),
         refresh: Duration::from_hours(1),
     };

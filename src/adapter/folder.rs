@@ -18,7 +18,7 @@ use super::{
     AdapterName, BadFile, BadName, LoadError,
     files::{Files, resolve},
 };
-use crate::lora::{self, Adapter, Base, Digest, Extras, Limits, peft};
+use crate::lora::{self, Adapter, Base, Digest, Extras, Limits, Memory, peft};
 
 /// What the adapters of a folder must be like.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ pub struct Facts {
     /// Bytes of its two files.
     pub bytes: u64,
     /// Bytes of memory it takes when it is loaded.
-    pub memory: usize,
+    pub memory: Memory,
     /// Its largest rank.
     pub rank: usize,
     /// What it changes in the base.
@@ -214,7 +214,7 @@ impl Folder {
         let facts = Facts {
             digest: files.digest(),
             bytes: files.bytes(),
-            memory: Adapter::planned_bytes(&manifest, sites),
+            memory: Adapter::planned_memory(&manifest, sites),
             rank: manifest.rank,
             targets: manifest.targets,
             extras: Arc::new(manifest.extras),
@@ -279,6 +279,7 @@ mod tests {
         super::{fixture, shelf},
         *,
     };
+    use crate::lora::Matrices;
 
     fn names(folder: &Folder) -> Vec<&str> {
         folder.adapters().iter().map(|found| found.name.as_str()).collect()
@@ -286,8 +287,10 @@ mod tests {
 
     fn load(folder: &Folder, digest: Digest) -> Result<Adapter, LoadError> {
         let found = folder.adapters().iter().find(|found| found.facts.digest == digest);
-        let memory = found.map_or(0, |found| found.facts.memory);
-        shelf::build(digest, &folder.read(digest)?, memory, (&fixture::base(), &folder.limits))
+        let native = Matrices::Native;
+        let memory = found.map_or(0, |found| found.facts.memory.of(native));
+        let rules = (&fixture::base() as &dyn Base, &folder.limits, native);
+        shelf::build(digest, &folder.read(digest)?, memory, rules)
     }
 
     #[test]

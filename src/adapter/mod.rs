@@ -46,7 +46,7 @@ use self::{
 };
 pub use crate::lora::{Defaults, Digest, Extras, Lease, SmokeTest, ranges};
 use crate::{
-    lora::{Base, Limits},
+    lora::{Base, Limits, Matrices},
     store::{Log, Store, StoreError},
     tenant::{TenantId, Tenants},
 };
@@ -94,6 +94,8 @@ pub struct Settings {
     pub loaders: NonZeroUsize,
     /// How large an adapter that is uploaded may be.
     pub limits: Limits,
+    /// How their matrices are kept in memory, those of uploads that are tried included.
+    pub matrices: Matrices,
     /// Where uploads wait until they are checked.
     pub spool: PathBuf,
     /// How long what other servers have written to the store may go unseen.
@@ -127,6 +129,7 @@ struct Shared {
     base: Arc<dyn Base>,
     base_sha256: String,
     limits: Limits,
+    matrices: Matrices,
     folder: Arc<Folder>,
     store: Store,
     /// Held while a change is decided and written, so that changes made here do not overtake each other.
@@ -267,13 +270,13 @@ impl Adapters {
         (store, tenants): (Store, Tenants),
         settings: Settings,
     ) -> Result<Self, StoreError> {
-        let registry = Arc::new(Registry::default());
+        let registry = Arc::new(Registry::new(settings.matrices));
         let (log, entries) = Log::<Record>::open(&store, LOG).await?;
         for entry in entries {
             registry.apply(&entry.record);
         }
         for Found { name, created, facts } in folder.adapters() {
-            let (memory, budget) = (facts.memory, settings.budget);
+            let (memory, budget) = (facts.memory.of(settings.matrices), settings.budget);
             if !registry.add_from_folder(name, *created, facts, &sha256) {
                 tracing::warn!(%name, "the store has an adapter of this name, and the folder's is not active");
             }
@@ -291,6 +294,7 @@ impl Adapters {
             folder: Arc::clone(&folder),
             base: Arc::clone(&base),
             limits: settings.limits,
+            matrices: settings.matrices,
             registry: Arc::clone(&registry),
             store: store.clone(),
             runtime: Handle::current(),
@@ -303,6 +307,7 @@ impl Adapters {
             base,
             base_sha256: sha256,
             limits: settings.limits,
+            matrices: settings.matrices,
             folder,
             store,
             log: Mutex::new(log),
@@ -471,7 +476,7 @@ mod tests {
         fixture::write(&root.path().join("pirate"), 2, 0.5);
         fixture::write(&root.path().join("sql"), 4, 0.5);
         let folder = fixture::scan(root.path()).unwrap();
-        let memory = [0, 1].map(|at| folder.adapters()[at].facts.memory);
+        let memory = [0, 1].map(|at| folder.adapters()[at].facts.memory.native);
         (root, memory)
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{AdapterName, Canary, Smoke};
 use crate::{
-    lora::{Digest, Extras},
+    lora::{Digest, Extras, Memory},
     store::BlobKey,
     tenant::TenantId,
 };
@@ -101,8 +101,11 @@ pub(super) struct Stored {
     pub(super) config: Blob,
     /// `adapter_model.safetensors`
     pub(super) weights: Blob,
-    /// Bytes of memory that it took on the server which checked it.
+    /// Bytes of memory that it takes with its matrices in the type they were trained in, as the server found which checked it.
     pub(super) memory: usize,
+    /// The same with 8-bit matrices; older records do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) memory_int8: Option<usize>,
     /// Its largest rank.
     pub(super) rank: usize,
     /// What it changes in the base.
@@ -117,6 +120,13 @@ pub(super) struct Stored {
     /// How its smoke test went on the server which checked it, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) smoke: Option<Smoke>,
+}
+
+impl Stored {
+    /// What it takes either way: where that is not said, what is enough.
+    pub(super) fn memory(&self) -> Memory {
+        Memory { native: self.memory, int8: self.memory_int8.unwrap_or(self.memory) }
+    }
 }
 
 /// A file in the store.

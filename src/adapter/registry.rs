@@ -12,7 +12,11 @@ use super::{
     AdapterName, Canary, Facts, Revision, Smoke, Ticket, Wanted,
     record::{Blob, Change, Record, Stored},
 };
-use crate::{lora::Digest, store::BlobKey, tenant::TenantId};
+use crate::{
+    lora::{Digest, Matrices},
+    store::BlobKey,
+    tenant::TenantId,
+};
 
 /// Names and their histories.
 ///
@@ -29,6 +33,8 @@ pub(super) struct State {
     contents: HashMap<Digest, Held>,
     /// Files in the store, and how many versions refer to each.
     blobs: BTreeMap<Blob, usize>,
+    /// How this server keeps matrices.
+    matrices: Matrices,
 }
 
 /// What one name has pointed to.
@@ -123,8 +129,8 @@ pub(super) struct Content {
 }
 
 impl Content {
-    fn new(facts: Facts) -> Self {
-        let memory = AtomicUsize::new(facts.memory);
+    fn new(facts: Facts, matrices: Matrices) -> Self {
+        let memory = AtomicUsize::new(facts.memory.of(matrices));
         Self { facts, bases: RwLock::default(), memory }
     }
 
@@ -179,6 +185,11 @@ pub(super) struct Released {
 const NO_PANIC: &str = "no look-up or change panics";
 
 impl Registry {
+    /// Empty, on a server that keeps matrices so.
+    pub(super) fn new(matrices: Matrices) -> Self {
+        Self(RwLock::new(State { matrices, ..State::default() }))
+    }
+
     /// Looks at all of it.
     pub(super) fn with<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.0.read().expect(NO_PANIC))
@@ -202,7 +213,8 @@ impl Registry {
         if history.without_first || history.versions.contains_key(&1) {
             return false;
         }
-        let held = state.contents.entry(facts.digest).or_insert_with(|| Held::new(facts.clone()));
+        let held = || Held::new(facts.clone(), state.matrices);
+        let held = state.contents.entry(facts.digest).or_insert_with(held);
         held.in_folder = true;
         held.content.add_base(base);
         let (content, usage) = (Arc::clone(&held.content), Arc::default());
@@ -403,14 +415,15 @@ impl State {
             history.canary = None;
         }
         let held = self.contents.entry(*digest).or_insert_with(|| {
-            Held::new(Facts {
+            let facts = Facts {
                 digest: *digest,
                 bytes: config.bytes.saturating_add(weights.bytes),
-                memory: stored.memory,
+                memory: stored.memory(),
                 rank: stored.rank,
                 targets: stored.targets.clone(),
                 extras: Arc::new(stored.extras.clone()),
-            })
+            };
+            Held::new(facts, self.matrices)
         });
         held.content.add_base(&stored.base);
         let files = Files { config: config.clone(), weights: weights.clone() };
@@ -459,8 +472,9 @@ impl State {
 }
 
 impl Held {
-    fn new(facts: Facts) -> Self {
-        Self { content: Arc::new(Content::new(facts)), files: Vec::new(), in_folder: false }
+    fn new(facts: Facts, matrices: Matrices) -> Self {
+        let content = Arc::new(Content::new(facts, matrices));
+        Self { content, files: Vec::new(), in_folder: false }
     }
 }
 
@@ -523,6 +537,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lora::Memory;
 
     use crate::lora::Extras;
 
@@ -536,10 +551,11 @@ mod tests {
 
     fn facts(content: &str) -> Facts {
         let targets = vec!["q_proj".to_owned()];
+        let memory = Memory { native: 20, int8: 11 };
         Facts {
             digest: digest(content),
             bytes: 10,
-            memory: 20,
+            memory,
             rank: 4,
             targets,
             extras: Arc::default(),
@@ -568,6 +584,7 @@ mod tests {
             config: blob("config", put),
             weights: blob(content, put),
             memory: 20,
+            memory_int8: Some(11),
             rank: 4,
             targets: vec!["q_proj".to_owned()],
             base: BASE.to_owned(),

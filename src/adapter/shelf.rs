@@ -12,7 +12,7 @@ use super::{
     registry::{self, Registry},
 };
 use crate::{
-    lora::{Adapter, Base, Digest, Limits, peft},
+    lora::{Adapter, Base, Digest, Limits, Matrices, peft},
     store::{Store, StoreError},
 };
 
@@ -25,6 +25,8 @@ pub(super) struct Shelf {
     pub(super) folder: Arc<Folder>,
     pub(super) base: Arc<dyn Base>,
     pub(super) limits: Limits,
+    /// As what they are kept.
+    pub(super) matrices: Matrices,
     /// Knows where in the store.
     pub(super) registry: Arc<Registry>,
     pub(super) store: Store,
@@ -36,7 +38,7 @@ impl Source for Shelf {
     type Loaded = Adapter;
 
     fn load(&self, digest: Digest, bytes: usize) -> Result<Adapter, LoadError> {
-        build(digest, &self.read(digest)?, bytes, (&*self.base, &self.limits))
+        build(digest, &self.read(digest)?, bytes, (&*self.base, &self.limits, self.matrices))
     }
 }
 
@@ -87,15 +89,15 @@ pub(super) fn build(
     digest: Digest,
     files: &Files,
     reserved: usize,
-    (base, limits): (&dyn Base, &Limits),
+    (base, limits, matrices): (&dyn Base, &Limits, Matrices),
 ) -> Result<Adapter, LoadError> {
     let sites = base.sites();
     let manifest = peft::read(&files.config, &files.weights, sites, limits)?;
-    let needed = Adapter::planned_bytes(&manifest, sites);
+    let needed = Adapter::planned_memory(&manifest, sites).of(matrices);
     if needed != reserved {
         return Err(LoadError::Memory { reserved, needed });
     }
-    let adapter = Adapter::build(digest, &manifest, base)?;
+    let adapter = Adapter::build(digest, &manifest, base, matrices)?;
     // The budget would no longer be what its operator was promised.
     let needed = adapter.bytes();
     if needed == reserved { Ok(adapter) } else { Err(LoadError::Memory { reserved, needed }) }

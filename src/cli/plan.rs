@@ -6,7 +6,10 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{catalog::Checksum, config::ByteSize};
+use crate::{
+    catalog::Checksum,
+    config::{AdapterDtype, ByteSize},
+};
 
 /// The plan. Printing it is all that can be done with it.
 #[derive(Debug)]
@@ -61,6 +64,8 @@ pub(crate) struct Kv {
 pub(crate) struct Adapters {
     pub(crate) folder: PathBuf,
     pub(crate) budget: ByteSize,
+    /// What their matrices are kept in.
+    pub(crate) dtype: AdapterDtype,
     /// The request header that chooses one.
     pub(crate) header: String,
     pub(crate) found: Vec<Found>,
@@ -117,10 +122,17 @@ impl fmt::Display for Plan {
 
 impl fmt::Display for Adapters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { folder, budget, found, refused, .. } = self;
+        let Self { folder, budget, dtype, found, refused, .. } = self;
         let all = ByteSize(found.iter().map(|adapter| adapter.bytes).sum());
         let (count, folder) = (found.len(), folder.display());
-        writeln!(f, "  adapters  {count} in {folder}, {all} when all are loaded; budget {budget}")?;
+        let loaded = match dtype {
+            AdapterDtype::Native => "loaded",
+            AdapterDtype::Int8 => "loaded as int8",
+        };
+        writeln!(
+            f,
+            "  adapters  {count} in {folder}, {all} when all are {loaded}; budget {budget}"
+        )?;
         for Found { name, rank, bytes } in found {
             writeln!(f, "            {name:<16} rank {rank:<4} {}", ByteSize(*bytes))?;
         }
@@ -193,6 +205,7 @@ mod tests {
             adapters: Adapters {
                 folder: "adapters".into(),
                 budget: ByteSize(1 << 30),
+                dtype: AdapterDtype::Native,
                 header: "X-Adapter".into(),
                 found: vec![Found { name: "pirate".into(), rank: 8, bytes: 1 << 20 }],
                 refused: vec![Refused {
@@ -232,6 +245,14 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} is not in\n{shown}");
         }
+    }
+
+    #[test]
+    fn where_matrices_are_rounded_the_plan_says_so() {
+        let mut plan = plan();
+        plan.adapters.dtype = AdapterDtype::Int8;
+        let shown = plan.to_string();
+        assert!(shown.contains("1.0 MiB when all are loaded as int8; budget 1.0 GiB"), "{shown}");
     }
 
     #[test]

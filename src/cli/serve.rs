@@ -22,12 +22,12 @@ use super::{
 };
 use crate::{
     adapter::{self, Adapters, Folder, LoraRoot, Rules},
-    config::{self, Device, Serve, ServeArgs},
+    config::{self, AdapterDtype, Device, Serve, ServeArgs},
     engine::{self, Engine},
     http,
     kernels::{linear::Precision, panels::Encoding, simd::Tier},
     ledger::Ledger,
-    lora::Limits,
+    lora::{Limits, Matrices},
     model::{Kv, KvType, Llama, PAGE},
     store::Store,
     telemetry,
@@ -193,6 +193,7 @@ fn adapter_settings(config: &Serve, store: &Store) -> adapter::Settings {
         time_out: config.adapters.wait,
         loaders: ADAPTER_LOADERS,
         limits: limits(&config.adapters),
+        matrices: matrices(&config.adapters),
         spool: spool.unwrap_or_else(beside),
         refresh: config.store.refresh,
     }
@@ -235,9 +236,17 @@ fn format(path: &Path, encoding: Encoding) -> String {
     format!("{container}, {encoding:?}")
 }
 
-/// What is larger than all adapters may be together could never be loaded.
+/// What is larger than all adapters may be together could never be loaded as it is; and a file that is rounded is whole in
+/// memory meanwhile.
 fn limits(adapters: &config::Adapters) -> Limits {
     Limits { max_rank: adapters.max_rank, max_bytes: adapters.cache_bytes.0 }
+}
+
+fn matrices(adapters: &config::Adapters) -> Matrices {
+    match adapters.dtype {
+        AdapterDtype::Native => Matrices::Native,
+        AdapterDtype::Int8 => Matrices::Int8,
+    }
 }
 
 /// Checks the adapters' folder; an absent default folder has no adapters.
@@ -260,7 +269,7 @@ fn adapters_plan(adapters: &config::Adapters, folder: &Folder) -> plan::Adapters
     let found = folder.adapters().iter().map(|found| plan::Found {
         name: found.name.to_string(),
         rank: found.facts.rank,
-        bytes: found.facts.memory as u64,
+        bytes: found.facts.memory.of(matrices(adapters)) as u64,
     });
     let refused = folder.refused().iter().map(|refused| plan::Refused {
         folder: refused.folder.clone(),
@@ -269,6 +278,7 @@ fn adapters_plan(adapters: &config::Adapters, folder: &Folder) -> plan::Adapters
     plan::Adapters {
         folder: adapters.folder.clone(),
         budget: adapters.cache_bytes,
+        dtype: adapters.dtype,
         header: adapters.header.as_str().to_owned(),
         found: found.collect(),
         refused: refused.collect(),

@@ -126,6 +126,28 @@ impl FromStr for KvDtype {
     }
 }
 
+/// The type in which the low-rank matrices of adapters are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdapterDtype {
+    /// What they were trained in.
+    #[default]
+    Native,
+    /// 8-bit codes.
+    Int8,
+}
+
+impl FromStr for AdapterDtype {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "native" => Ok(Self::Native),
+            "int8" => Ok(Self::Int8),
+            _ => Err("choose native or int8".to_owned()),
+        }
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -463,6 +485,7 @@ macro_rules! deserialize_as_typed {
 }
 
 deserialize_as_typed!(
+    AdapterDtype,
     ByteSize,
     Count,
     Device,

@@ -10,7 +10,7 @@ use std::{
 
 use super::step::{Batch, Forward};
 use crate::{
-    lora::{Adapter, Digest, Extras, Lease, Manifest, Sites, ZeroBase},
+    lora::{Adapter, Digest, Extras, Lease, Manifest, Matrices, Sites, ZeroBase},
     model::PAGE,
 };
 
@@ -229,7 +229,7 @@ pub(crate) fn adapter(id: u8) -> Arc<Adapter> {
         o_bias: false,
         mlp_bias: false,
     });
-    Arc::new(Adapter::build(digest(id), &manifest, &base).unwrap())
+    Arc::new(Adapter::build(digest(id), &manifest, &base, Matrices::Native).unwrap())
 }
 
 /// A lease of it that tells nobody.

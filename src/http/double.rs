@@ -23,7 +23,7 @@ use crate::{
     adapter::{self, Adapters, Folder, Foundation, Rules},
     engine::{Event, Failure, Finish, Job, Logprob, Refused, Stats, TokenStream},
     ledger::Ledger,
-    lora::{Lease, Limits, Sites, ZeroBase},
+    lora::{Lease, Limits, Matrices, Sites, ZeroBase},
     store::Store,
     tenant::Tenants,
     text::Text,
@@ -273,6 +273,7 @@ fn adapters(store: Store, tenants: Tenants) -> Adapters {
         time_out: Duration::from_secs(5),
         loaders: NonZeroUsize::MIN,
         limits: Limits { max_rank: 8, max_bytes: 1 << 20 },
+        matrices: Matrices::Native,
         spool: std::env::temp_dir(),
         refresh: Duration::from_mins(1),
     };

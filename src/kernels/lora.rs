@@ -3,111 +3,18 @@
 //! The sites that share an input (q, k, v; gate, up) share one stacked A, so that their inputs are read once. Ranks are
 //! what the adapter has, never padded to another's.
 
-use std::{io, marker::PhantomData, ops::Range};
-
-use half::{bf16, f16};
+use std::{marker::PhantomData, ops::Range};
 
 use super::{
-    dense::{Bf16, Dense, F16, F32},
-    memory::{Part, Slab},
+    dense::{Bf16, F16, F32},
+    numbers::{Codes, GROUP, Groups, NumberType, Numbers, Widen},
     panels::COLUMNS,
     pool::Disjoint,
-    simd::{Kernel, LANES, Simd, Tier, prefetch},
+    simd::{Kernel, LANES, Simd, Tier},
 };
 
-/// The type of [`Numbers`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say all there is")]
-pub enum NumberType {
-    F32,
-    F16,
-    BF16,
-}
-
-impl NumberType {
-    /// Bytes of one number.
-    pub fn width(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-}
-
-/// Numbers in the type they were trained in, widened when they are used.
-pub struct Numbers {
-    kind: NumberType,
-    part: Part,
-}
-
-impl Numbers {
-    /// So many zeros.
-    ///
-    /// # Panics
-    /// Where they do not fit into a slab of known size.
-    pub fn zeros(slab: &Slab, kind: NumberType, len: usize) -> io::Result<Self> {
-        Ok(Self { kind, part: slab.take(len * kind.width())? })
-    }
-
-    /// Bytes of a slab that so many numbers take.
-    pub fn bytes_of(kind: NumberType, len: usize) -> usize {
-        Slab::bytes_of(len * kind.width())
-    }
-
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.part.len() / self.kind.width()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.part.is_empty()
-    }
-
-    /// Bytes in memory.
-    pub fn bytes(&self) -> usize {
-        Slab::bytes_of(self.part.len())
-    }
-
-    /// The number at `index`, widened.
-    ///
-    /// # Panics
-    /// Where there is no such number.
-    pub fn get(&self, index: usize) -> f32 {
-        match self.kind {
-            NumberType::F32 => f32::from_le_bytes(self.part.as_chunks().0[index]),
-            NumberType::F16 => f16::from_le_bytes(self.part.as_chunks().0[index]).to_f32(),
-            NumberType::BF16 => bf16::from_le_bytes(self.part.as_chunks().0[index]).to_f32(),
-        }
-    }
-
-    /// Rounds `value` into the number at `index`; exact where it came from this type.
-    ///
-    /// # Panics
-    /// Where there is no such number.
-    pub fn set(&mut self, index: usize, value: f32) {
-        match self.kind {
-            NumberType::F32 => self.part.as_chunks_mut().0[index] = value.to_le_bytes(),
-            NumberType::F16 => {
-                self.part.as_chunks_mut().0[index] = f16::from_f32(value).to_le_bytes();
-            }
-            NumberType::BF16 => {
-                self.part.as_chunks_mut().0[index] = bf16::from_f32(value).to_le_bytes();
-            }
-        }
-    }
-
-    /// All bytes, in the machine's order.
-    fn raw(&self) -> &[u8] {
-        &self.part
-    }
-}
-
-impl std::fmt::Debug for Numbers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}[{}]", self.kind, self.len())
-    }
-}
+/// Vectors of a group.
+const HALVES: usize = GROUP / LANES;
 
 /// What an adapter does to the outputs of one site.
 #[derive(Debug, Default)]
@@ -138,7 +45,7 @@ pub struct LowRank {
 /// What an adapter does at the sites that share an input.
 #[derive(Debug)]
 pub struct Stack {
-    /// `[rank, inputs padded to 16]`, the A of each site below the other.
+    /// `[rank, inputs padded to 32]`, the A of each site below the other.
     pub a: Numbers,
     /// Rows of `a`.
     pub rank: usize,
@@ -150,7 +57,7 @@ pub struct Stack {
 
 /// Length of a row of the stacked A.
 pub fn padded_inputs(inputs: usize) -> usize {
-    inputs.next_multiple_of(LANES)
+    inputs.next_multiple_of(GROUP)
 }
 
 /// Where the number of row `r` and output `output` of `B^T [rank, outputs]` lies among [`LowRank::b`].
@@ -236,10 +143,11 @@ impl Stack {
         (out, place): (&Disjoint<'_, f32>, usize),
     ) {
         let shrink = Shrink::<F32> { x, stack: self, ranks, out, place, kind: PhantomData };
-        match self.a.kind {
+        match self.a.kind() {
             NumberType::F32 => tier.run(shrink),
             NumberType::F16 => tier.run(shrink.of::<F16>()),
             NumberType::BF16 => tier.run(shrink.of::<Bf16>()),
+            NumberType::Int8 => tier.run(shrink.of::<Codes>()),
         }
     }
 }
@@ -265,7 +173,7 @@ impl<'a> Shrink<'a, F32> {
 }
 
 #[expect(clippy::inline_always, reason = "compiled once per tier")]
-impl<D: Dense> Kernel for Shrink<'_, D> {
+impl<D: Widen> Kernel for Shrink<'_, D> {
     type Output = ();
 
     #[inline(always)]
@@ -286,11 +194,11 @@ impl<D: Dense> Kernel for Shrink<'_, D> {
 }
 
 #[expect(clippy::inline_always, reason = "part of a kernel")]
-impl<D: Dense> Shrink<'_, D> {
+impl<D: Widen> Shrink<'_, D> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(&self, simd: S, row: usize) {
         let Stack { a, rank, inputs, .. } = self.stack;
-        let stride = padded_inputs(*inputs) * D::WIDTH;
+        let groups = padded_inputs(*inputs) / GROUP;
         let xs: [(&[[f32; LANES]], [f32; LANES]); R] = std::array::from_fn(|r| {
             let (whole, rest) = self.x[(row + r) * inputs..][..*inputs].as_chunks::<LANES>();
             let mut last = [0.0; LANES];
@@ -300,14 +208,16 @@ impl<D: Dense> Shrink<'_, D> {
         for first in self.ranks.clone().step_by(AT_ONCE) {
             let mut acc = [[simd.splat(0.0); AT_ONCE]; R];
             // The last rows of an odd rank are repeated; their sums are not kept.
-            let rows: [&[u8]; AT_ONCE] =
-                std::array::from_fn(|at| &a.raw()[(rank - 1).min(first + at) * stride..][..stride]);
-            for block in 0..stride / (LANES * D::WIDTH) {
-                let part = block * LANES * D::WIDTH..(block + 1) * LANES * D::WIDTH;
-                let a = [0, 1, 2, 3].map(|at| D::widen(simd, &rows[at][part.clone()]));
+            let rows: [Groups<'_>; AT_ONCE] = std::array::from_fn(|at| {
+                let row = (rank - 1).min(first + at);
+                a.groups(row * groups..(row + 1) * groups)
+            });
+            for half in 0..groups * HALVES {
+                let a = rows.map(|row| D::widen(simd, row, half));
                 for r in 0..R {
+                    // Beyond the last inputs there may be a half of zeros in A: whatever it is multiplied by.
                     let (whole, last) = &xs[r];
-                    let x = simd.load(whole.get(block).unwrap_or(last));
+                    let x = simd.load(whole.get(half).unwrap_or(last));
                     for at in 0..AT_ONCE {
                         acc[r][at] = simd.fma(x, a[at], acc[r][at]);
                     }
@@ -327,15 +237,16 @@ impl<D: Dense> Shrink<'_, D> {
 }
 
 impl LowRank {
-    /// The part of B for the 32 outputs from `column` on.
-    fn panel(&self, column: usize) -> &[u8] {
-        let bytes = self.rank * COLUMNS * self.b.kind.width();
-        &self.b.raw()[column / COLUMNS * bytes..][..bytes]
+    /// The part of B for the 32 outputs from `column` on: a group for each rank.
+    fn panel(&self, column: usize) -> Groups<'_> {
+        const { assert!(COLUMNS == GROUP) };
+        let first = column / COLUMNS * self.rank;
+        self.b.groups(first..first + self.rank)
     }
 
     /// Asks for what [`Self::expand`] will read: an adapter that few rows use is in no cache.
     pub(super) fn prefetch(&self, column: usize) {
-        prefetch(self.panel(column));
+        self.panel(column).prefetch();
     }
 
     /// Adds `scale * (shrunk B^T)`, summed in rank order, to `y`: outputs `column` to `column + 32` of some rows, whose
@@ -348,10 +259,11 @@ impl LowRank {
         y: &mut [[f32; COLUMNS]],
     ) {
         let expand = Expand::<F32> { low_rank: self, shrunk, width, column, y, kind: PhantomData };
-        match self.b.kind {
+        match self.b.kind() {
             NumberType::F32 => tier.run(expand),
             NumberType::F16 => tier.run(expand.of::<F16>()),
             NumberType::BF16 => tier.run(expand.of::<Bf16>()),
+            NumberType::Int8 => tier.run(expand.of::<Codes>()),
         }
     }
 }
@@ -374,7 +286,7 @@ impl<'a> Expand<'a, F32> {
 }
 
 #[expect(clippy::inline_always, reason = "compiled once per tier")]
-impl<D: Dense> Kernel for Expand<'_, D> {
+impl<D: Widen> Kernel for Expand<'_, D> {
     type Output = ();
 
     #[inline(always)]
@@ -397,17 +309,16 @@ impl<D: Dense> Kernel for Expand<'_, D> {
 }
 
 #[expect(clippy::inline_always, reason = "part of a kernel")]
-impl<D: Dense> Expand<'_, D> {
+impl<D: Widen> Expand<'_, D> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
         let LowRank { first, rank, scale, .. } = self.low_rank;
-        let panel = COLUMNS * D::WIDTH;
+        let panel = self.low_rank.panel(self.column);
         let shrunk: [&[f32]; R] =
             std::array::from_fn(|r| &self.shrunk[(row + r) * self.width + first..][..*rank]);
         let mut acc = [[simd.splat(0.0); 2]; R];
-        for (at, columns) in self.low_rank.panel(self.column).chunks_exact(panel).enumerate() {
-            let (left, right) = columns.split_at(LANES * D::WIDTH);
-            let b = [D::widen(simd, left), D::widen(simd, right)];
+        for at in 0..*rank {
+            let b = [0, 1].map(|half| D::widen(simd, panel, at * HALVES + half));
             for r in 0..R {
                 let h = simd.splat(shrunk[r][at]);
                 acc[r] = [simd.fma(h, b[0], acc[r][0]), simd.fma(h, b[1], acc[r][1])];
@@ -418,25 +329,6 @@ impl<D: Dense> Expand<'_, D> {
             for (y, acc) in y.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
                 simd.store(simd.fma(acc, scale, simd.load(y)), y);
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_of_one_slab_do_not_touch() {
-        let parts = [(NumberType::F32, 3), (NumberType::BF16, 5), (NumberType::F16, 40)];
-        let slab = Slab::new(parts.iter().map(|(kind, len)| Numbers::bytes_of(*kind, *len)).sum());
-        let slab = slab.unwrap();
-        let mut parts = parts.map(|(kind, len)| Numbers::zeros(&slab, kind, len).unwrap());
-        for (value, part) in [1.0, 2.0, 3.0].into_iter().zip(&mut parts) {
-            (0..part.len()).for_each(|at| part.set(at, value));
-        }
-        for (value, part) in [1.0_f32, 2.0, 3.0].into_iter().zip(&parts) {
-            assert!((0..part.len()).all(|at| part.get(at).to_bits() == value.to_bits()));
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod elementwise;
 pub mod linear;
 pub mod lora;
 pub mod memory;
+pub mod numbers;
 pub mod panels;
 pub mod pool;
 mod quantize;

@@ -80,6 +80,8 @@ pub trait Simd: Copy {
     fn load_words(self, x: &[u8; 4 * LANES]) -> Self::I;
     /// Sixteen bytes, each widened without a sign.
     fn load_bytes(self, x: &[u8; LANES]) -> Self::I;
+    /// Sixteen bytes, each widened with its sign.
+    fn load_signed_bytes(self, x: &[u8; LANES]) -> Self::I;
     /// `(v >> shift) & mask`, without a sign.
     fn field(self, v: Self::I, shift: u32, mask: u32) -> Self::I;
     /// `a | b << shift`

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use super::{Delta as FileDelta, Digest, Dtype, Manifest, Norm, Proj, Refusal, Site, Sites, View};
+use super::{
+    Delta as FileDelta, Digest, Dtype, Manifest, Matrices, Memory, Norm, Proj, Refusal, Site,
+    Sites, View, matrices::number_type,
+};
 use crate::kernels::{
     dora::Change,
     linear::Projection,
-    lora::{Delta, LowRank, NumberType, Numbers, Stack, padded_inputs, padded_outputs, place_in_b},
+    lora::{Delta, LowRank, Stack, padded_inputs, padded_outputs, place_in_b},
     memory::Slab,
-    panels::{Encoding, Panels},
+    numbers::{GROUP, NumberType, Numbers},
+    panels::{COLUMNS, Encoding, Panels},
 };
 
 /// What an adapter may ask of the frozen base while it is built.
@@ -105,18 +109,19 @@ struct Embed {
 }
 
 impl Adapter {
-    /// Repacks what `manifest` describes, and folds into it what depends on the base.
+    /// Repacks what `manifest` describes, rounds what is to be rounded, and folds into it what depends on the base.
     pub fn build(
         digest: Digest,
         manifest: &Manifest<'_>,
         base: &dyn Base,
+        matrices: Matrices,
     ) -> Result<Self, BuildError> {
         Self::compare_copies(manifest, base)?;
         let sites = base.sites();
-        let Planned { numbers, .. } = Planned::of(manifest, sites);
+        let Planned { numbers, .. } = Planned::of(manifest, sites, matrices);
         let slab = Slab::new(numbers).map_err(|_| BuildError::NoMemory { bytes: numbers })?;
-        let mut builder = Builder { manifest, base, sites, slab };
-        let mut layer = |layer| -> Result<[Option<Stack>; 4], Refusal> {
+        let builder = Builder { manifest, base, sites, matrices, slab };
+        let layer = |layer| -> Result<[Option<Stack>; 4], Refusal> {
             let [qkv, o, gate_up, down] = Inputs::ALL.map(|inputs| {
                 let sites = inputs.projections().iter().map(|proj| Site::Layer(layer, *proj));
                 builder.stack(&sites.collect::<Vec<_>>())
@@ -126,7 +131,7 @@ impl Adapter {
         let mut adapter = Self {
             digest,
             bytes: 0,
-            layers: (0..sites.layers).map(&mut layer).collect::<Result<_, _>>()?,
+            layers: (0..sites.layers).map(layer).collect::<Result<_, _>>()?,
             head: builder.stack(&[Site::Head])?,
             own_head: builder.own_head(),
             embed: builder.embed()?,
@@ -155,10 +160,13 @@ impl Adapter {
         Ok(())
     }
 
-    /// Bytes that [`Self::build`] will take for `manifest`, known before anything is allocated.
-    pub fn planned_bytes(manifest: &Manifest<'_>, sites: &Sites) -> usize {
-        let Planned { numbers, vectors, panels } = Planned::of(manifest, sites);
-        numbers + vectors + panels
+    /// What [`Self::build`] will take for `manifest`, known before anything is allocated.
+    pub fn planned_memory(manifest: &Manifest<'_>, sites: &Sites) -> Memory {
+        let bytes = |matrices| {
+            let Planned { numbers, vectors, panels } = Planned::of(manifest, sites, matrices);
+            numbers + vectors + panels
+        };
+        Memory { native: bytes(Matrices::Native), int8: bytes(Matrices::Int8) }
     }
 
     fn measure(&self) -> usize {
@@ -241,26 +249,27 @@ struct Planned {
 }
 
 impl Planned {
-    fn of(manifest: &Manifest<'_>, sites: &Sites) -> Self {
+    fn of(manifest: &Manifest<'_>, sites: &Sites, matrices: Matrices) -> Self {
         let mut planned = Self::default();
         for (site, delta) in &manifest.deltas {
             let (_, outputs) = sites.dims(*site);
             let own = usize::from(delta.magnitude.is_some()) + usize::from(delta.bias.is_some());
             planned.vectors += own * outputs * size_of::<f32>();
             if *site == Site::Embed {
-                let kind = embed_type(delta);
+                let kind = matrices.number_type(&[&delta.a, &delta.b]);
                 planned.numbers += Numbers::bytes_of(kind, sites.vocab * delta.rank)
                     + Numbers::bytes_of(kind, sites.hidden * delta.rank);
             } else {
                 let b = padded_outputs(outputs) * delta.rank;
-                planned.numbers += Numbers::bytes_of(number_type(&delta.b), b);
+                planned.numbers += Numbers::bytes_of(matrices.number_type(&[&delta.b]), b);
             }
         }
         for group in groups(sites) {
-            let deltas: Vec<_> = group.iter().filter_map(|s| manifest.deltas.get(s)).collect();
-            let rank: usize = deltas.iter().map(|delta| delta.rank).sum();
+            let deltas = || group.iter().filter_map(|site| manifest.deltas.get(site));
+            let rank: usize = deltas().map(|delta| delta.rank).sum();
             let a = rank * padded_inputs(sites.dims(group[0]).0);
-            planned.numbers += Numbers::bytes_of(common_type(&deltas), a);
+            let views: Vec<_> = deltas().map(|delta| &delta.a).collect();
+            planned.numbers += Numbers::bytes_of(matrices.number_type(&views), a);
         }
         let biases: usize = manifest.biases.keys().map(|site| sites.dims(*site).1).sum();
         planned.vectors += (biases + manifest.norms.len() * sites.hidden) * size_of::<f32>();
@@ -268,7 +277,7 @@ impl Planned {
             if *site == Site::Head {
                 planned.panels = Panels::bytes_of(encoding(view), (sites.vocab, sites.hidden));
             } else {
-                planned.numbers += Numbers::bytes_of(number_type(view), view.len());
+                planned.numbers += Numbers::bytes_of(number_type(view.dtype()), view.len());
             }
         }
         planned
@@ -288,6 +297,7 @@ struct Builder<'a> {
     manifest: &'a Manifest<'a>,
     base: &'a dyn Base,
     sites: &'a Sites,
+    matrices: Matrices,
     slab: Slab,
 }
 
@@ -296,7 +306,7 @@ impl Builder<'_> {
         Numbers::zeros(&self.slab, kind, len).expect("it does not grow, and was planned for all")
     }
 
-    fn stack(&mut self, group: &[Site]) -> Result<Option<Stack>, Refusal> {
+    fn stack(&self, group: &[Site]) -> Result<Option<Stack>, Refusal> {
         let touched = |site: &Site| {
             self.manifest.deltas.contains_key(site) || self.manifest.biases.contains_key(site)
         };
@@ -304,49 +314,66 @@ impl Builder<'_> {
             return Ok(None);
         }
         let (inputs, _) = self.sites.dims(group[0]);
-        let deltas: Vec<_> = group.iter().filter_map(|s| self.manifest.deltas.get(s)).collect();
-        let rank = deltas.iter().map(|delta| delta.rank).sum();
-        let mut a = self.zeros(common_type(&deltas), rank * padded_inputs(inputs));
+        let deltas = || group.iter().filter_map(|site| self.manifest.deltas.get(site));
+        let rank = deltas().map(|delta| delta.rank).sum();
+        let kind = self.matrices.number_type(&deltas().map(|delta| &delta.a).collect::<Vec<_>>());
+        let mut a = self.zeros(kind, rank * padded_inputs(inputs));
+        let mut row = vec![0.0; padded_inputs(inputs)];
+        let rows = deltas().flat_map(|delta| (0..delta.rank).map(|r| (&delta.a, r)));
+        for (at, (view, r)) in rows.enumerate() {
+            view.read(r * inputs..(r + 1) * inputs, &mut row[..inputs]);
+            a.write(at * row.len(), &row);
+        }
         let mut sites = Vec::with_capacity(group.len());
         let mut first = 0;
         for site in group {
-            let delta = self.manifest.deltas.get(site);
-            if let Some(delta) = delta {
-                let mut values = delta.a.values();
-                for row in first..first + delta.rank {
-                    let start = row * padded_inputs(inputs);
-                    (start..start + inputs).zip(&mut values).for_each(|(at, v)| a.set(at, v));
-                }
-            }
-            sites.push(self.delta(*site, first)?);
-            first += delta.map_or(0, |delta| delta.rank);
+            sites.push(self.delta(*site, (&a, first))?);
+            first += self.manifest.deltas.get(site).map_or(0, |delta| delta.rank);
         }
         Ok(Some(Stack { a, rank, inputs, sites }))
     }
 
-    fn delta(&mut self, site: Site, first: usize) -> Result<Delta, Refusal> {
+    /// What is done at a site, whose A begins at row `first` of the stack's `a`.
+    fn delta(&self, site: Site, (a, first): (&Numbers, usize)) -> Result<Delta, Refusal> {
         let bias = self.manifest.biases.get(&site).map(floats);
         let Some(delta) = self.manifest.deltas.get(&site) else {
             return Ok(Delta { bias, ..Delta::default() });
         };
-        let (_, outputs) = self.sites.dims(site);
+        let (inputs, outputs) = self.sites.dims(site);
         let (rank, scale) = (delta.rank, delta.scale);
-        let mut b = self.zeros(number_type(&delta.b), rank * padded_outputs(outputs));
-        let mut values = delta.b.values();
-        for output in 0..outputs {
-            let column = (0..rank).map(|r| place_in_b(rank, r, output));
-            column.zip(&mut values).for_each(|(at, value)| b.set(at, value));
+        let kind = self.matrices.number_type(&[&delta.b]);
+        let mut b = self.zeros(kind, rank * padded_outputs(outputs));
+        let mut rows = vec![0.0; COLUMNS * rank];
+        for from in (0..outputs).step_by(COLUMNS) {
+            let rows = &mut rows[..COLUMNS.min(outputs - from) * rank];
+            delta.b.read(from * rank..from * rank + rows.len(), rows);
+            let mut panel = vec![0.0; rank * COLUMNS];
+            for (at, value) in rows.iter().enumerate() {
+                panel[place_in_b(rank, at % rank, at / rank)] = *value;
+            }
+            b.write(from * rank, &panel);
         }
+        let served_a = |r: usize, input: usize| a.get((first + r) * padded_inputs(inputs) + input);
+        let served_b = |output: usize, r: usize| b.get(place_in_b(rank, r, output));
+        let gain = self.gain(site, delta, (&served_a, &served_b))?;
         let own = delta.bias.as_ref().map(|b| floats(b).into_iter().map(|b| b * scale).collect());
         let low_rank = Some(LowRank { first, rank, scale, b, bias: own });
-        Ok(Delta { low_rank, gain: self.gain(site, delta)?, bias })
+        Ok(Delta { low_rank, gain, bias })
     }
 
-    /// `m_i / ||W_i + s B_i A||` for each output.
-    fn gain(&self, site: Site, delta: &FileDelta<'_>) -> Result<Option<Vec<f32>>, Refusal> {
+    /// `m_i / ||W_i + s B_i A||` for each output, of A and B as they are served: where they are rounded, the length of what
+    /// came out is divided by, so that a row has the length that it was trained to have.
+    fn gain(
+        &self,
+        site: Site,
+        delta: &FileDelta<'_>,
+        (a, b): (Served<'_>, Served<'_>),
+    ) -> Result<Option<Vec<f32>>, Refusal> {
         let Some(magnitude) = &delta.magnitude else { return Ok(None) };
-        let (a, b) = (floats(&delta.a), floats(&delta.b));
-        let change = Change { rank: delta.rank, scale: delta.scale, a: &a, b: &b };
+        let ((inputs, outputs), rank) = (self.sites.dims(site), delta.rank);
+        let a: Vec<_> = (0..rank * inputs).map(|at| a(at / inputs, at % inputs)).collect();
+        let b: Vec<_> = (0..outputs * rank).map(|at| b(at / rank, at % rank)).collect();
+        let change = Change { rank, scale: delta.scale, a: &a, b: &b };
         let lengths = self.base.lengths_squared(site, &change);
         let gain = |(output, (magnitude, squared)): (usize, (f32, f64))| {
             #[expect(clippy::cast_possible_truncation, reason = "computed in f64, kept as f32")]
@@ -356,26 +383,29 @@ impl Builder<'_> {
         magnitude.values().zip(lengths).enumerate().map(gain).collect::<Result<_, _>>().map(Some)
     }
 
-    fn embed(&mut self) -> Result<Option<Embed>, Refusal> {
+    fn embed(&self) -> Result<Option<Embed>, Refusal> {
         let Some(delta) = self.manifest.deltas.get(&Site::Embed) else { return Ok(None) };
         let (rank, vocab, hidden) = (delta.rank, self.sites.vocab, self.sites.hidden);
-        let kind = embed_type(delta);
+        let kind = self.matrices.number_type(&[&delta.a, &delta.b]);
         let mut a = self.zeros(kind, vocab * rank);
-        for (at, value) in delta.a.values().enumerate() {
-            a.set(at % vocab * rank + at / vocab, value);
-        }
+        write_transposed(&mut a, &delta.a, vocab);
         let mut b = self.zeros(kind, rank * hidden);
-        for (at, value) in delta.b.values().enumerate() {
-            b.set(at % rank * hidden + at / rank, value);
-        }
-        let gain = self.gain(Site::Embed, delta)?;
+        write_transposed(&mut b, &delta.b, rank);
+        let served_a = |r: usize, token: usize| a.get(token * rank + r);
+        let served_b = |output: usize, r: usize| b.get(r * hidden + output);
+        let gain = self.gain(Site::Embed, delta, (&served_a, &served_b))?;
         Ok(Some(Embed { rank, scale: delta.scale, a, b, gain }))
     }
 
-    fn own_embedding(&mut self) -> Option<Numbers> {
+    fn own_embedding(&self) -> Option<Numbers> {
         let view = self.manifest.replaced.get(&Site::Embed)?;
-        let mut all = self.zeros(number_type(view), view.len());
-        view.values().enumerate().for_each(|(at, value)| all.set(at, value));
+        let mut all = self.zeros(number_type(view.dtype()), view.len());
+        let mut part = [0.0; 64 * GROUP];
+        for first in (0..view.len()).step_by(part.len()) {
+            let end = view.len().min(first + part.len());
+            view.read(first..end, &mut part[..end - first]);
+            all.write(first, &part[..end - first]);
+        }
         Some(all)
     }
 
@@ -392,32 +422,33 @@ fn floats(view: &View<'_>) -> Vec<f32> {
     view.values().collect()
 }
 
+/// A number of A or B by its row and column.
+type Served<'a> = &'a dyn Fn(usize, usize) -> f32;
+
+/// Writes the transpose of `view [rows, columns]`.
+fn write_transposed(numbers: &mut Numbers, view: &View<'_>, columns: usize) {
+    let rows = view.len() / columns;
+    let mut some = [0.0; GROUP];
+    for first in (0..columns).step_by(GROUP) {
+        let some = &mut some[..GROUP.min(columns - first)];
+        let mut transposed = vec![0.0; some.len() * rows];
+        for row in 0..rows {
+            let from = row * columns + first;
+            view.read(from..from + some.len(), some);
+            for (column, value) in some.iter().enumerate() {
+                transposed[column * rows + row] = *value;
+            }
+        }
+        numbers.write(first * rows, &transposed);
+    }
+}
+
 fn encoding(view: &View<'_>) -> Encoding {
-    match number_type(view) {
-        NumberType::F32 => Encoding::F32,
-        NumberType::F16 => Encoding::F16,
-        NumberType::BF16 => Encoding::BF16,
-    }
-}
-
-fn number_type(view: &View<'_>) -> NumberType {
     match view.dtype() {
-        Dtype::F32 => NumberType::F32,
-        Dtype::F16 => NumberType::F16,
-        Dtype::Bf16 => NumberType::BF16,
+        Dtype::F32 => Encoding::F32,
+        Dtype::F16 => Encoding::F16,
+        Dtype::Bf16 => Encoding::BF16,
     }
-}
-
-/// The type of a stacked A: the file's, or `f32` where its parts are of different ones.
-fn common_type(deltas: &[&FileDelta<'_>]) -> NumberType {
-    let mut types = deltas.iter().map(|delta| number_type(&delta.a));
-    let first = types.next().unwrap_or(NumberType::F32);
-    if types.all(|other| other == first) { first } else { NumberType::F32 }
-}
-
-fn embed_type(delta: &FileDelta<'_>) -> NumberType {
-    let (a, b) = (number_type(&delta.a), number_type(&delta.b));
-    if a == b { a } else { NumberType::F32 }
 }
 
 /// A base whose weights are all zero, for tests of what does not look at them.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use chorus::{
     engine::{Engine, Event, Finish, Job, Lane, Sampling, Scope, Settings, TokenStream},
     kernels::linear::Precision,
-    lora::{Adapter, Lease},
+    lora::{Adapter, Lease, Matrices},
     model::{KvType, Llama, PAGE},
 };
 use serde_json::Value;
@@ -52,8 +52,10 @@ impl Request {
 /// Prompts of the references through base and eight adapters in turn, greedy and sampled.
 fn requests(llama: &Llama) -> Vec<Request> {
     let mut voices = vec![(None, "base".to_owned())];
-    for folder in folders(&shipped_adapters()) {
-        voices.push((Some(adapter(&folder, llama).unwrap()), name(&folder).to_owned()));
+    // Every second one in eight bits, whose neighbours are then of other types.
+    let types = [Matrices::Native, Matrices::Int8].into_iter().cycle();
+    for (folder, matrices) in folders(&shipped_adapters()).iter().zip(types) {
+        voices.push((Some(adapter(folder, llama, matrices).unwrap()), name(folder).to_owned()));
     }
     let prompts = |voice: &str| -> Vec<Vec<u32>> {
         let file = json(&fixtures().join(format!("smollm2/reference/{voice}.json")));

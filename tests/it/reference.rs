@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
 use chorus::{
     adapter::{Folder, Refused, Rules, Unusable},
-    lora::{Adapter, BuildError, Limits},
+    lora::{Adapter, BuildError, Limits, Matrices},
     model::Llama,
 };
 use safetensors::SafeTensors;
@@ -124,7 +124,7 @@ fn every_adapter_computes_what_peft_does() {
         let llama = load(&model);
         for folder in folders(&model.join("adapters")) {
             let what = format!("{}/{}", name(&model), name(&folder));
-            match adapter(&folder, &llama) {
+            match adapter(&folder, &llama, Matrices::Native) {
                 Ok(adapter) => {
                     let reference = Reference::read(&model, "reference", Some(name(&folder)));
                     reference.check(&llama, Some(&adapter), &what);
@@ -163,7 +163,8 @@ fn a_gguf_computes_what_its_safetensors_do() {
     let llama = load(&fixtures().join("gguf/tied-f32.gguf"));
     Reference::read(&model, "reference", None).check(&llama, None, "gguf");
     for case in ["plain", "all-linear", "dora", "embed-head-slim"] {
-        let adapter = adapter(&model.join("adapters").join(case), &llama).unwrap();
+        let folder = model.join("adapters").join(case);
+        let adapter = adapter(&folder, &llama, Matrices::Native).unwrap();
         Reference::read(&model, "reference", Some(case)).check(&llama, Some(&adapter), case);
     }
 }

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, fs::File, sync::Arc};
 
 use candle_core::{Device, Tensor, quantized::gguf_file::Content};
-use chorus::kernels::panels::{Encoding, Panels};
+use chorus::{
+    kernels::panels::{Encoding, Panels},
+    lora::Matrices,
+};
 use safetensors::SafeTensors;
 use serde_json::json;
 
@@ -114,7 +117,7 @@ fn a_safetensors_copy_of_the_base_answers_as_the_reference() {
     let folder = tempfile::tempdir().unwrap();
     as_safetensors(folder.path());
     let llama = load(folder.path());
-    let pirate = adapter(&shipped_adapters().join("pirate"), &llama).unwrap();
+    let pirate = adapter(&shipped_adapters().join("pirate"), &llama, Matrices::Native).unwrap();
     for (file, adapter) in [("base", None), ("pirate", Some(pirate))] {
         let reference = json(&fixtures().join(format!("smollm2/reference/{file}.json")));
         for prompt in reference["prompts"].as_array().unwrap() {

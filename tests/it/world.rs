@@ -10,7 +10,7 @@ use std::{
 use chorus::{
     catalog::{HubAccess, Progress},
     kernels::{linear::Precision, simd::Tier},
-    lora::{Adapter, Base, BuildError, Digest, Limits, LoraBatch, peft},
+    lora::{Adapter, Base, BuildError, Digest, Limits, LoraBatch, Matrices, peft},
     model::{Kv, KvType, Llama, PAGE, SequenceRows, Step},
 };
 use serde_json::Value;
@@ -51,13 +51,18 @@ pub(crate) fn load(path: &Path) -> Llama {
 }
 
 /// Reads and builds a PEFT folder, and checks that it is as large as it was said to be.
-pub(crate) fn adapter(folder: &Path, base: &Llama) -> Result<Arc<Adapter>, BuildError> {
+pub(crate) fn adapter(
+    folder: &Path,
+    base: &Llama,
+    matrices: Matrices,
+) -> Result<Arc<Adapter>, BuildError> {
     let config = std::fs::read(folder.join("adapter_config.json")).unwrap();
     let weights = std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
     let manifest = peft::read(&config, &weights, base.sites(), &Limits::default())?;
-    let planned = Adapter::planned_bytes(&manifest, base.sites());
-    let adapter = Adapter::build(Digest::of(&config, &weights), &manifest, base)?;
-    assert_eq!(planned, adapter.bytes(), "{}", folder.display());
+    let planned = Adapter::planned_memory(&manifest, base.sites());
+    let adapter = Adapter::build(Digest::of(&config, &weights), &manifest, base, matrices)?;
+    assert_eq!(planned.of(matrices), adapter.bytes(), "{}", folder.display());
+    assert!(planned.int8 < planned.native, "{}", folder.display());
     Ok(Arc::new(adapter))
 }
 

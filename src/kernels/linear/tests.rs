@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::kernels::{
     elementwise::GainRows,
-    lora::{LowRank, NumberType, Numbers, Stack, padded_inputs, padded_outputs, place_in_b},
+    lora::{LowRank, Stack, padded_inputs, padded_outputs, place_in_b},
     memory::Slab,
+    numbers::{NumberType, Numbers},
     panels::{BadWeights, Encoding},
 };
 
@@ -89,14 +90,14 @@ fn projection(draw: &mut Draw, encoding: Encoding, outputs: usize, inputs: usize
 }
 
 fn numbers(draw: &mut Draw, rows: usize, (len, padded): (usize, usize)) -> Numbers {
-    let kinds = [NumberType::F32, NumberType::F16, NumberType::BF16];
-    let kind = kinds[draw.below(3)];
+    let kinds = [NumberType::F32, NumberType::F16, NumberType::BF16, NumberType::Int8];
+    let kind = kinds[draw.below(4)];
     let slab = Slab::new(Numbers::bytes_of(kind, rows * padded)).unwrap();
     let mut all = Numbers::zeros(&slab, kind, rows * padded).unwrap();
     for row in 0..rows {
-        for i in 0..len {
-            all.set(row * padded + i, draw.unit());
-        }
+        let mut values = draw.floats(len);
+        values.resize(padded, 0.0);
+        all.write(row * padded, &values);
     }
     all
 }

@@ -122,6 +122,10 @@ impl Simd for Portable {
         x.map(u32::from)
     }
     #[inline(always)]
+    fn load_signed_bytes(self, x: &[u8; LANES]) -> Self::I {
+        x.map(|byte| i32::from(byte.cast_signed()).cast_unsigned())
+    }
+    #[inline(always)]
     fn field(self, v: Self::I, shift: u32, mask: u32) -> Self::I {
         v.map(|word| word >> shift & mask)
     }
