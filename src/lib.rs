@@ -78,7 +78,7 @@
 //! What the store has is the fold of its records ([`store::Log`]), over the folder's adapters, which are version 1 of their
 //! names. A record is created only under a number that nobody has used, so all servers on one store agree on one order, and
 //! what a change expects (`If-Match`) is decided on the very state that its record follows. Each put of a file has a key of
-//! its own, so a deletion can erase at once: a record may share a file only if the order says that it is alive. A content
+//! its own, so a deletion can erase at once: a record may share a file only if the order says that it is alive. A version
 //! is bound to the bases it was checked against, and refused on others.
 //!
 //! The records are the audit log as well: who, what, when. A copy of a store ([`adapter::copy`]) is a prefix of its records with

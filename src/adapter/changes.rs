@@ -596,18 +596,15 @@ impl Adapters {
 
     /// Where the name has this content already: records that it was checked against this server's base.
     async fn note_base(&self, target: Target<'_>, digest: Digest) -> Result<(), NotChanged> {
-        let base = &self.shared.base_sha256;
-        let content = self.shared.registry.content(digest);
-        if content.is_none_or(|content| content.is_for(base)) {
+        let validated = |state: &State| {
+            let version = self.on_other_base(state, target, digest);
+            let base = self.shared.base_sha256.clone();
+            version.map(|version| Change::Validated { version, base })
+        };
+        if self.shared.registry.with(validated).is_none() {
             return Ok(());
         }
-        let decide = |state: &State| {
-            let history = state.look(target.tenant, target.name);
-            let version = history.and_then(|history| history.version_of(digest));
-            let validated = |version| Change::Validated { version, base: base.clone() };
-            Ok((version.map(validated), ()))
-        };
-        self.change(target, decide).await
+        self.change(target, |state| Ok((validated(state), ()))).await
     }
 
     /// Where the name has this content already, from another base: it is not taken for one of this base, for it fails here.
@@ -617,18 +614,17 @@ impl Adapters {
         digest: Digest,
         Smoke { answer, .. }: &Smoke,
     ) -> Result<(), NotChanged> {
-        let base = &self.shared.base_sha256;
-        let is_known = |state: &State| {
-            let history = state.look(target.tenant, target.name);
-            history.is_some_and(|history| history.version_of(digest).is_some())
-        };
-        let content = self.shared.registry.content(digest);
-        if content.is_some_and(|content| !content.is_for(base))
-            && self.shared.registry.with(is_known)
-        {
-            return Err(Unfit::Smoke { answer: answer.clone() }.into());
+        match self.shared.registry.with(|state| self.on_other_base(state, target, digest)) {
+            Some(_) => Err(Unfit::Smoke { answer: answer.clone() }.into()),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The name's version that has this content, where it was checked against other bases alone.
+    fn on_other_base(&self, state: &State, target: Target<'_>, digest: Digest) -> Option<u32> {
+        let history = state.look(target.tenant, target.name)?;
+        let version = history.version_of(digest)?;
+        (!history.is_for(version, &self.shared.base_sha256)).then_some(version)
     }
 
     async fn store_files(&self, received: &mut Received) -> Result<[Blob; 2], NotChanged> {

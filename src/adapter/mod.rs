@@ -44,7 +44,7 @@ use self::{
     shelf::Shelf,
     upload::Spool,
 };
-pub use crate::lora::{Defaults, Digest, Extras, Lease, SmokeTest, ranges};
+pub use crate::lora::{Defaults, Extras, Lease, SmokeTest, ranges};
 use crate::{
     lora::{Base, Limits, Matrices},
     store::{Log, Store, StoreError},
@@ -348,8 +348,9 @@ impl Adapters {
 
     /// Lends the adapter of a tenant's revision, loading it if need be. Dropping the future gives up the place in the line.
     pub async fn lease(&self, tenant: TenantId, revision: &Revision) -> Result<Lease, NotLent> {
-        let lease = self.hold(tenant, revision).await?;
-        let Some(usage) = self.shared.registry.usage(tenant, revision) else { return Ok(lease) };
+        let entry = self.shared.registry.entry(tenant, revision).ok_or(NotLent::Gone)?;
+        let lease = self.hold(tenant, &entry).await?;
+        let usage = entry.usage;
         usage.begin(unix_seconds());
         Ok(Lease::new(Arc::clone(lease.adapter()), move || {
             drop(lease);
@@ -358,9 +359,9 @@ impl Adapters {
     }
 
     /// The same, and nothing is counted.
-    async fn hold(&self, tenant: TenantId, revision: &Revision) -> Result<Lease, NotLent> {
-        let content = self.shared.registry.content(revision.digest).ok_or(NotLent::Gone)?;
-        if !content.is_for(&self.shared.base_sha256) {
+    async fn hold(&self, tenant: TenantId, entry: &Entry) -> Result<Lease, NotLent> {
+        let Entry { revision, content, bases, .. } = entry;
+        if !bases.contains(&self.shared.base_sha256) {
             return Err(NotLent::OtherBase);
         }
         self.divide();
@@ -430,10 +431,10 @@ impl Adapters {
     }
 
     fn describe(&self, tenant: TenantId, entry: Entry) -> Card {
-        let Entry { revision, content, usage, smoke, canary, .. } = entry;
+        let Entry { revision, content, bases, usage, smoke, canary, .. } = entry;
         Card {
             active: entry.active,
-            compatible: content.is_for(&self.shared.base_sha256),
+            compatible: bases.contains(&self.shared.base_sha256),
             smoke,
             canary,
             pinned: entry.pinned,
@@ -542,7 +543,7 @@ mod tests {
         assert!(!failed.contains(root.path().to_str().unwrap()), "{failed}");
         assert_eq!(adapters.stats().load_failures, 1);
 
-        let unknown = Revision { digest: Digest::of(b"", b""), ..revision };
+        let unknown = Revision { digest: crate::lora::Digest::of(b"", b""), ..revision };
         assert!(matches!(adapters.lease(ME, &unknown).await, Err(NotLent::Gone)));
         assert_eq!(adapters.stats().resident_bytes, 0, "{pirate} bytes were reserved");
     }

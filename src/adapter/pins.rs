@@ -102,7 +102,7 @@ impl Adapters {
             if !wanted.contains(&key) || self.shared.pins.has(&key) {
                 continue;
             }
-            match self.hold(tenant, &entry.revision).await {
+            match self.hold(tenant, &entry).await {
                 Ok(lease) => self.shared.pins.insert(key, lease),
                 Err(error) => tracing::warn!(name = %entry.revision.name, %error, "not pinned yet"),
             }

@@ -56,6 +56,9 @@ pub(super) struct History {
 struct Version {
     created: u64,
     content: Arc<Content>,
+    /// The bases it was checked against, by their sha256. They are the version's and not the content's: what somebody else
+    /// has tried the same bytes on is nobody's business.
+    bases: BTreeSet<String>,
     usage: Arc<Usage>,
     /// `None` where it comes from the folder.
     files: Option<Files>,
@@ -122,8 +125,6 @@ struct Held {
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) facts: Facts,
-    /// The bases it was checked against, by their sha256.
-    bases: RwLock<BTreeSet<String>>,
     /// Bytes of memory it takes: those of the facts, until a load has shown others.
     memory: AtomicUsize,
 }
@@ -131,7 +132,7 @@ pub(super) struct Content {
 impl Content {
     fn new(facts: Facts, matrices: Matrices) -> Self {
         let memory = AtomicUsize::new(facts.memory.of(matrices));
-        Self { facts, bases: RwLock::default(), memory }
+        Self { facts, memory }
     }
 
     /// Bytes of memory it takes when it is loaded.
@@ -143,15 +144,6 @@ impl Content {
     pub(super) fn set_memory(&self, bytes: usize) {
         self.memory.store(bytes, Ordering::Relaxed);
     }
-
-    /// Whether it was checked against this base.
-    pub(super) fn is_for(&self, base: &str) -> bool {
-        self.bases.read().expect(NO_PANIC).contains(base)
-    }
-
-    fn add_base(&self, base: &str) {
-        self.bases.write().expect(NO_PANIC).insert(base.to_owned());
-    }
 }
 
 /// One version of a name.
@@ -161,6 +153,8 @@ pub(super) struct Entry {
     /// In unix seconds.
     pub(super) created: u64,
     pub(super) content: Arc<Content>,
+    /// The bases it was checked against, by their sha256.
+    pub(super) bases: BTreeSet<String>,
     pub(super) usage: Arc<Usage>,
     pub(super) active: bool,
     pub(super) pinned: bool,
@@ -216,9 +210,9 @@ impl Registry {
         let held = || Held::new(facts.clone(), state.matrices);
         let held = state.contents.entry(facts.digest).or_insert_with(held);
         held.in_folder = true;
-        held.content.add_base(base);
         let (content, usage) = (Arc::clone(&held.content), Arc::default());
-        let version = Version { created, content, usage, files: None, smoke: None };
+        let bases = BTreeSet::from([base.to_owned()]);
+        let version = Version { created, content, bases, usage, files: None, smoke: None };
         history.versions.insert(1, version);
         history.last = history.last.max(1);
         *history.active.get_or_insert(1) == 1
@@ -285,11 +279,12 @@ impl Registry {
         })
     }
 
-    /// What a version is used for, if a tenant's name has it.
-    pub(super) fn usage(&self, tenant: TenantId, revision: &Revision) -> Option<Arc<Usage>> {
+    /// A revision, if a tenant's name still has it.
+    pub(super) fn entry(&self, tenant: TenantId, revision: &Revision) -> Option<Entry> {
         self.with(|state| {
-            let version = state.history(tenant, &revision.name)?.versions.get(&revision.version)?;
-            Some(Arc::clone(&version.usage))
+            let history = state.history(tenant, &revision.name)?;
+            let entry = history.entry(&revision.name, revision.version)?;
+            (entry.revision.digest == revision.digest).then_some(entry)
         })
     }
 
@@ -379,8 +374,8 @@ impl State {
             Change::Pinned => history.pinned = true,
             Change::Unpinned => history.pinned = false,
             Change::Validated { version, base } => {
-                if let Some(version) = history.versions.get(version) {
-                    version.content.add_base(base);
+                if let Some(version) = history.versions.get_mut(version) {
+                    version.bases.insert(base.clone());
                 }
             }
             Change::Removed { version } => {
@@ -425,7 +420,6 @@ impl State {
             };
             Held::new(facts, self.matrices)
         });
-        held.content.add_base(&stored.base);
         let files = Files { config: config.clone(), weights: weights.clone() };
         held.files.push(files.clone());
         for blob in [config, weights] {
@@ -433,8 +427,10 @@ impl State {
         }
         let content = Arc::clone(&held.content);
         let usage = Arc::default();
+        let bases = BTreeSet::from([stored.base.clone()]);
         let (files, smoke) = (Some(files), stored.smoke.clone());
-        history.versions.insert(*version, Version { created, content, usage, files, smoke });
+        let made = Version { created, content, bases, usage, files, smoke };
+        history.versions.insert(*version, made);
     }
 
     /// Takes back what a version that is gone referred to.
@@ -499,7 +495,7 @@ impl History {
 
     /// Whether the version of this number was checked against this base.
     pub(super) fn is_for(&self, number: u32, base: &str) -> bool {
-        self.versions.get(&number).is_some_and(|version| version.content.is_for(base))
+        self.versions.get(&number).is_some_and(|version| version.bases.contains(base))
     }
 
     /// Whether it is to be kept in memory.
@@ -525,12 +521,24 @@ impl History {
     }
 
     fn entry(&self, name: &AdapterName, number: u32) -> Option<Entry> {
-        let Version { created, content, usage, files, smoke } = self.versions.get(&number)?.clone();
+        let Version { created, content, bases, usage, files, smoke } =
+            self.versions.get(&number)?.clone();
         let digest = content.facts.digest;
         let revision = Revision { name: name.clone(), version: number, digest };
         let (active, pinned) = (self.active == Some(number), self.pinned);
         let canary = self.canary();
-        Some(Entry { revision, created, content, usage, active, pinned, files, smoke, canary })
+        Some(Entry {
+            revision,
+            created,
+            content,
+            bases,
+            usage,
+            active,
+            pinned,
+            files,
+            smoke,
+            canary,
+        })
     }
 }
 
@@ -852,14 +860,17 @@ mod tests {
     }
 
     #[test]
-    fn a_content_is_for_the_bases_it_was_checked_against() {
+    fn a_version_is_for_the_bases_it_was_checked_against_itself() {
         let registry = Registry::default();
         registry.apply(&record(ME, "sql", stored(1, "one", 1)));
-        let content = registry.content(digest("one")).unwrap();
-        assert!(content.is_for(BASE) && !content.is_for("other"));
-        let validated = Change::Validated { version: 1, base: "other".to_owned() };
+        registry.apply(&record(OTHER, "sql", stored(1, "one", 1)));
+        let bases = |tenant| registry.active(tenant, &name("sql")).unwrap().bases;
+        let [base, other] = [BASE, "other"].map(str::to_owned);
+        assert_eq!(bases(ME), BTreeSet::from([base.clone()]));
+        let validated = Change::Validated { version: 1, base: other.clone() };
         registry.apply(&record(ME, "sql", validated));
-        assert!(content.is_for("other"));
+        assert_eq!(bases(ME), BTreeSet::from([base.clone(), other]));
+        assert_eq!(bases(OTHER), BTreeSet::from([base]), "another tenant's is what it was");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     adapter::{self, AdapterCommand},
     audit::{self, AuditArgs},
     error::CliError,
-    pull, serve,
+    pull, render, serve,
     store::{self, StoreCommand},
     tenant::{self, TenantCommand},
     usage,
@@ -66,6 +66,9 @@ enum Command {
         #[command(subcommand)]
         command: StoreCommand,
     },
+    /// Render one chat from standard input: what a server starts for templates that adapters bring
+    #[command(hide = true)]
+    Render,
     /// Print a completion script
     Completions {
         /// The shell it is for
@@ -84,6 +87,7 @@ impl Command {
             Self::Usage(args) => accounts::run(*args),
             Self::Audit(args) => audit::run(*args),
             Self::Store { command } => store::run(command),
+            Self::Render => render::run(),
             Self::Completions { shell } => completions(shell),
         }
     }

@@ -10,6 +10,7 @@ mod plan;
 mod progress;
 mod pull;
 mod remote;
+mod render;
 mod serve;
 mod signals;
 mod store;

@@ -1,6 +1,9 @@
 //! `/v1/adapters`: what a tenant does with its own.
 
-use std::time::{Instant, SystemTime};
+use std::{
+    io,
+    time::{Instant, SystemTime},
+};
 
 use axum::{
     Json,
@@ -26,7 +29,7 @@ use super::{
     sampling::within,
     tally,
     trial::EngineTrial,
-    upload,
+    upload::{self, Place},
     wire::adapters::{
         ActivateIn, AdapterList, AdapterOut, Deleted, PutQuery, Residency, Status, VersionIn,
         VersionOut, VersionQuery,
@@ -34,7 +37,8 @@ use super::{
 };
 use crate::{
     adapter::{
-        AdapterName, Card, Expected, Kept, NotChanged, Part, Room, Target, Terms, Version, Wanted,
+        AdapterName, Card, Expected, Kept, NotChanged, Part, Room, Target, Terms, Unfit, Upload,
+        Version, Wanted,
     },
     ledger::Used,
     tenant::{Caller, Scope, TenantId},
@@ -88,21 +92,16 @@ pub(super) async fn put(
         // Last of what needs no byte of the body, so that what is refused before costs nothing.
         let admitted = app.tenants().admit_upload(caller.tenant, Instant::now());
         let rate = admitted.map_err(|over| ApiError::over_quota(&over))?;
-        let _place = app.uploads().take(caller.tenant).await?;
+        let place = app.uploads().take(caller.tenant).await?;
         let upload = app.adapters().upload();
         let upload = app.while_accepting(body.receive(upload)).await?;
         // It may have taken minutes.
         if !app.tenants().still_counts(&caller, SystemTime::now()) {
             return Err(ApiError::unidentified());
         }
-        let trial = EngineTrial::new(&app);
-        let quota = app.tenants().quota(caller.tenant);
-        let room = Room { adapters: quota.adapters, bytes: quota.stored_bytes };
-        let terms = Terms { expected: &expected, activate, room };
-        let kept = app.adapters().put(target, upload, &terms, &trial).await.map_err(refused)?;
-        let version = kept.card.revision.version;
-        let used = Used { name: name.to_string(), version };
-        app.ledger().note(tally::upload(caller.tenant, used, kept.card.bytes)).await;
+        let how = How { expected, activate };
+        let kept = keep(app.clone(), (asked, name.clone()), upload, how, place).await;
+        let kept = kept.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
         Ok((kept, rate))
     };
     match kept.await {
@@ -118,6 +117,37 @@ pub(super) async fn put(
             Err(refusal)
         }
     }
+}
+
+/// How an upload is to be kept.
+struct How {
+    expected: Expected,
+    activate: bool,
+}
+
+/// Keeps an upload that has been received, and notes it. It goes on although the client leaves: what is kept is noted.
+async fn keep(
+    app: App,
+    (asked, name): (Asked, AdapterName),
+    upload: Upload,
+    How { expected, activate }: How,
+    place: Place,
+) -> Result<Kept, NotChanged> {
+    let kept = tokio::spawn(async move {
+        let _place = place;
+        let trial = EngineTrial::new(&app);
+        let quota = app.tenants().quota(asked.tenant);
+        let room = Room { adapters: quota.adapters, bytes: quota.stored_bytes };
+        let terms = Terms { expected: &expected, activate, room };
+        let kept = app.adapters().put(asked.of(&name), upload, &terms, &trial).await?;
+        if kept.is_new {
+            let used = Used { name: name.to_string(), version: kept.card.revision.version };
+            app.ledger().note(tally::upload(asked.tenant, used, kept.card.bytes)).await;
+        }
+        Ok(kept)
+    });
+    let lost = |error| NotChanged::Unfit(Unfit::BrokenOff(io::Error::other(error)));
+    kept.await.map_err(lost)?
 }
 
 /// Makes the name point to one of its versions, or gives that version a share of the requests.

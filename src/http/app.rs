@@ -1,8 +1,9 @@
 //! What every request shares, and which path leads where.
 
 use std::{
+    env,
     future::Future,
-    num::NonZeroUsize,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -14,12 +15,12 @@ use axum::{
     middleware::{from_fn, from_fn_with_state},
     routing::{delete, get, post, put},
 };
-use lru::LruCache;
 use tokio::sync::{Semaphore, watch};
 
 use super::{
     accounts, adapters, admin, audit, auth,
     body::LARGE_BODIES,
+    brought::Renderers,
     chat, completions,
     deadline::Deadline,
     desks::{Asker, Desks},
@@ -36,11 +37,11 @@ use super::{
     vllm,
 };
 use crate::{
-    adapter::{Adapters, Digest, Extras, LoraRoot, Ticket, Wanted},
+    adapter::{Adapters, Extras, LoraRoot, Ticket, Wanted},
     engine::Engine,
     ledger::Ledger,
     tenant::{Caller, Permit, TenantId, TenantName, Tenants},
-    text::Text,
+    text::{Ending, Message, Text},
 };
 
 /// The base as clients know it.
@@ -126,9 +127,6 @@ pub struct Stored {
     pub ledger: Ledger,
 }
 
-/// Templates of adapters that stay compiled.
-const TEMPLATES: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
-
 /// Everything that answers requests. Clones share it.
 #[derive(Clone, Debug)]
 pub struct App {
@@ -150,8 +148,7 @@ struct Shared {
     desks: Desks,
     large_bodies: Semaphore,
     uploads: Places,
-    /// Text sides with templates that adapters have brought, by the adapter's content.
-    templates: Mutex<LruCache<Digest, Text>>,
+    renderers: Renderers,
 }
 
 /// How far the server is on its way to its end; it only goes forward.
@@ -202,7 +199,7 @@ impl App {
             desks: Desks::new(),
             large_bodies: Semaphore::new(LARGE_BODIES),
             uploads: Places::new(),
-            templates: Mutex::new(LruCache::new(TEMPLATES)),
+            renderers: Renderers::new(program()),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -396,19 +393,20 @@ impl App {
         }
     }
 
-    /// Renders chats for whoever answers: the base's text side, or that with the adapter's own template, which is compiled
-    /// once as long as it is used.
-    pub(super) fn text_for(&self, voice: &Voice, extras: &Extras) -> Result<Text, ApiError> {
-        let (Voice::Adapter(revision), Some(source)) = (voice, &extras.chat_template) else {
-            return Ok(self.text().clone());
-        };
-        let templates = || self.shared.templates.lock().expect("nothing here panics");
-        if let Some(text) = templates().get(&revision.digest) {
-            return Ok(text.clone());
-        }
-        let text = self.text().with_template(source)?;
-        templates().put(revision.digest, text.clone());
-        Ok(text)
+    /// The prompt for a chat by the template that the adapter brings; `None` where it brings none.
+    pub(super) async fn render_brought(
+        &self,
+        tenant: TenantId,
+        extras: &Extras,
+        (messages, ending): (&[Message], Ending),
+    ) -> Result<Option<String>, ApiError> {
+        let Some(source) = &extras.chat_template else { return Ok(None) };
+        let rendering = self.text().rendering(source, messages, ending);
+        Ok(Some(self.renderers().render(Some(tenant), &rendering).await??))
+    }
+
+    pub(super) fn renderers(&self) -> &Renderers {
+        &self.shared.renderers
     }
 
     /// Does work that takes time linear in `bytes`, at a desk.
@@ -465,6 +463,12 @@ impl App {
             .layer(from_fn(request_id::layer))
             .with_state(self)
     }
+}
+
+/// This program, also where its file has been replaced meanwhile.
+fn program() -> Option<PathBuf> {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() { Some(running) } else { env::current_exe().ok() }
 }
 
 async fn no_route(request: Request) -> ApiError {

@@ -112,12 +112,16 @@ async fn answer(
     let (voice, requested) =
         app.choose(caller, headers, (chat.model, chat.user.as_deref())).await?;
     let (encoder, messages, mut terms) = (app.encoder(), chat.messages, chat.terms);
-    let (extras, whose, of) = (app.extras(&voice), voice.clone(), app.clone());
+    let extras = app.extras(&voice);
+    let said = (&*messages, chat.ending);
+    let brought = app.render_brought(caller.tenant, &extras, said).await?;
     let default_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
     let render = move |_: &Asker| {
-        let text = of.text_for(&whose, &extras)?;
-        terms.follow(&extras, &text)?;
-        let rendered = text.render(&messages, chat.ending)?;
+        terms.follow(&extras, &encoder.text)?;
+        let rendered = match brought {
+            Some(rendered) => rendered,
+            None => encoder.text.render(&messages, chat.ending)?,
+        };
         Ok((encoder.text(&rendered, chat.framing)?, terms))
     };
     let (prompt, terms) = app.work(size, render).await?;

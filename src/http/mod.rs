@@ -24,6 +24,7 @@ mod app;
 mod audit;
 mod auth;
 mod body;
+mod brought;
 mod chat;
 mod completions;
 mod deadline;

@@ -11,7 +11,7 @@ use super::{answer::Answer, app::App};
 use crate::{
     adapter::{Extras, Lease, SmokeTest, Trial, Unproved},
     engine::{Event, Failure, Job, Lane, Logprob, Sampling, Scope},
-    text::{Ending, Framing, Keep, Message, Specials, Stops, Text},
+    text::{self, Ending, Framing, Keep, Message, Specials, Stops},
 };
 
 /// Tokens that are computed: enough that whatever an adapter changes shows somewhere.
@@ -71,8 +71,8 @@ impl<'a> EngineTrial<'a> {
         adapter: Lease,
         (test, extras): (&SmokeTest, &Extras),
     ) -> Result<String, Unproved> {
-        let text = self.text(extras).map_err(Unproved::Template)?;
-        let prompt = prompt(&text, test).map_err(Unproved::Template)?;
+        let text = self.app.text();
+        let prompt = self.prompt(&chat(test), extras).await?;
         let not_now = |why: String| Unproved::NotNow(why);
         let job = Job {
             prompt,
@@ -104,32 +104,42 @@ impl<'a> EngineTrial<'a> {
         Err(not_now("the engine has ended".to_owned()))
     }
 
-    /// The base's text side, with the template that the adapter brings.
-    fn text(&self, extras: &Extras) -> Result<Text, String> {
-        let own = self.app.text();
-        let Some(source) = &extras.chat_template else { return Ok(own.clone()) };
-        own.with_template(source).map_err(|error| error.to_string())
+    /// The tokens of a chat, by the template that the adapter brings, or the base's own; a base without one is asked as it is.
+    async fn prompt(&self, chat: &[Message], extras: &Extras) -> Result<Vec<u32>, Unproved> {
+        let text = self.app.text();
+        let (rendered, framing) = match &extras.chat_template {
+            Some(source) => (self.render(source, chat).await?, Framing::Bare),
+            None if text.has_template() => {
+                let rendered = text.render(chat, Ending::Prompt);
+                (rendered.map_err(|error| unusable(&error))?, Framing::Bare)
+            }
+            None => {
+                let said: Vec<_> = chat.iter().map(|message| &*message.content).collect();
+                (said.join("\n"), Framing::Framed)
+            }
+        };
+        text.encode(&rendered, framing).map_err(|error| unusable(&error))
+    }
+
+    async fn render(&self, source: &str, chat: &[Message]) -> Result<String, Unproved> {
+        let rendering = self.app.text().rendering(source, chat, Ending::Prompt);
+        let rendered = self.app.renderers().render(None, &rendering).await;
+        let rendered =
+            rendered.map_err(|_| Unproved::NotNow("its chats cannot be rendered".to_owned()))?;
+        rendered.map_err(|error| unusable(&error))
     }
 }
 
-/// A chat for which every template must have a prompt.
-fn sample() -> [Message; 1] {
-    let content = "How do I cook rice?".to_owned();
-    [Message { role: "user".to_owned(), content, name: None }]
+fn unusable(error: &text::Error) -> Unproved {
+    Unproved::Template(error.to_string())
 }
 
-/// A base without a chat template is asked as it is.
-fn prompt(text: &Text, test: &SmokeTest) -> Result<Vec<u32>, String> {
-    let chat = test.chat().into_iter();
-    let chat: Vec<_> =
-        chat.map(|said| Message { role: said.role, content: said.content, name: None }).collect();
-    let (rendered, framing) = if text.has_template() {
-        (text.render(&chat, Ending::Prompt).map_err(|error| error.to_string())?, Framing::Bare)
-    } else {
-        let said: Vec<_> = chat.into_iter().map(|message| message.content).collect();
-        (said.join("\n"), Framing::Framed)
-    };
-    text.encode(&rendered, framing).map_err(|error| error.to_string())
+fn message(role: &str, content: &str) -> Message {
+    Message { role: role.to_owned(), content: content.to_owned(), name: None }
+}
+
+fn chat(test: &SmokeTest) -> Vec<Message> {
+    test.chat().iter().map(|said| message(&said.role, &said.content)).collect()
 }
 
 impl Trial for EngineTrial<'_> {
@@ -151,13 +161,10 @@ impl Trial for EngineTrial<'_> {
         extras: Arc<Extras>,
     ) -> BoxFuture<'_, Result<Option<String>, Unproved>> {
         Box::pin(async move {
-            if extras.chat_template.is_some() {
-                let text = self.text(&extras).map_err(Unproved::Template)?;
-                let rendered = tokio::task::spawn_blocking(move || {
-                    text.render(&sample(), Ending::Prompt).map_err(|error| error.to_string())
-                });
-                let rendered = rendered.await.unwrap_or_else(|lost| Err(lost.to_string()));
-                if rendered.map_err(Unproved::Template)?.is_empty() {
+            if let Some(source) = &extras.chat_template {
+                // A chat for which every template must have a prompt.
+                let sample = [message("user", "How do I cook rice?")];
+                if self.render(source, &sample).await?.is_empty() {
                     let problem = "it renders a chat to an empty prompt".to_owned();
                     return Err(Unproved::Template(problem));
                 }

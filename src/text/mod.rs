@@ -7,6 +7,7 @@
 //! a long prompt takes milliseconds: callers keep it off the reactor.
 
 mod bound;
+mod brought;
 mod clock;
 mod detok;
 mod ends;
@@ -19,6 +20,7 @@ mod pretokenizer;
 mod stop;
 mod template;
 
+pub use brought::Rendering;
 pub use clock::utc;
 pub use detok::{Detok, Specials};
 pub use error::{Error, LoadError};
@@ -30,7 +32,7 @@ use pieces::{Pieces, Spelling, Token};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use template::{BROUGHT, Template};
+use template::Template;
 use tokenizers::Tokenizer;
 
 /// Most bytes encoded in one piece: some 230,000 tokens of prose, more than any context that is
@@ -111,14 +113,6 @@ impl Text {
             names: parts.names,
         };
         Self { shared: Arc::new(shared), template: parts.template.map(Arc::new) }
-    }
-
-    /// The same with a chat template that somebody has brought, within tighter bounds.
-    pub fn with_template(&self, source: &str) -> Result<Self, Error> {
-        let names = self.shared.names.iter().cloned();
-        let template = Template::compile(source, names, BROUGHT)
-            .map_err(|error| Error::Unrenderable(error.to_string()))?;
-        Ok(Self { shared: Arc::clone(&self.shared), template: Some(Arc::new(template)) })
     }
 
     /// The tokens of `text`. Special tokens written out in it (`<|im_start|>`) are those tokens.

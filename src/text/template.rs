@@ -8,6 +8,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use regex::Regex;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -21,7 +23,7 @@ pub(super) struct Bounds {
     /// Time, checked whenever it writes; a backstop, fuel runs out before.
     time: Duration,
     /// Bytes of the prompt.
-    output: usize,
+    pub(super) output: usize,
 }
 
 /// For the base's own template. The prompt is far above any context.
@@ -36,7 +38,7 @@ const RECURSION: usize = 100;
 const TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 /// One message of a chat.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
     pub role: String,
@@ -47,7 +49,7 @@ pub struct Message {
 }
 
 /// How a rendered chat ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ending {
     /// With the opening of the assistant's answer (`add_generation_prompt`).
     Prompt,
@@ -69,7 +71,7 @@ impl Template {
     /// (`bos_token`, `<s>`) that the template may use.
     pub(super) fn compile(
         source: &str,
-        tokens: impl IntoIterator<Item = (&'static str, String)>,
+        tokens: impl IntoIterator<Item = (impl Into<Cow<'static, str>>, String)>,
         bounds: Bounds,
     ) -> Result<Self, minijinja::Error> {
         let mut environment = Environment::new();
@@ -315,7 +317,12 @@ mod tests {
             panic!("an attribute of nothing was rendered");
         };
         assert!(problem.contains("chat template:2"), "{problem}");
-        assert!(Template::compile("{% if %}", [], OWN).unwrap_err().to_string().contains(":1"));
+        assert!(
+            Template::compile("{% if %}", [("", String::new()); 0], OWN)
+                .unwrap_err()
+                .to_string()
+                .contains(":1")
+        );
     }
 
     #[test]

@@ -837,6 +837,43 @@ async fn an_adapter_answers_with_its_own_template_stops_and_sampling() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_template_that_never_ends_or_overflows_its_stack_ends_nothing_else() {
+    let server = Server::start(&[]);
+    // Deeper than a stack, when it is compiled.
+    let deep = format!("{{{{ {} }}}}", ["1"; 30_000].join("+"));
+    let bringing = |template: &str| bringing("pirate", json!({"chat_template": template}));
+    let (status, refused) = body(server.put("deep", bringing(&deep)).await).await;
+    assert_eq!((status, &refused["error"]["code"]), (422, &json!("chat_template")), "{refused}");
+    // Of little work for whoever counts instructions, and only when it is asked for.
+    let hidden = |bomb: &str| {
+        let lists = "{% set ns = namespace(l=[1], m=[1]) %}{% for i in range(40) %}{% set ns.l = [ns.l, ns.l] %}{% set ns.m = [ns.m, ns.m] %}{% endfor %}";
+        format!("{{% if messages[0].content == 'go' %}}{lists}{bomb}{{% endif %}}x")
+    };
+    let nested = "{% set ns = namespace(l=1) %}{% for i in range(90000) %}{% set ns.l = [ns.l] %}{% endfor %}x";
+    let nested = format!("{{% if messages[0].content == 'go' %}}{nested}{{% endif %}}x");
+    let bombs = [hidden("{{ ns.l == ns.m }}"), hidden("{{ ns.l | string }}"), nested];
+    for (number, template) in bombs.iter().enumerate() {
+        assert_eq!(server.put(&format!("bomb{number}"), bringing(template)).await.status(), 201);
+    }
+    let asked = |number: usize| {
+        let mut body = question(&format!("bomb{number}"), 2);
+        body["messages"][0]["content"] = "go".into();
+        async {
+            let body = body;
+            server.post("/v1/chat/completions", &body).await.status().as_u16()
+        }
+    };
+    let others = async {
+        for _ in 0..10 {
+            server.answer("/v1/chat/completions", &question("base", 2)).await;
+        }
+    };
+    let (statuses, ()) = futures_util::join!(join_all((0..3).map(asked)), others);
+    assert_eq!(statuses, [400; 3]);
+    assert!(server.says("bomb0@v1").await.1.starts_with("bomb0@v1;"), "another chat is rendered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_canary_gets_its_share_and_each_user_one_version() {
     let server = Server::start(&[]);
     for folder in ["pirate", "german"] {
