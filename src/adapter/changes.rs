@@ -282,7 +282,11 @@ impl Adapters {
             match self.change(target, decide).await {
                 Ok(Decided::NeedsFiles) => files = Some(self.store_files(&mut received).await?),
                 Ok(Decided::Kept(version, is_new)) => {
-                    self.erase_unused(files.iter().flatten()).await;
+                    // Nobody waits for it: the time would tell that somebody else has the same bytes.
+                    let adapters = self.clone();
+                    tokio::spawn(
+                        async move { adapters.erase_unused(files.iter().flatten()).await },
+                    );
                     let card = self.version(target, version).ok_or(NotChanged::Unknown)?;
                     return Ok(Kept { card: card.card, is_new });
                 }

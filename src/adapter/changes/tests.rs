@@ -96,7 +96,9 @@ async fn lease(adapters: &Adapters, text: &str) -> Result<Lease, NotLent> {
     adapters.lease(ME, &adapters.resolve(ME, &Wanted::parse(text).unwrap(), None).unwrap()).await
 }
 
+/// How many there are once what nobody waits for is done.
 async fn blobs(store: &Store) -> usize {
+    tokio::time::sleep(Duration::from_millis(20)).await;
     store.blobs(Duration::ZERO).await.unwrap().len()
 }
 
@@ -282,6 +284,25 @@ async fn what_somebody_else_does_with_the_same_bytes_is_not_told() {
     assert_eq!((card.resident, card.leases, card.hits), (true, 1, 2));
     drop(running);
     assert_eq!(adapters.card(ME, &name("one")).unwrap().leases, 0);
+}
+
+#[tokio::test]
+async fn an_upload_asks_no_more_of_the_store_where_somebody_else_has_the_same_bytes() {
+    let (store, faults) = Store::faulty();
+    let adapters = open(&store).await;
+    put(&adapters, "one", 0.5).await.unwrap();
+    put(&adapters, "one", 0.25).await.unwrap();
+    let mut asked = Vec::new();
+    for (text, value) in [("new", 0.125), ("same", 0.5)] {
+        let (upload, name) = (arrived(&adapters, value).await, name(text));
+        let theirs = Target { tenant: TenantId::OTHER, ..target(&name) };
+        blobs(&store).await;
+        let before = faults.asked();
+        adapters.put(theirs, upload, &terms(&Expected::Anything), &GOOD).await.unwrap();
+        asked.push(faults.asked() - before);
+    }
+    assert_eq!(asked[0], asked[1]);
+    assert_eq!(blobs(&store).await, 4, "one config and three weights");
 }
 
 #[tokio::test]
