@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     lora::{Digest, Extras},
-    store::{Appended, BlobKey, StoreError},
+    store::{Appended, BlobKey, Log, StoreError},
     tenant::TenantId,
 };
 
@@ -251,7 +251,9 @@ impl Adapters {
                 expected.check(history)?;
                 let active = history.and_then(History::active);
                 if let Some(version) = history.and_then(|history| history.version_of(digest)) {
-                    let moves = activate && active != Some(version);
+                    let canary = history.and_then(History::canary);
+                    // The active version has all requests only once a canary is ended.
+                    let moves = activate && (active != Some(version) || canary.is_some());
                     let change = moves.then_some(Change::Activated { version });
                     return Ok((change, Decided::Kept(version, false)));
                 }
@@ -522,10 +524,19 @@ impl Adapters {
     /// Takes in what other servers have written.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         let mut log = self.shared.log.lock().await;
-        for entry in log.catch_up().await? {
+        self.catch_up(&mut log).await
+    }
+
+    async fn catch_up(&self, log: &mut Log<Record>) -> Result<(), StoreError> {
+        for entry in self.shared.outdated.note(log.catch_up().await)? {
             self.apply(&entry.record);
         }
         Ok(())
+    }
+
+    /// The store has a record that this release does not understand: what names mean now is not known here.
+    pub fn is_outdated(&self) -> bool {
+        self.shared.outdated.holds()
     }
 
     /// Erases files in the store that nothing refers to and that have been there for `grace`, because whoever has put
@@ -553,16 +564,14 @@ impl Adapters {
         mut decide: impl FnMut(&State) -> Result<(Option<Change>, T), NotChanged>,
     ) -> Result<T, NotChanged> {
         let mut log = self.shared.log.lock().await;
-        for entry in log.catch_up().await? {
-            self.apply(&entry.record);
-        }
+        self.catch_up(&mut log).await?;
         loop {
             let (change, outcome) = self.shared.registry.with(|state| decide(state))?;
             let Some(change) = change else { return Ok(outcome) };
             let Target { tenant, name, by } = target;
             let (at, by, name) = (unix_millis(), by.to_owned(), name.clone());
             let record = Record { at, by, tenant, name, change };
-            match log.append(record.clone()).await? {
+            match self.shared.outdated.note(log.append(record.clone()).await)? {
                 Appended::Overtaken(entries) => {
                     for entry in entries {
                         self.apply(&entry.record);

@@ -47,7 +47,7 @@ use self::{
 pub use crate::lora::{Defaults, Extras, Lease, SmokeTest, ranges};
 use crate::{
     lora::{Base, Limits, Matrices},
-    store::{Log, Store, StoreError},
+    store::{Log, Outdated, Store, StoreError},
     tenant::{TenantId, Tenants},
 };
 
@@ -134,6 +134,7 @@ struct Shared {
     store: Store,
     /// Held while a change is decided and written, so that changes made here do not overtake each other.
     log: Mutex<Log<Record>>,
+    outdated: Outdated,
     spool: Spool,
     /// Who may try an adapter.
     trials: Arc<Semaphore>,
@@ -311,6 +312,7 @@ impl Adapters {
             folder,
             store,
             log: Mutex::new(log),
+            outdated: Outdated::default(),
             spool: Spool { folder: settings.spool.clone(), max_weights: settings.limits.max_bytes },
             trials: Arc::new(Semaphore::new(1)),
             pins: Pins::default(),

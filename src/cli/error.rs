@@ -67,7 +67,7 @@ pub(crate) enum CliError {
     StoreLacks { faults: usize },
     #[error(transparent)]
     NotCopied(#[from] NotCopied),
-    #[error("both are one store: a copy needs a place of its own")]
+    #[error("both are one store, or one lies in the other: a copy needs a place of its own")]
     CopyOntoItself,
     #[error(transparent)]
     Header(#[from] http::BadHeader),

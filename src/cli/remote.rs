@@ -40,9 +40,9 @@ pub(crate) enum RemoteError {
     #[error("{} is {what}", path.display())]
     Unexpected { path: PathBuf, what: String },
     #[error(
-        "{refused} of {versions} versions are not there, for the reasons above; the same command goes on"
+        "{refused} of {versions} versions are not there, and {withheld} that are to be active fail their smoke tests, for the reasons above; the same command goes on"
     )]
-    Incomplete { refused: usize, versions: usize },
+    Incomplete { refused: usize, versions: usize, withheld: usize },
 }
 
 pub(super) const NO_QUERY: &[(&str, bool)] = &[];

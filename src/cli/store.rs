@@ -1,6 +1,9 @@
 //! `chorus store`: whether a store is whole, and copies of it, without a server.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -164,9 +167,28 @@ fn fault_json(fault: &Fault, tenant: &str) -> Value {
     })
 }
 
+/// Whether a store is another, or lies in its folder, whatever links lead there.
+fn is_within(inner: &Location, outer: &Location) -> bool {
+    match (inner, outer) {
+        (Location::Folder(inner), Location::Folder(outer)) => {
+            resolved(inner).starts_with(resolved(outer))
+        }
+        _ => inner == outer,
+    }
+}
+
+/// The path without links, as far as it leads to something.
+fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.canonicalize().unwrap_or_else(|_| match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => resolved(parent).join(name),
+        _ => path,
+    })
+}
+
 async fn copy(args: CopyArgs) -> Result<(String, usize), CliError> {
     let (from, to) = (config::location(&args.from)?, config::location(&args.to)?);
-    if from == to {
+    if is_within(&from, &to) || is_within(&to, &from) {
         return Err(CliError::CopyOntoItself);
     }
     let source = Store::open_existing(&from).await?;
@@ -206,4 +228,24 @@ async fn copy(args: CopyArgs) -> Result<(String, usize), CliError> {
         lost.chain([line]).collect()
     };
     Ok((text, faults.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_in_the_store_is_found_behind_links() {
+        let root = tempfile::TempDir::new().unwrap();
+        let folder = |path: &str| Location::Folder(root.path().join(path));
+        std::fs::create_dir_all(root.path().join("store/blobs")).unwrap();
+        std::os::unix::fs::symlink(root.path().join("store"), root.path().join("link")).unwrap();
+        for inside in ["store", "store/blobs/x", "link", "link/new/x", "store/../link/blobs"] {
+            assert!(is_within(&folder(inside), &folder("store")), "{inside}");
+        }
+        for outside in ["", "store2", "other/store", "link/../other"] {
+            assert!(!is_within(&folder(outside), &folder("store")), "{outside}");
+        }
+        assert!(is_within(&folder("store"), &folder("")));
+    }
 }

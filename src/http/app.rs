@@ -263,10 +263,13 @@ impl App {
         self.shared.stage.send_modify(|now| *now = stage.max(*now));
     }
 
-    /// Refuses once the server is shutting down.
+    /// Refuses once the server is shutting down, and as long as what the store says is beyond it.
     pub(super) fn accepting(&self) -> Result<(), ApiError> {
         if *self.shared.stage.borrow() > Stage::Serving {
             return Err(ApiError::stopping());
+        }
+        if self.adapters().is_outdated() || self.tenants().is_outdated() {
+            return Err(ApiError::outdated());
         }
         Ok(())
     }
@@ -360,7 +363,8 @@ impl App {
         headers: &HeaderMap,
         (model, user): (Option<String>, Option<&str>),
     ) -> Result<(Voice, String), ApiError> {
-        let ticket = match user {
+        // Some clients send an empty text for nobody.
+        let ticket = match user.filter(|user| !user.is_empty()) {
             Some(user) => Ticket::new(format!("user {user}")),
             None => Ticket::new(format!("request {}", request_id::of(headers))),
         };

@@ -20,6 +20,7 @@
 //! | an adapter that cannot be loaded | 500, not to be retried | `server_error`, `adapter_unavailable` |
 //! | anything of ours that broke | 500 | `server_error`, `internal_error` |
 //! | queue full, no room for an adapter, shutting down | 503 and `Retry-After` | `server_error`, `overloaded` |
+//! | the store has a record that this release does not understand | 503 and `Retry-After` | `server_error`, `outdated_server` |
 //! | the store of adapters does not answer | 503 and `Retry-After` | `server_error`, `store_unavailable` |
 //! | the store, or the disk for uploads, is full | 507 | `server_error`, `store_full` |
 //! | the request's own deadline | 504, not to be retried | `server_error`, `deadline_exceeded` |
@@ -234,6 +235,12 @@ impl ApiError {
     /// Another server, or this one after its restart, may do it.
     pub(super) fn stopping() -> Self {
         Self::overloaded("the server is shutting down")
+    }
+
+    /// A newer server may do it, or this one once it is upgraded.
+    pub(super) fn outdated() -> Self {
+        let message = "the store has a record that this release of chorus does not understand: upgrade this server";
+        Self { code: Some("outdated_server"), ..Self::overloaded(message) }
     }
 
     /// The request's own time is over.

@@ -3,6 +3,8 @@
 //! What is loaded is taken into the store as an upload would be, with the same checks, and stays there when the server is
 //! started again; unloading deletes it. The folder that it was loaded from is not needed any more and not touched.
 
+use std::time::Instant;
+
 use axum::extract::State;
 
 use super::{
@@ -10,13 +12,16 @@ use super::{
     auth::Operator,
     body::{Payload, parse},
     error::ApiError,
+    tally,
     trial::EngineTrial,
     wire::vllm::{LoadIn, UnloadIn},
 };
 use crate::{
     adapter::{
-        AdapterName, BadFile, Expected, LoraRoot, NotChanged, NotTaken, Room, Target, Terms,
+        AdapterName, BadFile, Card, Expected, Kept, LoraRoot, NotChanged, NotTaken, Room, Smoke,
+        Target, Terms,
     },
+    ledger::Used,
     tenant::{NotDone, TenantId, TenantName},
 };
 
@@ -40,6 +45,8 @@ pub(super) async fn load(
     };
     app.accepting()?;
     app.adapters().expect(target, &expected).await.map_err(refused)?;
+    let admitted = app.tenants().admit_upload(tenant, Instant::now());
+    admitted.map_err(|over| ApiError::over_quota(&over))?;
     let _place = app.uploads().take(tenant).await?;
     let upload = app.adapters().upload();
     let taken = async { root.take(&path, upload).await.map_err(|error| not_taken(&error)) };
@@ -48,8 +55,28 @@ pub(super) async fn load(
     let room = Room { adapters: quota.adapters, bytes: quota.stored_bytes };
     let terms = Terms { expected: &expected, activate: true, room };
     let trial = EngineTrial::new(&app);
-    app.adapters().put(target, upload, &terms, &trial).await.map_err(refused)?;
+    let kept = app.adapters().put(target, upload, &terms, &trial).await.map_err(refused)?;
+    let Kept { card, is_new } = kept;
+    if is_new {
+        let used = Used { name: name.to_string(), version: card.revision.version };
+        app.ledger().note(tally::upload(tenant, used, card.bytes)).await;
+    }
+    answers_well(&card)?;
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
+}
+
+/// Refuses where a version is kept for people to look at and answers nobody, because its smoke test failed.
+fn answers_well(Card { revision, active, smoke, .. }: &Card) -> Result<(), ApiError> {
+    match smoke {
+        Some(Smoke { passed: false, answer }) if !active => {
+            let message = format!(
+                "version {} is stored and not active, because its smoke test failed: it answers {answer:?}",
+                revision.version
+            );
+            Err(ApiError::unfit("smoke_test_failed", message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Deletes an adapter with all its versions.

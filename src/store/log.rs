@@ -1,6 +1,10 @@
 //! An append-only run of records that several servers write.
 
-use std::{fmt, marker::PhantomData};
+use std::{
+    fmt,
+    marker::PhantomData,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{ObjectStore as _, PutMode, path::Path};
@@ -36,6 +40,33 @@ pub enum Appended<R> {
     Written(u64),
     /// It is not written: others wrote these first. Whether it still makes sense is the caller's to say.
     Overtaken(Vec<Entry<R>>),
+}
+
+/// Whether a log has a record that this release does not understand, as far as it was read: what comes after that is not
+/// known here.
+#[derive(Debug, Default)]
+pub struct Outdated(AtomicBool);
+
+impl Outdated {
+    /// Takes note of how reading the log went, and hands that on.
+    pub fn note<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &read {
+            Ok(_) => self.0.store(false, Ordering::Relaxed),
+            Err(error @ StoreError::Damaged { .. }) => {
+                if !self.0.swap(true, Ordering::Relaxed) {
+                    tracing::error!(%error, "no requests are taken until this record is understood: upgrade this server");
+                }
+            }
+            // Nothing was learned of the records.
+            Err(_) => {}
+        }
+        read
+    }
+
+    /// It has one.
+    pub fn holds(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// A record as it is stored.

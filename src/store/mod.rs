@@ -35,7 +35,7 @@ pub use self::{
     copy::NotCopied,
     error::{OpenError, StoreError},
     location::{BadLocation, Location},
-    log::{Appended, Entry, Log},
+    log::{Appended, Entry, Log, Outdated},
 };
 
 mod blob;

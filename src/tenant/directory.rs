@@ -14,7 +14,7 @@ use super::{
     permit::Meters,
     record::{Change, Record, Scope},
 };
-use crate::store::{Appended, Entry, Log, Store, StoreError};
+use crate::store::{Appended, Entry, Log, Outdated, Store, StoreError};
 
 /// Knows every tenant and every key. Clones share it.
 #[derive(Clone, Debug)]
@@ -28,6 +28,7 @@ struct Shared {
     store: Store,
     /// Held while a change is decided and written.
     log: Mutex<Log<Record>>,
+    outdated: Outdated,
     /// The operator's key where this server was given one; it counts beside the one in the records.
     operator: Option<KeyHash>,
     meters: Arc<Meters>,
@@ -155,7 +156,8 @@ impl Tenants {
         let operator = operator.map(Key::hash);
         let meters = Arc::default();
         let (state, log, store) = (RwLock::new(state), Mutex::new(log), store.clone());
-        let shared = Shared { state, store, log, operator, meters };
+        let outdated = Outdated::default();
+        let shared = Shared { state, store, log, outdated, operator, meters };
         let shared = Arc::new(shared);
         tokio::spawn(keep_up(Arc::downgrade(&shared), refresh));
         Ok(Self { shared })
@@ -360,9 +362,18 @@ impl Tenants {
     /// Takes in what other servers have written.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         let mut log = self.shared.log.lock().await;
-        let entries = log.catch_up().await?;
+        self.catch_up(&mut log).await
+    }
+
+    async fn catch_up(&self, log: &mut Log<Record>) -> Result<(), StoreError> {
+        let entries = self.shared.outdated.note(log.catch_up().await)?;
         self.apply(&entries);
         Ok(())
+    }
+
+    /// The store has a record that this release does not understand: which keys and quotas count now is not known here.
+    pub fn is_outdated(&self) -> bool {
+        self.shared.outdated.holds()
     }
 
     fn with<T>(&self, look: impl FnOnce(&State) -> T) -> T {
@@ -383,13 +394,12 @@ impl Tenants {
         mut decide: impl FnMut(&State) -> Result<Change, NotDone>,
     ) -> Result<(), NotDone> {
         let mut log = self.shared.log.lock().await;
-        let entries = log.catch_up().await?;
-        self.apply(&entries);
+        self.catch_up(&mut log).await?;
         loop {
             let change = self.with(|state| decide(state))?;
             let at = unix_seconds(SystemTime::now()).saturating_mul(1000);
             let record = Record { at, by: by.to_owned(), change };
-            match log.append(record.clone()).await? {
+            match self.shared.outdated.note(log.append(record.clone()).await)? {
                 Appended::Overtaken(entries) => self.apply(&entries),
                 Appended::Written(number) => {
                     tracing::info!(number, by, change = ?record.change, "tenants have changed");
@@ -475,6 +485,8 @@ async fn keep_up(tenants: Weak<Shared>, refresh: Duration) {
         let Some(shared) = tenants.upgrade() else { return };
         let refreshed = (Tenants { shared }).refresh().await;
         match &refreshed {
+            // Said where it is noted.
+            Err(StoreError::Damaged { .. }) => {}
             Err(error) if reachable => {
                 tracing::error!(%error, "tenants' records cannot be read: keys that are revoked elsewhere count on");
             }

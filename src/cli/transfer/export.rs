@@ -44,8 +44,17 @@ pub(super) struct Shown {
     /// What the name points to.
     pub(super) active: Option<u32>,
     pinned: bool,
-    /// Number, digest, and when it was made.
-    pub(super) versions: Vec<(u32, String, u64)>,
+    pub(super) versions: Vec<Listed>,
+}
+
+/// One of its versions.
+pub(super) struct Listed {
+    pub(super) number: u32,
+    pub(super) digest: String,
+    /// In unix seconds.
+    created: u64,
+    /// What it answered to its smoke test, where that was wrong.
+    pub(super) flunked: Option<String>,
 }
 
 /// Writes all adapters that the key's tenant has into a folder.
@@ -75,7 +84,7 @@ pub(in crate::cli) async fn export(
         }
         let wanted = |version: u32| extent == Extent::AllVersions || shown.active == Some(version);
         let mut versions = Vec::new();
-        for (version, digest, created) in shown.versions {
+        for Listed { number: version, digest, created, .. } in shown.versions {
             if !wanted(version) {
                 continue;
             }
@@ -152,11 +161,19 @@ pub(super) async fn show(
         response.json().await.map_err(|error| RemoteError::Answer(error.to_string()))?;
     let versions = shown["versions"].as_array().into_iter().flatten().map(|version| {
         let number = version["version"].as_u64().and_then(|number| u32::try_from(number).ok())?;
-        Some((number, text(&version["digest"]), version["created"].as_u64().unwrap_or(0)))
+        let (digest, created) = (text(&version["digest"]), version["created"].as_u64());
+        let flunked = flunked(version);
+        Some(Listed { number, digest, created: created.unwrap_or(0), flunked })
     });
     let versions = versions.collect::<Option<_>>();
     let versions = versions.ok_or_else(|| RemoteError::Answer("a version of it".to_owned()))?;
     Ok(Some(Shown { active, pinned: shown["pinned"] == true, versions }))
+}
+
+/// What a version, as its server describes it, answered to its smoke test, where that was wrong.
+pub(super) fn flunked(version: &Value) -> Option<String> {
+    let smoke = &version["smoke_test"];
+    (smoke["passed"] == false).then(|| text(&smoke["answer"]))
 }
 
 /// Both files of a version at their place, and whether they had to be fetched.

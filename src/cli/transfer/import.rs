@@ -15,7 +15,7 @@ use super::{
         progress,
         remote::{NO_QUERY, Remote, RemoteError, printable, text},
     },
-    export::{served, show},
+    export::{Listed, Shown, flunked, served, show},
     manifest::{Exported, Manifest, Version, place},
 };
 use crate::catalog::Progress;
@@ -30,6 +30,8 @@ struct Imported {
     versions: Vec<Moved>,
     /// The version that the name points to there, where one was exported as that.
     active: Option<u32>,
+    /// The version that it would point to, but for its smoke test, which fails there.
+    withheld: Option<u32>,
 }
 
 /// One version on its way.
@@ -37,6 +39,8 @@ struct Moved {
     /// Its number in the export.
     from: u32,
     outcome: Outcome,
+    /// What it answers there to its smoke test, where that is wrong.
+    flunked: Option<String>,
 }
 
 enum Outcome {
@@ -46,6 +50,25 @@ enum Outcome {
     Present(u32),
     /// The server does not take it.
     Refused(String),
+}
+
+impl Imported {
+    /// Before anything of it is sent.
+    fn none_of(exported: &Exported) -> Self {
+        let name = exported.name.to_string();
+        Self { name, versions: Vec::new(), active: None, withheld: None }
+    }
+
+    /// The name is to point to this version, unless its smoke test fails. What somebody has activated all the same, which
+    /// the name points to there already (`at`), stays active.
+    fn point_to(&mut self, moved: &Moved, at: Option<u32>) {
+        let number = moved.outcome.number();
+        if moved.flunked.is_some() && number != at {
+            self.withheld = number;
+        } else {
+            self.active = number;
+        }
+    }
 }
 
 impl Outcome {
@@ -80,11 +103,12 @@ pub(in crate::cli) async fn import(remote: &Remote, folder: &Path) -> Result<Str
     let told = if remote.json { format!("{}\n", as_json(&imported)) } else { as_text(&imported) };
     let versions = || imported.iter().flat_map(|adapter| &adapter.versions);
     let refused = versions().filter(|moved| moved.outcome.number().is_none()).count();
-    if refused == 0 {
+    let withheld = imported.iter().filter(|adapter| adapter.withheld.is_some()).count();
+    if refused == 0 && withheld == 0 {
         return Ok(told);
     }
     drop(io::stdout().write_all(told.as_bytes()));
-    Err(RemoteError::Incomplete { refused, versions: versions().count() })
+    Err(RemoteError::Incomplete { refused, versions: versions().count(), withheld })
 }
 
 /// Sends what the server lacks of an adapter, and makes the name point to what it pointed to.
@@ -102,34 +126,24 @@ async fn adapter(
             let refused = |version: &Version| Moved {
                 from: version.number,
                 outcome: Outcome::Refused(message.clone()),
+                flunked: None,
             };
             let versions = exported.versions.iter().map(refused).collect();
-            return Ok(Imported { name: name.to_string(), versions, active: None });
+            return Ok(Imported { versions, ..Imported::none_of(exported) });
         }
         there => there?,
     };
-    let mut at = there.as_ref().and_then(|there| there.active);
-    let mut imported = Imported { name: name.to_string(), versions: Vec::new(), active: None };
+    let at = there.as_ref().and_then(|there| there.active);
+    let mut imported = Imported::none_of(exported);
     for version in &exported.versions {
-        let known = there.iter().flat_map(|there| &there.versions);
-        let known = known.clone().find(|(_, digest, _)| *digest == version.digest);
-        let outcome = match known {
-            Some((number, ..)) => Outcome::Present(*number),
-            None => match put(remote, folder, exported, version).await {
-                Err(RemoteError::Refused { status: status @ (409 | 413 | 422 | 429), message }) => {
-                    notes.note(&format!("{name}@v{}: {status}: {message}", version.number));
-                    Outcome::Refused(message)
-                }
-                put => Outcome::Uploaded(put?),
-            },
-        };
+        let moved = carry(remote, folder, (exported, version), there.as_ref(), notes).await?;
         if exported.active == Some(version.number) {
-            imported.active = outcome.number();
+            imported.point_to(&moved, at);
         }
-        imported.versions.push(Moved { from: version.number, outcome });
+        imported.versions.push(moved);
     }
     if let Some(active) = imported.active
-        && at.replace(active) != Some(active)
+        && at != Some(active)
     {
         let path = [ADAPTERS, name.as_str(), "activate"];
         let request = remote.request(Method::POST, &path, NO_QUERY);
@@ -146,13 +160,43 @@ async fn adapter(
     Ok(imported)
 }
 
-/// Uploads a version, once its files are seen to be what was exported. Returns its number there.
+/// Sends a version, unless the server has it.
+async fn carry(
+    remote: &Remote,
+    folder: &Path,
+    (exported, version): (&Exported, &Version),
+    there: Option<&Shown>,
+    notes: &dyn Progress,
+) -> Result<Moved, RemoteError> {
+    let (name, from) = (&exported.name, version.number);
+    let mut known = there.into_iter().flat_map(|there| &there.versions);
+    let (outcome, flunked) = match known.find(|known| known.digest == version.digest) {
+        Some(Listed { number, flunked, .. }) => (Outcome::Present(*number), flunked.clone()),
+        None => match put(remote, folder, exported, version).await {
+            Err(RemoteError::Refused { status: status @ (409 | 413 | 422 | 429), message }) => {
+                notes.note(&format!("{name}@v{from}: {status}: {message}"));
+                (Outcome::Refused(message), None)
+            }
+            put => {
+                let (number, flunked) = put?;
+                (Outcome::Uploaded(number), flunked)
+            }
+        },
+    };
+    if let Some(answer) = &flunked {
+        notes.note(&format!("{name}@v{from}: its smoke test fails there; it answers {answer:?}"));
+    }
+    Ok(Moved { from, outcome, flunked })
+}
+
+/// Uploads a version, once its files are seen to be what was exported. Returns its number there, and what it answers to
+/// its smoke test where that is wrong.
 async fn put(
     remote: &Remote,
     folder: &Path,
     exported: &Exported,
     version: &Version,
-) -> Result<u32, RemoteError> {
+) -> Result<(u32, Option<String>), RemoteError> {
     let place = place(folder, &exported.name, version.number);
     version.check(&place)?;
     let mut attempts = 1;
@@ -177,7 +221,8 @@ async fn put(
         return Err(RemoteError::Unexpected { path: place, what });
     }
     let number = answer["version"].as_u64().and_then(|number| u32::try_from(number).ok());
-    number.ok_or_else(|| RemoteError::Answer("it has no version".to_owned()))
+    let number = number.ok_or_else(|| RemoteError::Answer("it has no version".to_owned()))?;
+    Ok((number, flunked(&answer)))
 }
 
 fn as_json(imported: &[Imported]) -> Value {
@@ -187,7 +232,11 @@ fn as_json(imported: &[Imported]) -> Value {
             Outcome::Present(_) => ("present", None),
             Outcome::Refused(why) => ("refused", Some(why)),
         };
-        json!({"from": moved.from, "to": moved.outcome.number(), "status": status, "why": why})
+        let passed = moved.flunked.as_ref().map(|_| false);
+        json!({
+            "from": moved.from, "to": moved.outcome.number(), "status": status, "why": why,
+            "smoke_test_passed": passed, "smoke_test_answer": moved.flunked,
+        })
     };
     let adapter = |imported: &Imported| {
         let versions: Vec<_> = imported.versions.iter().map(version).collect();
@@ -200,18 +249,20 @@ fn as_json(imported: &[Imported]) -> Value {
 /// A line for each version, because its number may be another on this server.
 fn as_text(imported: &[Imported]) -> String {
     let lines = imported.iter().flat_map(|adapter| {
-        adapter.versions.iter().map(|Moved { from, outcome }| {
-            let active = if outcome.number().is_some() && outcome.number() == adapter.active {
-                ", active"
-            } else {
-                ""
+        adapter.versions.iter().map(|Moved { from, outcome, flunked }| {
+            let is_at = |at: Option<u32>| at.is_some() && outcome.number() == at;
+            let active = if is_at(adapter.active) { ", active" } else { "" };
+            let flunked = match flunked {
+                Some(_) if is_at(adapter.withheld) => ", not active: its smoke test fails",
+                Some(_) => ", its smoke test fails",
+                None => "",
             };
             let what = match outcome {
                 Outcome::Uploaded(to) => format!("is v{to} there, uploaded"),
                 Outcome::Present(to) => format!("is v{to} there already"),
                 Outcome::Refused(_) => "is not there".to_owned(),
             };
-            format!("{:<24} v{from:<4} {what}{active}\n", adapter.name)
+            format!("{:<24} v{from:<4} {what}{active}{flunked}\n", adapter.name)
         })
     });
     let lines: String = lines.collect();
@@ -222,14 +273,22 @@ fn as_text(imported: &[Imported]) -> String {
 mod tests {
     use super::*;
 
+    fn moved(from: u32, outcome: Outcome) -> Moved {
+        Moved { from, outcome, flunked: None }
+    }
+
+    fn sql(versions: Vec<Moved>) -> Imported {
+        Imported { name: "sql".to_owned(), versions, active: None, withheld: None }
+    }
+
     #[test]
     fn numbers_of_both_servers_are_told() {
         let versions = vec![
-            Moved { from: 1, outcome: Outcome::Present(4) },
-            Moved { from: 2, outcome: Outcome::Uploaded(5) },
-            Moved { from: 3, outcome: Outcome::Refused("no".to_owned()) },
+            moved(1, Outcome::Present(4)),
+            moved(2, Outcome::Uploaded(5)),
+            moved(3, Outcome::Refused("no".to_owned())),
         ];
-        let imported = [Imported { name: "sql".to_owned(), versions, active: Some(5) }];
+        let imported = [Imported { active: Some(5), ..sql(versions) }];
         let text = as_text(&imported);
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].ends_with("v1    is v4 there already"), "{text}");
@@ -238,5 +297,38 @@ mod tests {
         let json = as_json(&imported);
         assert_eq!(json["adapters"][0]["versions"][1]["to"], 5);
         assert_eq!(json["adapters"][0]["versions"][2]["status"], "refused");
+    }
+
+    #[test]
+    fn what_fails_its_smoke_test_is_not_activated() {
+        let fails = || Moved { flunked: Some("Rice".to_owned()), ..moved(2, Outcome::Uploaded(5)) };
+        let mut imported = sql(vec![moved(1, Outcome::Present(4)), fails()]);
+        imported.point_to(&fails(), Some(4));
+        assert_eq!((imported.active, imported.withheld), (None, Some(5)));
+        let text = as_text(std::slice::from_ref(&imported));
+        assert!(
+            text.ends_with("is v5 there, uploaded, not active: its smoke test fails\n"),
+            "{text}"
+        );
+        let json = as_json(&[imported]);
+        assert_eq!(json["adapters"][0]["versions"][0]["smoke_test_passed"], Value::Null);
+        assert_eq!(json["adapters"][0]["versions"][1]["smoke_test_passed"], false);
+        assert_eq!(json["adapters"][0]["versions"][1]["smoke_test_answer"], "Rice");
+        let mut kept = sql(Vec::new());
+        kept.point_to(&fails(), Some(5));
+        assert_eq!((kept.active, kept.withheld), (Some(5), None), "somebody has activated it");
+        let mut fine = sql(Vec::new());
+        fine.point_to(&moved(2, Outcome::Uploaded(5)), None);
+        assert_eq!((fine.active, fine.withheld), (Some(5), None));
+    }
+
+    #[test]
+    fn a_smoke_test_is_read_as_the_server_tells_it() {
+        let version = |smoke: Value| json!({"smoke_test": smoke});
+        let failed = json!({"passed": false, "answer": "Rice"});
+        assert_eq!(flunked(&version(failed)), Some("Rice".to_owned()));
+        assert_eq!(flunked(&version(json!({"passed": true, "answer": "Ahoy"}))), None);
+        assert_eq!(flunked(&version(Value::Null)), None);
+        assert_eq!(flunked(&json!({})), None);
     }
 }
