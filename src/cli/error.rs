@@ -63,6 +63,8 @@ pub(crate) enum CliError {
     Records(#[from] StoreError),
     #[error("usage cannot be noted in {}: give a folder that can be written with --journals", path.display())]
     Journals { path: PathBuf, source: io::Error },
+    #[error("usage cannot be noted, because the store does not say which one it is: {0}")]
+    Ledger(StoreError),
     #[error("the store lacks what its records refer to, in {faults} places")]
     StoreLacks { faults: usize },
     #[error(transparent)]

@@ -26,7 +26,7 @@ use crate::{
     engine::{self, Engine},
     http,
     kernels::{linear::Precision, panels::Encoding, simd::Tier},
-    ledger::Ledger,
+    ledger::{Ledger, NotOpened},
     lora::{Limits, Matrices},
     model::{Kv, KvType, Llama, PAGE},
     store::Store,
@@ -161,12 +161,12 @@ fn build(
     let model = Arc::new(model);
     let base: Arc<dyn crate::lora::Base> = Arc::<Llama>::clone(&model);
     let settings = adapter_settings(config, &store);
-    let ledger = open_ledger(config, &store)?;
-    let foundation = adapter::Foundation { base, sha256: base_model.digest.clone() };
     // Blocking is all right on this thread, which is no worker of the runtime.
+    let runtime = Handle::current();
+    let ledger = runtime.block_on(open_ledger(config, &store))?;
+    let foundation = adapter::Foundation { base, sha256: base_model.digest.clone() };
     let shared = (store, tenants.clone());
-    let adapters =
-        Handle::current().block_on(Adapters::open(folder, foundation, shared, settings))?;
+    let adapters = runtime.block_on(Adapters::open(folder, foundation, shared, settings))?;
     let kv_type = kv_type(&config.engine, &model);
     let engine = Engine::start(model, kv_type, engine_settings(&config.engine, kv))?;
     let settings = http_settings(config)?;
@@ -176,12 +176,14 @@ fn build(
 }
 
 /// Beside the store, where that is a directory.
-fn open_ledger(config: &Serve, store: &Store) -> Result<Ledger, CliError> {
+async fn open_ledger(config: &Serve, store: &Store) -> Result<Ledger, CliError> {
     let given = config.store.journals.clone();
     let beside = || store.folder().unwrap_or(Path::new(config::DATA_DIR)).join("journals");
     let folder = given.unwrap_or_else(beside);
-    Ledger::open(store.clone(), &folder)
-        .map_err(|source| CliError::Journals { path: folder, source })
+    Ledger::open(store.clone(), &folder).await.map_err(|error| match error {
+        NotOpened::Store(error) => CliError::Ledger(error),
+        NotOpened::Folder(source) => CliError::Journals { path: folder, source },
+    })
 }
 
 fn adapter_settings(config: &Serve, store: &Store) -> adapter::Settings {

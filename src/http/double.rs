@@ -240,7 +240,8 @@ pub(super) fn app_over(
     let (store, _) = Store::faulty();
     let tenants = Tenants::open(&store, None, Duration::from_mins(1));
     let tenants = tenants.now_or_never().expect("a store in memory is open at once").unwrap();
-    let ledger = Ledger::open(store.clone(), JOURNALS.path()).unwrap();
+    let ledger = Ledger::open(store.clone(), JOURNALS.path());
+    let ledger = ledger.now_or_never().expect("a store in memory is open at once").unwrap();
     let stored = Stored { adapters: adapters(store, tenants.clone()), tenants, ledger };
     (App::over(base, text, stored, generator, settings), scripted)
 }

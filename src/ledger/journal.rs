@@ -219,35 +219,45 @@ pub(super) fn created(id: &str) -> Option<u64> {
     id.split_once('-')?.0.parse().ok()
 }
 
-/// All journals of a folder that nobody writes to.
+/// All journals of a folder that nobody writes to. One that cannot be read stays where it is, and the others are found.
 pub(super) fn closed(folder: &Path) -> io::Result<Vec<Closed>> {
     let mut found = Vec::new();
     for entry in folder.read_dir()? {
         let path = entry?.path();
+        match Closed::take(path.clone()) {
+            Ok(closed) => found.extend(closed),
+            // Another process has put it into the store.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let path = path.display();
+                tracing::error!(%error, %path, "a journal of usage is not read, and left where it is");
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl Closed {
+    /// `None` for what is no journal, and for one that somebody writes to.
+    fn take(path: PathBuf) -> io::Result<Option<Self>> {
         let ending = path.extension().and_then(|ending| ending.to_str());
         let id = path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned);
-        let (Some(ending @ (ENDING | UNLOCKED)), Some(id)) = (ending, id) else { continue };
-        let mut file = match File::options().read(true).write(true).open(&path) {
-            Ok(file) => file,
-            // Another process has put it into the store.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
+        let (Some(ending @ (ENDING | UNLOCKED)), Some(id)) = (ending, id) else { return Ok(None) };
+        let mut file = File::options().read(true).write(true).open(&path)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => continue,
+            Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
         if ending == UNLOCKED {
             remove_old(&path, &file);
-            continue;
+            return Ok(None);
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let sums = read(&id, &bytes);
-        found.push(Closed { id, path, sums, lock: file });
+        let sums = read(&id, &bytes)?;
+        Ok(Some(Self { id, path, sums, lock: file }))
     }
-    Ok(found)
 }
 
 /// Removes what a process has left that died before it had locked its file.
@@ -260,17 +270,21 @@ fn remove_old(path: &Path, file: &File) {
     }
 }
 
-/// All whole lines. The last may be torn: nobody was told that it was written.
-fn read(id: &str, bytes: &[u8]) -> Sums {
+/// All whole lines. What follows the last may be torn: nobody was told that it was written. A whole line that is not understood
+/// was written by a newer chorus, or is damaged; the rest of such a journal is not taken for all of it.
+fn read(id: &str, bytes: &[u8]) -> io::Result<Sums> {
     let mut sums = Sums::default();
-    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        match serde_json::from_slice(line) {
-            Ok(entry) if line.ends_with(b"\n") => sums.add(&entry),
-            _ => {
-                tracing::warn!(journal = id, "a journal of usage ends in the middle of a line");
-                break;
-            }
+    for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        if !line.ends_with(b"\n") {
+            tracing::warn!(journal = id, "a journal of usage ends in the middle of a line");
+            break;
         }
+        let entry = serde_json::from_slice(line).map_err(|why| {
+            let number = number + 1;
+            let why = format!("its line {number} is damaged, or of a newer chorus: {why}");
+            io::Error::new(io::ErrorKind::InvalidData, why)
+        })?;
+        sums.add(&entry);
     }
-    sums
+    Ok(sums)
 }

@@ -8,6 +8,7 @@
 //!
 //! - A line is with the system before the client can know that its request has ended, so nothing that was acknowledged is
 //!   lost with the process; it is on the disk within a second, which is what a loss of power can take.
+//! - Journals of several stores may be in one folder: each store's are in a sub-folder that is called after its id.
 //! - A journal has one name, and so has the sheet that comes of it: a second attempt to put it finds the first.
 //! - A journal is locked by the process that writes it. Those that nobody holds are put into the store by whoever finds them.
 //!
@@ -38,7 +39,8 @@ const ROTATION: Duration = Duration::from_mins(10);
 const RETRY: Duration = Duration::from_secs(30);
 /// Accounts that are told apart in [`Ledger::totals`]; the rest is one.
 const MOST_TOTALS: usize = 256;
-/// No journal is written for longer, even where clocks are set.
+/// No line is further in time from the beginning of its journal, before it or after it: not where clocks are set, and not where
+/// lines wait for a disk that is full.
 const LONGEST_JOURNAL: u64 = 24 * 3600;
 /// Sheets that are read side by side.
 const READERS: usize = 32;
@@ -58,6 +60,17 @@ struct Shared {
     putting: tokio::sync::Mutex<()>,
     /// Held while all sheets are read: it takes memory, and who asks twice at once can wait.
     reading: tokio::sync::Mutex<()>,
+}
+
+/// Why there is no ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOpened {
+    /// The store does not say which it is.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The folder cannot be made, read or written.
+    #[error(transparent)]
+    Folder(#[from] io::Error),
 }
 
 /// What is not in the store yet, and what there was since the start.
@@ -89,16 +102,19 @@ const NO_PANIC: &str = "nothing that is done under it panics";
 
 impl Ledger {
     /// Keeps its journals in `folder`, which must outlive the process, and its sheets in the store. What a process before
-    /// this one has left in the folder is put into the store.
+    /// this one has left in the folder counts from the beginning, and is put into the store.
     ///
     /// # Panics
     /// Outside of a Tokio runtime.
-    pub fn open(store: Store, folder: &Path) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
-        let standing = Arc::<Mutex<Standing>>::default();
-        let orders = journal::start(folder.to_owned(), Arc::clone(&standing))?;
+    pub async fn open(store: Store, folder: &Path) -> Result<Self, NotOpened> {
+        let folder = folder.join(store.id().await?);
+        fs::create_dir_all(&folder)?;
+        // Another process may put them into the store from here on: they have the same names there.
+        let left = journal::closed(&folder)?.into_iter().map(|Closed { id, sums, .. }| (id, sums));
+        let standing = Standing { unstored: left.collect(), ..Standing::default() };
+        let standing = Arc::new(Mutex::new(standing));
+        let orders = journal::start(folder.clone(), Arc::clone(&standing))?;
         let (putting, reading) = Default::default();
-        let folder = folder.to_owned();
         let shared = Arc::new(Shared { store, folder, orders, standing, putting, reading });
         tokio::spawn(keep(Arc::downgrade(&shared)));
         Ok(Self { shared })
@@ -150,8 +166,9 @@ impl Ledger {
         add(&behind);
         let dated = |id: &&String| {
             // One whose name says nothing is read.
-            journal::created(id)
-                .is_none_or(|at| at < to && at.saturating_add(LONGEST_JOURNAL) > from)
+            journal::created(id).is_none_or(|at| {
+                at.saturating_sub(LONGEST_JOURNAL) < to && at.saturating_add(LONGEST_JOURNAL) > from
+            })
         };
         let wanted_sheets: Vec<_> = names.iter().filter(dated).collect();
         for some in wanted_sheets.chunks(READERS) {

@@ -39,7 +39,7 @@ fn journals(folder: &TempDir) -> usize {
 async fn what_was_noted_counts_once_wherever_it_is() {
     let (store, _) = Store::faulty();
     let folder = TempDir::new().unwrap();
-    let ledger = Ledger::open(store.clone(), folder.path()).unwrap();
+    let ledger = Ledger::open(store.clone(), folder.path()).await.unwrap();
     ledger.note(entry(HOUR + 5, Some("sql"), 3)).await;
     ledger.note(entry(HOUR + 9, Some("sql"), 4)).await;
     ledger.note(entry(2 * HOUR, None, 1)).await;
@@ -51,7 +51,7 @@ async fn what_was_noted_counts_once_wherever_it_is() {
     ledger.note(entry(2 * HOUR, None, 5)).await;
     assert_eq!(all(&ledger).await[1], (2 * HOUR, "-".to_owned(), 2, 6));
     let other = TempDir::new().unwrap();
-    let other = Ledger::open(store, other.path()).unwrap();
+    let other = Ledger::open(store, other.path()).await.unwrap();
     assert_eq!(all(&other).await, expected, "what is in the store is seen by all");
 }
 
@@ -59,14 +59,14 @@ async fn what_was_noted_counts_once_wherever_it_is() {
 async fn what_a_process_leaves_is_found_by_the_next() {
     let (store, _) = Store::faulty();
     let folder = TempDir::new().unwrap();
-    let ledger = Ledger::open(store.clone(), folder.path()).unwrap();
+    let ledger = Ledger::open(store.clone(), folder.path()).await.unwrap();
     ledger.note(entry(7, None, 3)).await;
     // As a process that is killed leaves it, in the middle of a write.
     let path = folder.path().read_dir().unwrap().next().unwrap().unwrap().path();
     let whole = fs::read(&path).unwrap();
     drop(ledger);
     fs::write(&path, [&whole[..], &whole[..whole.len() - 1]].concat()).unwrap();
-    let next = Ledger::open(store, folder.path()).unwrap();
+    let next = Ledger::open(store, folder.path()).await.unwrap();
     // The first ledger's thread is at its end, and lets go of the file in a moment.
     while journals(&folder) > 0 {
         next.put().await.unwrap();
@@ -79,8 +79,8 @@ async fn what_a_process_leaves_is_found_by_the_next() {
 async fn a_journal_that_somebody_writes_is_left_alone() {
     let (store, _) = Store::faulty();
     let folder = TempDir::new().unwrap();
-    let one = Ledger::open(store.clone(), folder.path()).unwrap();
-    let two = Ledger::open(store, folder.path()).unwrap();
+    let one = Ledger::open(store.clone(), folder.path()).await.unwrap();
+    let two = Ledger::open(store, folder.path()).await.unwrap();
     one.note(entry(7, None, 3)).await;
     two.put().await.unwrap();
     assert_eq!((all(&two).await, journals(&folder)), (vec![], 1));
@@ -93,7 +93,7 @@ async fn a_store_that_fails_loses_nothing_and_counts_nothing_twice() {
     for fault in [Fault::RequestLost, Fault::AnswerLost, Fault::RetriedAfterLoss] {
         let (store, faults) = Store::faulty();
         let folder = TempDir::new().unwrap();
-        let ledger = Ledger::open(store, folder.path()).unwrap();
+        let ledger = Ledger::open(store, folder.path()).await.unwrap();
         ledger.note(entry(7, None, 3)).await;
         faults.next_put(fault);
         // It may fail, and is repeated.
@@ -109,7 +109,7 @@ async fn a_disk_that_takes_nothing_is_waited_for() {
     let (store, _) = Store::faulty();
     let folder = TempDir::new().unwrap();
     let below = folder.path().join("journals");
-    let ledger = Ledger::open(store, &below).unwrap();
+    let ledger = Ledger::open(store, &below).await.unwrap();
     fs::remove_dir(&below).unwrap();
     for _ in 0..3 {
         ledger.note(entry(7, None, 3)).await;
@@ -125,7 +125,7 @@ async fn a_disk_that_takes_nothing_is_waited_for() {
 async fn sums_are_of_the_time_and_of_those_that_are_asked_for() {
     let (store, _) = Store::faulty();
     let folder = TempDir::new().unwrap();
-    let ledger = Ledger::open(store, folder.path()).unwrap();
+    let ledger = Ledger::open(store, folder.path()).await.unwrap();
     let day = 24 * HOUR;
     for at in [day, day + HOUR, 2 * day, 3 * day] {
         ledger.note(entry(at, None, 1)).await;
@@ -144,7 +144,7 @@ async fn sums_are_of_the_time_and_of_those_that_are_asked_for() {
 async fn those_told_apart_are_bounded() {
     let (store, _) = Store::faulty();
     let folder = TempDir::new().unwrap();
-    let ledger = Ledger::open(store, folder.path()).unwrap();
+    let ledger = Ledger::open(store, folder.path()).await.unwrap();
     let most = MOST_TOTALS as u64;
     for number in 0..most + 10 {
         ledger.note(entry(7, Some(&format!("a{number}")), 1)).await;

@@ -4,7 +4,7 @@ use futures_util::TryStreamExt as _;
 use object_store::{ObjectStore as _, PutMode, path::Path};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{SHEETS, Store, StoreError, payload};
+use super::{SHEETS, Store, StoreError, nonce, payload};
 
 impl Store {
     /// Writes a sheet under a name of a folder. One that is there stays as it is: it is taken for the same.
@@ -48,6 +48,25 @@ impl Store {
         serde_json::from_slice(&bytes).map_err(|error| StoreError::damaged(&key, &error))
     }
 
+    /// What tells this store from every other, also where it is reached in another way: sixteen hexadecimal digits. It has them
+    /// from the first time that it is asked. A copy has those of what it was copied from.
+    pub async fn id(&self) -> Result<String, StoreError> {
+        let known = match self.sheet(OWN, ID).await {
+            Err(StoreError::NotFound { .. }) => {
+                self.put_sheet(OWN, ID, &nonce()?).await?;
+                // Somebody else may have been first.
+                self.sheet(OWN, ID).await
+            }
+            known => known,
+        };
+        let id: String = known?;
+        // Folders are called after it.
+        if id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(id);
+        }
+        Err(StoreError::damaged(&self.sheet_key(OWN, ID), &"it is no id"))
+    }
+
     fn sheets_folder(&self, folder: &str) -> Path {
         self.root.clone().join(SHEETS).join(folder)
     }
@@ -58,6 +77,9 @@ impl Store {
 }
 
 const ENDING: &str = ".json";
+/// Where a store says of itself who it is.
+const OWN: &str = "store";
+const ID: &str = "id";
 
 #[cfg(test)]
 mod tests {
@@ -76,5 +98,17 @@ mod tests {
         assert!(matches!(missing, StoreError::NotFound { .. }), "{missing}");
         let other = store.sheet::<Vec<u32>>("usage", "a").await.unwrap_err();
         assert!(other.to_string().contains("sheets/usage/a.json"), "{other}");
+    }
+
+    #[tokio::test]
+    async fn a_store_keeps_an_id_that_no_other_has() {
+        let ((one, _), (two, _)) = (Store::faulty(), Store::faulty());
+        let id = one.id().await.unwrap();
+        assert_eq!(one.id().await.unwrap(), id);
+        assert_ne!(two.id().await.unwrap(), id);
+        let (odd, _) = Store::faulty();
+        odd.put_sheet(OWN, ID, &"../elsewhere").await.unwrap();
+        let refused = odd.id().await.unwrap_err();
+        assert!(matches!(refused, StoreError::Damaged { .. }), "{refused}");
     }
 }
