@@ -213,7 +213,14 @@ impl<D: Widen> Shrink<'_, D> {
                 a.groups(row * groups..(row + 1) * groups)
             });
             for half in 0..groups * HALVES {
-                let a = rows.map(|row| D::widen(simd, row, half));
+                // Not by a closure: where it is not inlined it is compiled without the tier's instructions.
+                let [a, b, c, d] = rows;
+                let a = [
+                    D::widen(simd, a, half),
+                    D::widen(simd, b, half),
+                    D::widen(simd, c, half),
+                    D::widen(simd, d, half),
+                ];
                 for r in 0..R {
                     // Beyond the last inputs there may be a half of zeros in A: whatever it is multiplied by.
                     let (whole, last) = &xs[r];
@@ -318,7 +325,7 @@ impl<D: Widen> Expand<'_, D> {
             std::array::from_fn(|r| &self.shrunk[(row + r) * self.width + first..][..*rank]);
         let mut acc = [[simd.splat(0.0); 2]; R];
         for at in 0..*rank {
-            let b = [0, 1].map(|half| D::widen(simd, panel, at * HALVES + half));
+            let b = [D::widen(simd, panel, at * HALVES), D::widen(simd, panel, at * HALVES + 1)];
             for r in 0..R {
                 let h = simd.splat(shrunk[r][at]);
                 acc[r] = [simd.fma(h, b[0], acc[r][0]), simd.fma(h, b[1], acc[r][1])];

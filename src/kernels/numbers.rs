@@ -200,13 +200,15 @@ pub(super) struct Groups<'a> {
 
 impl Groups<'_> {
     /// The scale of a group of codes.
-    #[inline]
-    fn scale(&self, group: usize) -> f32 {
-        bf16::from_le_bytes(self.scales[group]).to_f32()
+    #[expect(clippy::inline_always, reason = "part of a kernel")]
+    #[inline(always)]
+    fn scale(self, group: usize) -> f32 {
+        // `bf16::to_f32` would ask whether it is a number, in the innermost loop.
+        f32::from_bits(u32::from(u16::from_le_bytes(self.scales[group])) << 16)
     }
 
     /// Asks for all of them.
-    pub(super) fn prefetch(&self) {
+    pub(super) fn prefetch(self) {
         prefetch(self.numbers);
         prefetch(self.scales.as_flattened());
     }
