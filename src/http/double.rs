@@ -233,11 +233,21 @@ pub(super) fn app_over(
     plays: impl IntoIterator<Item = Play>,
     settings: Settings,
 ) -> (App, Arc<Scripted>) {
+    let (store, _) = Store::faulty();
+    app_on(store, text, plays, settings)
+}
+
+/// The same on a store that others may write to.
+pub(super) fn app_on(
+    store: Store,
+    text: Text,
+    plays: impl IntoIterator<Item = Play>,
+    settings: Settings,
+) -> (App, Arc<Scripted>) {
     let plays = Mutex::new(plays.into_iter().collect());
     let scripted = Arc::new(Scripted { plays, ..Scripted::default() });
     let base = BaseModel { id: "org/tiny".to_owned(), digest: BASE.repeat(16), created: 7 };
     let generator: Arc<dyn Generator> = Arc::<Scripted>::clone(&scripted);
-    let (store, _) = Store::faulty();
     let tenants = Tenants::open(&store, None, Duration::from_mins(1));
     let tenants = tenants.now_or_never().expect("a store in memory is open at once").unwrap();
     let ledger = Ledger::open(store.clone(), JOURNALS.path());

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     tenants::{Holder, operator, tenant},
-    uploads::{body, files, mini, question},
+    uploads::{body, bringing, files, mini, question},
     world::{Server, shipped_adapters},
 };
 
@@ -335,6 +335,44 @@ async fn an_import_says_what_is_refused_and_takes_the_rest() {
     assert!(line("large ").contains("is not there"), "{out}");
     assert!(line("small ").contains("uploaded, active"), "{out}");
     assert!(line("pirate ").contains("is v1 there already"), "{out}");
+}
+
+/// An adapter that answers otherwise than its smoke test asks for.
+fn failing() -> [Vec<u8>; 2] {
+    let test = json!({"prompt": "How do I cook rice?", "matches": "(?i)arr|matey"});
+    bringing("german", json!({"smoke_test": test}))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_fails_with_its_smoke_test() {
+    let root = tempfile::tempdir().unwrap();
+    write(&root.path().join("bad"), failing());
+    let server = Server::start(&["--lora-root", root.path().to_str().unwrap()]);
+    let request = json!({"lora_name": "mine", "lora_path": "bad"});
+    let (status, text) = told(&server, LOAD, &request).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{text}");
+    assert!(text.contains("smoke_test_failed") && text.contains("version 1"), "{text}");
+    assert_eq!(server.post("/v1/chat/completions", &question("mine", 2)).await.status(), 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_activates_nothing_that_fails_its_smoke_test() {
+    let (from, to) = (Server::start(&[]), Server::start(&[]));
+    assert_eq!(from.put("mine", failing()).await.status(), 201);
+    let activated = from.post("/v1/adapters/mine/activate", &json!({"version": 1})).await;
+    assert_eq!(activated.status(), 200, "who wants it all the same can have it");
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().to_str().unwrap();
+    printed(&["adapter", "export", folder, "--url", &from.url]);
+    // It is uploaded, and the next time it is there already.
+    for _ in 0..2 {
+        let output = chorus(&["adapter", "import", folder, "--url", &to.url]);
+        let out = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let line = out.lines().find(|line| line.starts_with("mine ")).unwrap();
+        assert!(line.ends_with("not active: its smoke test fails"), "{out}");
+        assert_eq!(to.post("/v1/chat/completions", &question("mine", 2)).await.status(), 404);
+    }
 }
 
 /// Names of a server's adapters, which all answer.

@@ -734,7 +734,7 @@ fn the_command_line_does_all_of_it() {
 }
 
 /// An adapter that brings this besides its weights.
-fn bringing(folder: &str, extras: Value) -> [Vec<u8>; 2] {
+pub(crate) fn bringing(folder: &str, extras: Value) -> [Vec<u8>; 2] {
     let [config, weights] = files(&shipped_adapters().join(folder));
     let mut config: Value = serde_json::from_slice(&config).unwrap();
     config["chorus"] = extras;

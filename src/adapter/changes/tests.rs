@@ -6,6 +6,7 @@ use futures_util::{
     FutureExt as _, TryStreamExt as _,
     future::{BoxFuture, join_all},
 };
+use serde_json::json;
 
 use super::{
     super::{Folder, LoadError, NotLent, Unproved, Wanted, fixture},
@@ -221,6 +222,64 @@ async fn servers_on_one_store_see_each_others_changes() {
     two.refresh().await.unwrap();
     assert_eq!(resolve(&two, "sql"), None);
     assert_eq!(two.stats().resident, 0, "its memory is given back there too");
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_release_is_waited_for() {
+    let root = tempfile::TempDir::new().unwrap();
+    let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
+    let adapters = open(&store).await;
+    put(&adapters, "sql", 0.5).await.unwrap();
+    assert!(!adapters.is_outdated());
+    let (mut log, _) = Log::<serde_json::Value>::open(&store, "adapters").await.unwrap();
+    let newer = json!({"at": 1, "by": "me", "tenant": ME, "name": "sql", "change": {"forked": {}}});
+    log.append(newer).await.unwrap();
+    let refused = adapters.refresh().await.unwrap_err();
+    assert!(matches!(refused, StoreError::Damaged { .. }), "{refused}");
+    assert!(adapters.is_outdated());
+    assert!(put(&adapters, "law", 0.5).await.is_err());
+    // As an upgrade would: now all is understood.
+    std::fs::remove_file(root.path().join("logs/adapters/00000000000000000002.json")).unwrap();
+    adapters.refresh().await.unwrap();
+    assert!(!adapters.is_outdated());
+}
+
+#[tokio::test]
+async fn who_is_overtaken_by_a_newer_release_notices() {
+    let (store, faults) = Store::faulty();
+    let adapters = open(&store).await;
+    let (mut log, _) = Log::<serde_json::Value>::open(&store, "adapters").await.unwrap();
+    log.append(json!("newer")).await.unwrap();
+    faults.down();
+    let silent = adapters.refresh().await.unwrap_err();
+    assert!(matches!(silent, StoreError::Unavailable { .. }), "{silent}");
+    assert!(!adapters.is_outdated(), "nothing is known of the records");
+    faults.up();
+    put(&adapters, "sql", 0.5).await.unwrap_err();
+    assert!(adapters.is_outdated());
+    faults.down();
+    adapters.refresh().await.unwrap_err();
+    assert!(adapters.is_outdated(), "it is not understood for being out of reach");
+}
+
+#[tokio::test]
+async fn the_active_bytes_uploaded_again_end_a_canary() {
+    let adapters = open(&Store::faulty().0).await;
+    put(&adapters, "sql", 0.25).await.unwrap();
+    put(&adapters, "sql", 0.5).await.unwrap();
+    let name = name("sql");
+    let canary = async || {
+        adapters.activate(target(&name), (1, Some(20)), &Expected::Anything).await.unwrap();
+        adapters.card(ME, &name).unwrap().canary
+    };
+    assert_eq!(canary().await, Some(Canary { version: 1, percent: 20 }));
+    let upload = arrived(&adapters, 0.5).await;
+    let terms = Terms { activate: false, ..terms(&Expected::Anything) };
+    let kept = adapters.put(target(&name), upload, &terms, &GOOD).await.unwrap();
+    assert!(kept.card.active && adapters.card(ME, &name).unwrap().canary.is_some());
+    let kept = put(&adapters, "sql", 0.5).await.unwrap();
+    assert_eq!((kept.is_new, kept.card.active, kept.card.canary), (false, true, None));
+    assert_eq!(adapters.card(ME, &name).unwrap().canary, None);
 }
 
 #[tokio::test]

@@ -232,11 +232,10 @@ fn as_json(imported: &[Imported]) -> Value {
             Outcome::Present(_) => ("present", None),
             Outcome::Refused(why) => ("refused", Some(why)),
         };
-        let passed = moved.flunked.as_ref().map(|_| false);
-        json!({
-            "from": moved.from, "to": moved.outcome.number(), "status": status, "why": why,
-            "smoke_test_passed": passed, "smoke_test_answer": moved.flunked,
-        })
+        let flunked = moved.flunked.as_ref();
+        let flunked = flunked.map(|answer| format!("its smoke test fails: it answers {answer:?}"));
+        let why = why.or(flunked.as_ref());
+        json!({"from": moved.from, "to": moved.outcome.number(), "status": status, "why": why})
     };
     let adapter = |imported: &Imported| {
         let versions: Vec<_> = imported.versions.iter().map(version).collect();
@@ -311,9 +310,9 @@ mod tests {
             "{text}"
         );
         let json = as_json(&[imported]);
-        assert_eq!(json["adapters"][0]["versions"][0]["smoke_test_passed"], Value::Null);
-        assert_eq!(json["adapters"][0]["versions"][1]["smoke_test_passed"], false);
-        assert_eq!(json["adapters"][0]["versions"][1]["smoke_test_answer"], "Rice");
+        let [first, second] = [0, 1].map(|at| &json["adapters"][0]["versions"][at]);
+        assert_eq!((&first["why"], &second["status"]), (&Value::Null, &json!("uploaded")));
+        assert_eq!(second["why"], "its smoke test fails: it answers \"Rice\"");
         let mut kept = sql(Vec::new());
         kept.point_to(&fails(), Some(5));
         assert_eq!((kept.active, kept.withheld), (Some(5), None), "somebody has activated it");

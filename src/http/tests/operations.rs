@@ -1,9 +1,13 @@
 //! Models, tokens, numbers: all that generates nothing.
 
 use super::{
-    super::double::{self, Play, app, ids},
+    super::{
+        app::Settings,
+        double::{self, Play, app, app_on, ids},
+    },
     *,
 };
+use crate::store::{Log, Store};
 
 #[tokio::test]
 async fn models_are_listed_by_content() {
@@ -78,6 +82,26 @@ async fn tokens_are_not_made_for_an_unknown_name() {
             let response = send(&app, request).await;
             assert_eq!(response.status().as_u16(), status, "{path}: {header:?}, {model}");
         }
+    }
+}
+
+#[tokio::test]
+async fn an_outdated_server_takes_nothing() {
+    for log in ["adapters", "tenants"] {
+        let (store, _) = Store::faulty();
+        let plays = [Play::say("abc")];
+        let (app, _) = app_on(store.clone(), double::text(), plays, Settings::default());
+        assert_eq!(get(&app, "/ready").await.status(), StatusCode::OK);
+        let (mut records, _) = Log::<Value>::open(&store, log).await.unwrap();
+        records.append(json!("of a newer release")).await.unwrap();
+        app.adapters().refresh().await.ok();
+        app.tenants().refresh().await.ok();
+        let ready = get(&app, "/ready").await;
+        assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE, "{log}");
+        assert_eq!(error_code(&body(ready).await), "outdated_server");
+        let (status, answer) = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
+        assert_eq!((status, error_code(&answer)), (503, "outdated_server"), "{log}");
+        assert_eq!(get(&app, "/health").await.status(), StatusCode::OK);
     }
 }
 
