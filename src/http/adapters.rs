@@ -102,7 +102,9 @@ pub(super) async fn put(
         let kept = app.adapters().put(target, upload, &terms, &trial).await.map_err(refused)?;
         let version = kept.card.revision.version;
         let used = Used { name: name.to_string(), version };
-        app.ledger().note(tally::upload(caller.tenant, used, kept.card.bytes)).await;
+        if kept.is_new {
+            app.ledger().note(tally::upload(caller.tenant, used, kept.card.bytes)).await;
+        }
         Ok((kept, rate))
     };
     match kept.await {
