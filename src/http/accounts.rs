@@ -17,7 +17,7 @@ use super::{
     wire::accounts::{Format, UsageList, UsageQuery, UsageRow},
 };
 use crate::{
-    ledger::{Account, Spent},
+    ledger::{Account, Asker, Spent},
     tenant::{NotDone, Scope, TenantId, TenantName},
 };
 
@@ -38,7 +38,7 @@ pub(super) async fn own(
         let message = "a tenant's key shows its own usage; the operator's at /v1/admin/usage shows that of all";
         return Err(ApiError::invalid("tenant", message));
     }
-    answer(&app, &query, Some(caller.tenant)).await
+    answer(&app, &query, Asker::Tenant(caller.tenant), Some(caller.tenant)).await
 }
 
 /// All tenants', or one's.
@@ -49,7 +49,7 @@ pub(super) async fn of_all(
 ) -> Result<Response, ApiError> {
     let query = read(asked)?;
     let tenant = query.tenant.as_deref().map(|name| tenant(&app, name)).transpose()?;
-    answer(&app, &query, tenant).await
+    answer(&app, &query, Asker::Operator, tenant).await
 }
 
 fn read(asked: Asked) -> Result<UsageQuery, ApiError> {
@@ -70,6 +70,7 @@ fn tenant(app: &App, name: &str) -> Result<TenantId, ApiError> {
 async fn answer(
     app: &App,
     query: &UsageQuery,
+    asker: Asker,
     tenant: Option<TenantId>,
 ) -> Result<Response, ApiError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -80,8 +81,8 @@ async fn answer(
     // From the beginning of its hour, which is as fine as it is known.
     let from = from / 3600 * 3600;
     let wanted = |account: &Account| tenant.is_none_or(|tenant| account.tenant == tenant);
-    let sums = app.ledger().sums((from, to), query.by, wanted).await;
-    let sums = sums.map_err(|error| ApiError::unreachable(&error))?;
+    let sums = app.ledger().sums(asker, (from, to), query.by, wanted).await;
+    let sums = sums.map_err(|error| ApiError::not_summed(&error))?;
     let rows = sums.rows().map(|(at, account, spent)| row(app, at, account, spent));
     Ok(match query.format {
         Format::Json => {

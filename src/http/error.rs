@@ -14,13 +14,14 @@
 //! | an adapter's version that is active, or was checked on another base; too much pinned | 409, not to be retried | `invalid_request_error`, `version_in_use`, `adapter_incompatible`, `too_much_pinned` |
 //! | things do not stand as `If-Match` or `If-None-Match` expects | 412 | `invalid_request_error`, `precondition_failed` |
 //! | an upload that is no adapter for this base | 422 | `invalid_request_error`, the rule |
-//! | too many requests, tokens or uploads, per minute or at once; all memory of the tenant's quota in use | 429 and `Retry-After` | `requests` or `tokens`, `rate_limit_exceeded` |
+//! | too many requests, tokens or uploads, per minute or at once; all memory of the tenant's quota in use; usage that is being summed for the tenant already | 429 and `Retry-After` | `requests` or `tokens`, `rate_limit_exceeded` |
 //! | as many adapters, or as much stored, as the tenant may; an adapter larger than its quota of memory | 429, not to be retried | `insufficient_quota`, `insufficient_quota` |
 //! | body not received in time, too large, not JSON | 408, 413, 415 | `invalid_request_error`, - |
 //! | an adapter that cannot be loaded | 500, not to be retried | `server_error`, `adapter_unavailable` |
 //! | anything of ours that broke | 500 | `server_error`, `internal_error` |
 //! | queue full, no room for an adapter, shutting down | 503 and `Retry-After` | `server_error`, `overloaded` |
 //! | the store has a record that this release does not understand | 503 and `Retry-After` | `server_error`, `outdated_server` |
+//! | a part of the ledger that is not understood | 500, not to be retried | `server_error`, `ledger_unreadable` |
 //! | the store of adapters does not answer | 503 and `Retry-After` | `server_error`, `store_unavailable` |
 //! | the store, or the disk for uploads, is full | 507 | `server_error`, `store_full` |
 //! | the request's own deadline | 504, not to be retried | `server_error`, `deadline_exceeded` |
@@ -40,6 +41,7 @@ use super::wire::error::{ErrorBody, ErrorDetail};
 use crate::{
     adapter::{LoadError, NotChanged, NotLent, Unfit, Unproved, Unreceived},
     engine::{Failure, Refused},
+    ledger::NotSummed,
     store::StoreError,
     tenant::{NotDone, OverQuota, Scarce},
     text,
@@ -305,6 +307,27 @@ impl ApiError {
         }
     }
 
+    /// What was used is not told.
+    pub(super) fn not_summed(error: &NotSummed) -> Self {
+        match error {
+            NotSummed::AskedAlready => Self::too_much(error.to_string(), "requests", Retry::Soon),
+            NotSummed::Store(StoreError::Unavailable { .. }) => {
+                tracing::debug!(%error, "usage cannot be summed");
+                Self::store_unavailable()
+            }
+            NotSummed::Store(StoreError::Damaged { .. }) => {
+                tracing::error!(%error, "usage cannot be summed");
+                let message = "a part of the ledger is damaged, or of a newer release: its operator finds which in the server's log";
+                let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, message);
+                Self { retry: Retry::Never, ..error.with_code("ledger_unreadable") }
+            }
+            NotSummed::Store(_) => {
+                tracing::error!(%error, "usage cannot be summed");
+                Self::internal()
+            }
+        }
+    }
+
     fn store_unavailable() -> Self {
         let message = "the store does not answer; adapters in memory are served";
         Self { code: Some("store_unavailable"), ..Self::overloaded(message) }
@@ -565,6 +588,11 @@ mod tests {
         let large = ApiError::not_lent(&large, "sql");
         assert_eq!(large.code, Some("insufficient_quota"));
         assert_eq!(large.into_response().headers()[SHOULD_RETRY], "false");
+        let twice = ApiError::not_summed(&NotSummed::AskedAlready).into_response();
+        assert_eq!(
+            (twice.status().as_u16(), &twice.headers()[RETRY_AFTER]),
+            (429, &"1".parse().unwrap())
+        );
         let late = ApiError::from(Failure::Deadline).into_response();
         assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
         assert_eq!(late.headers()[SHOULD_RETRY], "false");
@@ -602,6 +630,22 @@ mod tests {
         });
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(log.contains("an answer was given up"), "{log}");
+    }
+
+    #[test]
+    fn a_sheet_that_is_not_understood_is_not_a_store_that_does_not_answer() {
+        let key = "sheets/usage/a.json".to_owned();
+        let damaged = StoreError::Damaged { key, why: "unknown field".to_owned() };
+        let log = logged(|| {
+            let error = ApiError::not_summed(&NotSummed::Store(damaged));
+            assert!(error.message.contains("damaged, or of a newer release"), "{}", error.message);
+            assert!(!error.message.contains("sheets"), "{}", error.message);
+            assert_eq!(error.into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
+        });
+        assert!(log.contains("sheets/usage/a.json"), "{log}");
+        let silent = StoreError::Unavailable { why: "timed out".to_owned() };
+        let error = ApiError::not_summed(&NotSummed::Store(silent));
+        assert_eq!(error.code, Some("store_unavailable"));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! as many as the ledger tells apart.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,7 +23,7 @@ use super::{app::App, generator::Generator};
 use crate::{
     adapter::{self, Adapters},
     engine::{self, Event},
-    ledger::{Ledger, Spent},
+    ledger::{Ledger, Part, Spent, Total},
     tenant::Tenants,
 };
 
@@ -178,20 +177,24 @@ impl Collector for Snapshots {
 }
 
 impl Snapshots {
-    /// What was used since the start, versions of an adapter together.
+    /// What was used since the start.
     fn usage(&self) -> Vec<(AccountLabels, Spent)> {
-        let (told, rest) = self.ledger.totals();
-        let mut sums: BTreeMap<(String, String), Spent> = BTreeMap::new();
-        for (account, spent) in told {
-            let tenant = self.tenants.name(account.tenant).map(String::from).unwrap_or_default();
-            let adapter = account.adapter.map(|used| used.name).unwrap_or_default();
-            sums.entry((tenant, adapter)).or_default().add(&spent);
-        }
-        if rest != Spent::default() {
-            sums.insert((OTHERS.to_owned(), OTHERS.to_owned()), rest);
-        }
-        let labelled = |((tenant, adapter), spent)| (AccountLabels { tenant, adapter }, spent);
-        sums.into_iter().map(labelled).collect()
+        let labelled = |Total { tenant, of, spent }| {
+            let tenant = match tenant {
+                // One that another server has made a moment ago has only its number.
+                Some(id) => {
+                    self.tenants.name(id).map_or_else(|| format!("#{}", id.number()), String::from)
+                }
+                None => OTHERS.to_owned(),
+            };
+            let adapter = match of {
+                Part::Base => String::new(),
+                Part::Adapter(name) => name,
+                Part::Others => OTHERS.to_owned(),
+            };
+            (AccountLabels { tenant, adapter }, spent)
+        };
+        self.ledger.totals().into_iter().map(labelled).collect()
     }
 }
 

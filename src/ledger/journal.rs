@@ -104,7 +104,7 @@ impl Journal {
     fn note(&mut self, entries: Vec<Entry>) {
         let mut standing = self.standing.lock().expect(NO_PANIC);
         for entry in &entries {
-            standing.total(entry);
+            standing.totals.add(&entry.account, &entry.spent);
         }
         drop(standing);
         let late = !self.behind.is_empty();

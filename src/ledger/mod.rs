@@ -24,12 +24,22 @@ use std::{
 
 use tokio::sync::oneshot;
 
-pub use self::entry::{Account, Entry, Period, Spent, Sums, Used};
-use self::journal::{Closed, Order};
+pub use self::{
+    entry::{Account, Entry, Period, Spent, Sums, Used},
+    totals::{Part, Total},
+    turns::Asker,
+};
+use self::{
+    journal::{Closed, Order},
+    totals::Totals,
+    turns::Turns,
+};
 use crate::store::{Store, StoreError};
 
 mod entry;
 mod journal;
+mod totals;
+mod turns;
 
 /// Where sheets are in the store.
 const SHEETS: &str = "usage";
@@ -37,8 +47,6 @@ const SHEETS: &str = "usage";
 const ROTATION: Duration = Duration::from_mins(10);
 /// How often a journal that has no place in the store is tried again, and those of servers that have died are looked for.
 const RETRY: Duration = Duration::from_secs(30);
-/// Accounts that are told apart in [`Ledger::totals`]; the rest is one.
-const MOST_TOTALS: usize = 256;
 /// No line is further in time from the beginning of its journal, before it or after it: not where clocks are set, and not where
 /// lines wait for a disk that is full.
 const LONGEST_JOURNAL: u64 = 24 * 3600;
@@ -58,8 +66,8 @@ struct Shared {
     standing: Arc<Mutex<Standing>>,
     /// Held while journals are put into the store.
     putting: tokio::sync::Mutex<()>,
-    /// Held while all sheets are read: it takes memory, and who asks twice at once can wait.
-    reading: tokio::sync::Mutex<()>,
+    /// Of those who have all sheets read.
+    turns: Turns,
 }
 
 /// Why there is no ledger.
@@ -73,6 +81,17 @@ pub enum NotOpened {
     Folder(#[from] io::Error),
 }
 
+/// Why there are no sums.
+#[derive(Debug, thiserror::Error)]
+pub enum NotSummed {
+    /// The tenant has not got its last answer yet.
+    #[error("this tenant's usage is being summed for an earlier request: wait for its answer")]
+    AskedAlready,
+    /// The sheets cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// What is not in the store yet, and what there was since the start.
 #[derive(Debug, Default)]
 struct Standing {
@@ -80,21 +99,7 @@ struct Standing {
     unstored: BTreeMap<String, Sums>,
     /// In no journal, because the disk takes nothing.
     behind: Sums,
-    totals: BTreeMap<Account, Spent>,
-    /// Of accounts that are too many.
-    rest: Spent,
-}
-
-impl Standing {
-    fn total(&mut self, entry: &Entry) {
-        let known = self.totals.len() < MOST_TOTALS || self.totals.contains_key(&entry.account);
-        let total = if known {
-            self.totals.entry(entry.account.clone()).or_default()
-        } else {
-            &mut self.rest
-        };
-        total.add(&entry.spent);
-    }
+    totals: Totals,
 }
 
 /// Why the lock is never poisoned.
@@ -114,8 +119,8 @@ impl Ledger {
         let standing = Standing { unstored: left.collect(), ..Standing::default() };
         let standing = Arc::new(Mutex::new(standing));
         let orders = journal::start(folder.clone(), Arc::clone(&standing))?;
-        let (putting, reading) = Default::default();
-        let shared = Arc::new(Shared { store, folder, orders, standing, putting, reading });
+        let (putting, turns) = Default::default();
+        let shared = Arc::new(Shared { store, folder, orders, standing, putting, turns });
         tokio::spawn(keep(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
@@ -133,11 +138,9 @@ impl Ledger {
         self.send(Order::Note(entry, None));
     }
 
-    /// What was used since the start, by account, and by all those that are too many to be told apart.
-    pub fn totals(&self) -> (Vec<(Account, Spent)>, Spent) {
-        let standing = self.shared.standing();
-        let totals = standing.totals.iter().map(|(account, spent)| (account.clone(), *spent));
-        (totals.collect(), standing.rest)
+    /// What was used since the start, versions of an adapter together.
+    pub fn totals(&self) -> Vec<Total> {
+        self.shared.standing().totals.list()
     }
 
     /// What was used by those whom `wanted` names between two unix times, summed by `period`.
@@ -145,11 +148,12 @@ impl Ledger {
     /// Hours are not divided: one that begins within the time counts as a whole.
     pub async fn sums(
         &self,
+        asker: Asker,
         (from, to): (u64, u64),
         period: Period,
         wanted: impl Fn(&Account) -> bool,
-    ) -> Result<Sums, StoreError> {
-        let _one_at_a_time = self.shared.reading.lock().await;
+    ) -> Result<Sums, NotSummed> {
+        let _turn = self.shared.turns.take(asker).await.ok_or(NotSummed::AskedAlready)?;
         // Before the sheets are listed: what is put meanwhile is in both, and counts once.
         let (unstored, behind) = {
             let standing = self.shared.standing();

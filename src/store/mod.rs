@@ -6,7 +6,7 @@
 //! chorus.json             the format's version, written once
 //! logs/NAME/00..01.json   a Log's records, numbered from 1 without gap
 //! blobs/SHA256.NONCE      immutable bytes
-//! sheets/NAME/..json      small documents, each written once
+//! sheets/NAME/..json      small documents, each written once; sheets/store/id.json tells the store from every other
 //! ```
 //!
 //! - A record is created only if it is not there (`If-None-Match: *`, or a hard link), so of two writers of one number one

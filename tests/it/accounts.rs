@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -41,6 +42,12 @@ fn cost(answer: &Value) -> [u64; 3] {
     let usage = &answer["usage"];
     let count = |field: &str| usage[field].as_u64().unwrap();
     [1, count("prompt_tokens"), count("completion_tokens")]
+}
+
+/// How many journals there are beside a store, in the folder that is called after its id.
+fn journals(store: &Path) -> usize {
+    let homes = store.join("journals").read_dir().unwrap();
+    homes.map(|home| home.unwrap().path().read_dir().unwrap().count()).sum()
 }
 
 fn add(sum: &mut [u64; 3], more: [u64; 3]) {
@@ -102,8 +109,7 @@ async fn the_ledger_says_what_the_answers_said() {
 
     server.signal("TERM");
     assert!(server.wait().success());
-    let journals = store.path().join("journals").read_dir().unwrap().count();
-    assert_eq!(journals, 0, "it is in the store");
+    assert_eq!(journals(store.path()), 0, "it is in the store");
     assert_eq!(Server::start(&arguments).used().await, used);
 }
 
@@ -140,14 +146,17 @@ async fn of_a_process_that_is_killed_every_answered_request_is_in_the_ledger_onc
         futures_util::future::join_all(askers).await;
         drop(server);
         let server = Server::start(&arguments);
+        // What the process before has left counts at once, and is put into the store in the background.
+        let at_once = server.used().await;
         let settled = async {
-            // What the process before has left is looked for in the background.
-            while store.path().join("journals").read_dir().unwrap().count() > 0 {
+            while journals(store.path()) > 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(30), settled).await.expect("it is found");
-        let used = server.used().await.get("pirate").copied().unwrap_or_default();
+        let used = server.used().await;
+        assert_eq!(at_once, used);
+        let used = used.get("pirate").copied().unwrap_or_default();
         let [requests, prompt, generated] =
             [0, 1, 2].map(|count: usize| used[count] - before[count]);
         let answered = *answered.lock().unwrap();
