@@ -51,7 +51,9 @@ impl Turns {
     }
 
     fn place(&self, tenant: TenantId) -> Option<Place<'_>> {
-        self.asking().insert(tenant).then_some(Place { turns: self, tenant })
+        let is_first = self.asking().insert(tenant);
+        // Not made where it is not the first: dropped, it would give up the place of the one that is.
+        is_first.then(|| Place { turns: self, tenant })
     }
 
     fn asking(&self) -> MutexGuard<'_, BTreeSet<TenantId>> {
