@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, future, stream, stream::BoxStream};
 use tokio::{io::AsyncSeekExt as _, sync::OwnedSemaphorePermit};
 
 use super::{
-    AdapterName, Adapters, Canary, Card, Smoke, Trial, Unfit, Upload, Version,
+    AdapterName, Adapters, Canary, Card, Facts, Smoke, Trial, Unfit, Upload, Version,
     check::check,
     files::{Files, Pages},
     record::{Blob, Change, Record, Stored},
@@ -232,8 +232,7 @@ impl Adapters {
         let digest = received.digest();
         let load = received.reading().await.map_err(Unreceived::Spool)?;
         let load = move || load().map_err(Unfit::BrokenOff);
-        let bounds = (&shared.limits, shared.budget, shared.matrices);
-        let (facts, smoke) = check(load, &shared.base, bounds, self.turn().await, trial).await?;
+        let (facts, smoke) = self.check(load, trial).await?;
         let failed = smoke.as_ref().filter(|smoke| !smoke.passed);
         // Kept all the same, for people to look at.
         let activate = activate && failed.is_none();
@@ -433,6 +432,17 @@ impl Adapters {
         }
         self.note_base(target, digest).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))
+    }
+
+    /// Checks an adapter in its turn.
+    async fn check(
+        &self,
+        load: impl FnOnce() -> Result<Files, Unfit> + Send + 'static,
+        trial: &dyn Trial,
+    ) -> Result<(Facts, Option<Smoke>), Unfit> {
+        let shared = &*self.shared;
+        let bounds = (&shared.limits, shared.budget, shared.matrices);
+        check(load, &shared.base, bounds, self.turn().await, trial).await
     }
 
     /// The right to try an adapter: one at a time, because it takes memory beside the budget.

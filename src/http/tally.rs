@@ -25,12 +25,12 @@ pub(super) struct Tally {
     settled: bool,
 }
 
-/// What the choices of a request have used so far.
+/// Tokens that the choices of a request have used so far.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    prompt_tokens: AtomicU64,
-    cached_tokens: AtomicU64,
-    generated_tokens: AtomicU64,
+    prompt: AtomicU64,
+    cached: AtomicU64,
+    generated: AtomicU64,
 }
 
 impl Counts {
@@ -39,11 +39,11 @@ impl Counts {
         let add = |sum: &AtomicU64, more: usize| sum.fetch_add(more as u64, Ordering::Relaxed);
         match (event, prompt) {
             (Event::Begun { cached }, Some(prompt)) => {
-                add(&self.prompt_tokens, prompt);
-                add(&self.cached_tokens, *cached);
+                add(&self.prompt, prompt);
+                add(&self.cached, *cached);
             }
             (Event::Token { .. }, _) => {
-                add(&self.generated_tokens, 1);
+                add(&self.generated, 1);
             }
             _ => {}
         }
@@ -80,9 +80,9 @@ impl Tally {
     fn entry(&self) -> Entry {
         let spent = Spent {
             requests: 1,
-            prompt_tokens: self.counts.prompt_tokens.load(Ordering::Relaxed),
-            cached_tokens: self.counts.cached_tokens.load(Ordering::Relaxed),
-            generated_tokens: self.counts.generated_tokens.load(Ordering::Relaxed),
+            prompt_tokens: self.counts.prompt.load(Ordering::Relaxed),
+            cached_tokens: self.counts.cached.load(Ordering::Relaxed),
+            generated_tokens: self.counts.generated.load(Ordering::Relaxed),
             ..Spent::default()
         };
         Entry { at: now(), account: self.account.clone(), spent }

@@ -318,6 +318,7 @@ impl<D: Widen> Kernel for Expand<'_, D> {
 #[expect(clippy::inline_always, reason = "part of a kernel")]
 impl<D: Widen> Expand<'_, D> {
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "two things are indexed")]
     fn tile<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
         let LowRank { first, rank, scale, .. } = self.low_rank;
         let panel = self.low_rank.panel(self.column);

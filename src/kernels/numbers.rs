@@ -298,7 +298,8 @@ mod tests {
         assert_eq!(got, [127.0, 0.0, 2.0, -2.0]);
         assert!((GROUP..2 * GROUP).all(|at| numbers.get(at) == 0.0), "zeros are no numbers over 0");
         // 65,504 / 127 is 515.8: the next bf16 is 516.
-        assert_eq!([0, 1, 2].map(|at| numbers.get(2 * GROUP + at)), [-127.0 * 516.0, 0.0, 0.0]);
+        let got: Vec<_> = (0..3).map(|at| numbers.get(2 * GROUP + at)).collect();
+        assert_eq!(got, [-127.0 * 516.0, 0.0, 0.0]);
     }
 
     #[test]
@@ -320,6 +321,7 @@ mod tests {
     impl<D: Widen> Kernel for All<'_, D> {
         type Output = ();
 
+        #[expect(clippy::inline_always, reason = "part of a kernel")]
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
             for (half, out) in self.1.iter_mut().enumerate() {

@@ -318,7 +318,7 @@ mod tests {
         };
         assert!(problem.contains("chat template:2"), "{problem}");
         assert!(
-            Template::compile("{% if %}", [("", String::new()); 0], OWN)
+            Template::compile("{% if %}", Vec::<(String, String)>::new(), OWN)
                 .unwrap_err()
                 .to_string()
                 .contains(":1")

@@ -840,7 +840,7 @@ async fn an_adapter_answers_with_its_own_template_stops_and_sampling() {
 async fn a_template_that_never_ends_or_overflows_its_stack_ends_nothing_else() {
     let server = Server::start(&[]);
     // Deeper than a stack, when it is compiled.
-    let deep = format!("{{{{ {} }}}}", ["1"; 30_000].join("+"));
+    let deep = format!("{{{{ {} }}}}", vec!["1"; 30_000].join("+"));
     let bringing = |template: &str| bringing("pirate", json!({"chat_template": template}));
     let (status, refused) = body(server.put("deep", bringing(&deep)).await).await;
     assert_eq!((status, &refused["error"]["code"]), (422, &json!("chat_template")), "{refused}");
