@@ -54,8 +54,10 @@
 //!   bits, each row by its own greatest magnitude: integer sums are exact in any order, and a row's rounding looks at that row
 //!   alone. With [`kernels::linear::Precision::Int8`] they are rounded to 8 bits, each group of 32 by its own. With
 //!   [`kernels::linear::Precision::Exact`] codes are widened in registers, and all arithmetic is what the
-//!   dequantized copy would have in `f32`. Weights that are not quantized, adapters and attention are `f32` in any case; keys and
-//!   values are kept as `f16` unless all is exact.
+//!   dequantized copy would have in `f32`. Weights that are not quantized, adapters and attention are computed in `f32` in any
+//!   case; keys and values are kept as `f16` unless all is exact.
+//! - an adapter's matrices stay in the type they were trained in, or are rounded once, when they are loaded, to 8-bit codes
+//!   ([`lora::Matrices`]). Either way they are widened in registers, so that codes are the `f32` adapter that they stand for.
 //!
 //! Because of that, a page of keys and values that is full serves every request that would compute the same: it is named by a
 //! SHA-256 over scope (a tenant's own), adapter and all tokens up to its end, and kept until its memory is needed, which is taken
@@ -77,8 +79,8 @@
 //! is bound to the bases it was checked against, and refused on others.
 //!
 //! [`adapter::Adapters`] is a thin shell around a pure state machine (who waits, who is leased, who must go), so that the
-//! policy is tested without a clock. An adapter has one form in memory, which is the kernels' own; its device slot is a
-//! count of the sequences that run through it.
+//! policy is tested without a clock. An adapter has one form in memory, which is the kernels' own, and its size there is
+//! known from its headers; its device slot is a count of the sequences that run through it.
 //!
 //! # Where the code departs from the first design
 //!

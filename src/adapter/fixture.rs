@@ -73,18 +73,37 @@ pub(super) fn write(folder: &Path, rank: usize, value: f32) {
 
 /// Serves the folder and the store for the tiny base.
 pub(super) async fn open(folder: Folder, store: Store, budget: usize) -> Adapters {
-    open_on(BASE, folder, store, budget).await
+    open_as(Matrices::Native, folder, store, budget).await
+}
+
+/// The same on a server that keeps matrices so.
+pub(super) async fn open_as(
+    matrices: Matrices,
+    folder: Folder,
+    store: Store,
+    budget: usize,
+) -> Adapters {
+    serve((BASE, matrices), folder, store, budget).await
 }
 
 /// The same for a base of this sha256.
 pub(super) async fn open_on(sha256: &str, folder: Folder, store: Store, budget: usize) -> Adapters {
+    serve((sha256, Matrices::Native), folder, store, budget).await
+}
+
+async fn serve(
+    (sha256, matrices): (&str, Matrices),
+    folder: Folder,
+    store: Store,
+    budget: usize,
+) -> Adapters {
     let settings = Settings {
         budget,
         max_waiting: 16,
         time_out: Duration::from_mins(1),
         loaders: NonZeroUsize::MIN,
         limits: LIMITS,
-        matrices: Matrices::Native,
+        matrices,
         spool: std::env::temp_dir(),
         refresh: Duration::from_hours(1),
     };

@@ -452,6 +452,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn more_adapters_fit_where_they_are_kept_in_eight_bits() {
+        let (root, [pirate, sql]) = world();
+        let folder = fixture::scan(root.path()).unwrap();
+        let int8 = [0, 1].map(|at| folder.adapters()[at].facts.memory.int8);
+        assert!(int8[0] < pirate && int8[1] < sql, "{int8:?} of {pirate} and {sql}");
+        let (store, budget) = (Store::faulty().0, int8[0] + int8[1]);
+        let adapters = fixture::open_as(Matrices::Int8, folder, store, budget).await;
+        for (name, bytes) in ["pirate", "sql"].into_iter().zip(int8) {
+            let lease = adapters.lease(ME, &pin(&adapters, name)).await.unwrap();
+            assert_eq!(lease.bytes(), bytes, "{name} is as large as was forecast");
+        }
+        let stats = adapters.stats();
+        assert_eq!((stats.resident, stats.resident_bytes, stats.evictions), (2, budget, 0));
+        assert_eq!(stats.load_failures, 0);
+    }
+
+    #[tokio::test]
     async fn the_metrics_agree_with_what_happened() {
         let (root, [pirate, sql]) = world();
         let adapters = open(root.path(), sql).await;

@@ -152,6 +152,22 @@ mod tests {
     }
 
     #[test]
+    fn a_version_that_was_stored_before_eight_bits_is_said_to_take_no_less() {
+        let (digest, put) = (Digest::of(b"", b""), "0".repeat(16));
+        let blob = format!(r#"{{"key":"{digest}.{put}","bytes":5}}"#);
+        let json = format!(
+            r#"{{"version":1,"digest":"{digest}","config":{blob},"weights":{blob},"memory":20,
+                 "rank":4,"targets":["q_proj"],"base":"ba5e","activate":true}}"#
+        );
+        let stored: Stored = serde_json::from_str(&json).unwrap();
+        assert_eq!(stored.memory(), Memory { native: 20, int8: 20 });
+        let stored = Stored { memory_int8: Some(11), ..stored };
+        assert_eq!(stored.memory(), Memory { native: 20, int8: 11 });
+        let text = serde_json::to_string(&stored).unwrap();
+        assert_eq!(serde_json::from_str::<Stored>(&text).unwrap(), stored);
+    }
+
+    #[test]
     fn what_is_not_known_is_not_guessed() {
         for json in [
             r#"{"at":1,"by":"open","tenant":0,"name":"sql","change":"melted"}"#,

@@ -42,6 +42,15 @@ const INT8: Nearness = Nearness {
     answer: 0.01,
 };
 
+/// Matrices of adapters rounded to 8 bits, all else as exactly as there is.
+const INT8_ADAPTERS: Nearness = Nearness {
+    arguments: &["--precision", "exact", "--adapter-dtype", "int8"],
+    margin: 0.02,
+    logprob: 0.02,
+    perplexity: 3e-3,
+    answer: 3e-3,
+};
+
 const TOKENS: usize = 48;
 
 const NAMES: [&str; 9] = [
@@ -129,6 +138,11 @@ async fn eight_bits_change_no_token_that_leads_by_half_a_logit() {
     every_answer_is_near(INT8).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn adapters_in_eight_bits_change_no_token_that_the_reference_is_sure_of() {
+    every_answer_is_near(INT8_ADAPTERS).await;
+}
+
 async fn every_answer_is_near(near: Nearness) {
     let server = Arc::new(Server::start(near.arguments));
     let mut prompts = Vec::new();
@@ -183,6 +197,11 @@ async fn rounded_inputs_cost_next_to_no_perplexity() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn eight_bits_cost_little_perplexity() {
     perplexities_are_near(INT8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn adapters_in_eight_bits_cost_next_to_no_perplexity() {
+    perplexities_are_near(INT8_ADAPTERS).await;
 }
 
 async fn perplexities_are_near(near: Nearness) {

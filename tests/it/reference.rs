@@ -17,6 +17,9 @@ const LOGIT_NOISE: f32 = 2e-4;
 /// Below this margin a token is not decided by arithmetic of this kind.
 const MARGIN: f64 = 0.01;
 
+/// The part of what an adapter changes in the logits that eight bits may lose.
+const INT8_LOSS: f64 = 0.03;
+
 /// Adapters that PEFT takes and that are refused here, each with the code of why; see `tests/fixtures/README.md`.
 const REFUSED: [(&str, &str); 6] = [
     ("tied/embed-edited", "base_weight_differs"),
@@ -130,6 +133,31 @@ fn every_adapter_computes_what_peft_does() {
         }
     }
     assert_eq!(refused, REFUSED.map(|(what, code)| (what.to_owned(), code)));
+}
+
+/// Whatever it is made of: rsLoRA, DoRA, biases, patterns, embeddings, heads.
+#[test]
+fn every_adapter_in_eight_bits_changes_nearly_what_it_does_in_peft() {
+    for model in folders(&fixtures().join("models")) {
+        let llama = load(&model);
+        let base = Reference::read(&model, "reference", None);
+        for folder in folders(&model.join("adapters")) {
+            let Ok(adapter) = adapter(&folder, &llama, Matrices::Int8) else { continue };
+            let Reference { prompts, logits, .. } =
+                Reference::read(&model, "reference", Some(name(&folder)));
+            let (mut lost, mut changed) = (0.0, 0.0);
+            for (index, prompt) in prompts.iter().enumerate() {
+                let mut solo = Solo::new(&llama, Some(Arc::clone(&adapter)), prompt.len());
+                let got = solo.feed(prompt).pop().unwrap();
+                for ((got, want), base) in got.iter().zip(&logits[index]).zip(&base.logits[index]) {
+                    lost += f64::from(got - want).powi(2);
+                    changed += f64::from(want - base).powi(2);
+                }
+            }
+            let loss = (lost / changed).sqrt();
+            assert!(loss < INT8_LOSS, "{}/{}: {loss}", name(&model), name(&folder));
+        }
+    }
 }
 
 #[test]

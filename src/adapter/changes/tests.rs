@@ -12,7 +12,7 @@ use super::{
     *,
 };
 use crate::{
-    lora::Lease,
+    lora::{Lease, Matrices},
     store::{Fault, Location, Store},
 };
 
@@ -458,6 +458,21 @@ async fn an_adapter_of_another_base_is_refused_until_it_is_validated() {
     assert_eq!(lease(&new, "sql").await.unwrap().digest(), digest(0.5));
     old.refresh().await.unwrap();
     assert!(old.card(ME, &sql).unwrap().compatible);
+}
+
+#[tokio::test]
+async fn a_record_says_what_an_adapter_takes_on_servers_of_either_type() {
+    for (from, to) in [(Matrices::Native, Matrices::Int8), (Matrices::Int8, Matrices::Native)] {
+        let store = Store::faulty().0;
+        let writer = fixture::open_as(from, Folder::empty(), store.clone(), ROOM).await;
+        let written = put(&writer, "sql", 0.5).await.unwrap().card.memory;
+        assert_eq!(lease(&writer, "sql").await.unwrap().bytes(), written);
+        let reader = fixture::open_as(to, Folder::empty(), store, ROOM).await;
+        let memory = reader.card(ME, &name("sql")).unwrap().memory;
+        assert_eq!(written < memory, from == Matrices::Int8, "{written} and {memory}");
+        assert_eq!(lease(&reader, "sql").await.unwrap().bytes(), memory);
+        assert_eq!(reader.stats().load_failures, 0, "it was known before the load");
+    }
 }
 
 #[tokio::test]
