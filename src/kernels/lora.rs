@@ -208,18 +208,21 @@ impl<D: Widen> Shrink<'_, D> {
         for first in self.ranks.clone().step_by(AT_ONCE) {
             let mut acc = [[simd.splat(0.0); AT_ONCE]; R];
             // The last rows of an odd rank are repeated; their sums are not kept.
-            let rows: [Groups<'_>; AT_ONCE] = std::array::from_fn(|at| {
-                let row = (rank - 1).min(first + at);
-                a.groups(row * groups..(row + 1) * groups)
-            });
+            let at = [0, 1, 2, 3].map(|at| (rank - 1).min(first + at) * groups);
+            // Not by closures: where one is not inlined, it is compiled without the tier's instructions, and the loop asks
+            // each row for its length.
+            let rows: [Groups<'_>; AT_ONCE] = [
+                a.groups::<D>(at[0], groups),
+                a.groups::<D>(at[1], groups),
+                a.groups::<D>(at[2], groups),
+                a.groups::<D>(at[3], groups),
+            ];
             for half in 0..groups * HALVES {
-                // Not by a closure: where it is not inlined it is compiled without the tier's instructions.
-                let [a, b, c, d] = rows;
                 let a = [
-                    D::widen(simd, a, half),
-                    D::widen(simd, b, half),
-                    D::widen(simd, c, half),
-                    D::widen(simd, d, half),
+                    D::widen(simd, rows[0], half),
+                    D::widen(simd, rows[1], half),
+                    D::widen(simd, rows[2], half),
+                    D::widen(simd, rows[3], half),
                 ];
                 for r in 0..R {
                     // Beyond the last inputs there may be a half of zeros in A: whatever it is multiplied by.
@@ -245,15 +248,16 @@ impl<D: Widen> Shrink<'_, D> {
 
 impl LowRank {
     /// The part of B for the 32 outputs from `column` on: a group for each rank.
-    fn panel(&self, column: usize) -> Groups<'_> {
+    #[expect(clippy::inline_always, reason = "part of a kernel")]
+    #[inline(always)]
+    fn panel<D: Widen>(&self, column: usize) -> Groups<'_> {
         const { assert!(COLUMNS == GROUP) };
-        let first = column / COLUMNS * self.rank;
-        self.b.groups(first..first + self.rank)
+        self.b.groups::<D>(column / COLUMNS * self.rank, self.rank)
     }
 
     /// Asks for what [`Self::expand`] will read: an adapter that few rows use is in no cache.
     pub(super) fn prefetch(&self, column: usize) {
-        self.panel(column).prefetch();
+        self.b.prefetch(column / COLUMNS * self.rank, self.rank);
     }
 
     /// Adds `scale * (shrunk B^T)`, summed in rank order, to `y`: outputs `column` to `column + 32` of some rows, whose
@@ -317,11 +321,11 @@ impl<D: Widen> Kernel for Expand<'_, D> {
 
 #[expect(clippy::inline_always, reason = "part of a kernel")]
 impl<D: Widen> Expand<'_, D> {
+    #[expect(clippy::needless_range_loop, reason = "a rank of B goes with that of each row")]
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "two things are indexed")]
     fn tile<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
         let LowRank { first, rank, scale, .. } = self.low_rank;
-        let panel = self.low_rank.panel(self.column);
+        let panel = self.low_rank.panel::<D>(self.column);
         let shrunk: [&[f32]; R] =
             std::array::from_fn(|r| &self.shrunk[(row + r) * self.width + first..][..*rank]);
         let mut acc = [[simd.splat(0.0); 2]; R];

@@ -8,12 +8,12 @@
 //! Rounding leaves some 0.5 % of a product `B A` of the adapters here. With one scale for a row it is a fifth more; with
 //! scales of 32 bits it is the same, and codes would take 36 bytes a group instead of 34.
 
-use std::{io, ops::Range};
+use std::io;
 
 use half::{bf16, f16};
 
 use super::{
-    dense::Dense,
+    dense::{Bf16, Dense, F16, F32},
     memory::{Part, Slab},
     simd::{LANES, Simd, prefetch},
 };
@@ -113,7 +113,7 @@ impl Numbers {
             NumberType::BF16 => bf16::from_le_bytes(self.part.as_chunks().0[index]).to_f32(),
             NumberType::Int8 => {
                 let code = f32::from(self.part[..self.len][index].cast_signed());
-                code * self.groups(index / GROUP..index / GROUP + 1).scale(0)
+                code * self.groups::<Codes>(index / GROUP, 1).scale(0)
             }
         }
     }
@@ -151,15 +151,29 @@ impl Numbers {
         }
     }
 
-    /// The groups of this range of groups.
-    pub(super) fn groups(&self, groups: Range<usize>) -> Groups<'_> {
+    /// So many groups from group `first` on, of numbers whose type is `N`.
+    #[expect(clippy::inline_always, reason = "part of a kernel, which then knows the length")]
+    #[inline(always)]
+    pub(super) fn groups<N: Widen>(&self, first: usize, count: usize) -> Groups<'_> {
+        let bytes = GROUP * N::WIDTH;
         let (numbers, scales) = self.part.split_at(self.kind.bytes_of(self.len).1);
-        let bytes = GROUP * self.kind.width();
         let scales = scales.as_chunks().0;
         Groups {
-            numbers: &numbers[groups.start * bytes..groups.end * bytes],
-            scales: if scales.is_empty() { scales } else { &scales[groups] },
+            numbers: &numbers[first * bytes..][..count * bytes],
+            scales: if scales.is_empty() { scales } else { &scales[first..][..count] },
         }
+    }
+
+    /// Asks for so many groups from group `first` on.
+    pub(super) fn prefetch(&self, first: usize, count: usize) {
+        let Groups { numbers, scales } = match self.kind {
+            NumberType::F32 => self.groups::<F32>(first, count),
+            NumberType::F16 => self.groups::<F16>(first, count),
+            NumberType::BF16 => self.groups::<Bf16>(first, count),
+            NumberType::Int8 => self.groups::<Codes>(first, count),
+        };
+        prefetch(numbers);
+        prefetch(scales.as_flattened());
     }
 }
 
@@ -206,26 +220,24 @@ impl Groups<'_> {
         // `bf16::to_f32` would ask whether it is a number, in the innermost loop.
         f32::from_bits(u32::from(u16::from_le_bytes(self.scales[group])) << 16)
     }
-
-    /// Asks for all of them.
-    pub(super) fn prefetch(self) {
-        prefetch(self.numbers);
-        prefetch(self.scales.as_flattened());
-    }
 }
 
 /// A type of [`Numbers`] in a kernel.
 pub(super) trait Widen {
+    /// Bytes of one, scales aside.
+    const WIDTH: usize;
     /// The sixteen numbers of half a group: `half / 2` is the group, counted from the first of `groups`.
     fn widen<S: Simd>(simd: S, groups: Groups<'_>, half: usize) -> S::F;
 }
 
 #[expect(clippy::inline_always, reason = "part of a kernel")]
 impl<D: Dense> Widen for D {
+    const WIDTH: usize = <D as Dense>::WIDTH;
+
     #[inline(always)]
     fn widen<S: Simd>(simd: S, groups: Groups<'_>, half: usize) -> S::F {
-        let bytes = LANES * D::WIDTH;
-        D::widen(simd, &groups.numbers[half * bytes..][..bytes])
+        let bytes = LANES * <D as Dense>::WIDTH;
+        <D as Dense>::widen(simd, &groups.numbers[half * bytes..(half + 1) * bytes])
     }
 }
 
@@ -234,6 +246,8 @@ pub(super) struct Codes;
 
 #[expect(clippy::inline_always, reason = "part of a kernel")]
 impl Widen for Codes {
+    const WIDTH: usize = 1;
+
     #[inline(always)]
     fn widen<S: Simd>(simd: S, groups: Groups<'_>, half: usize) -> S::F {
         let codes = &groups.numbers.as_chunks().0[half];
@@ -244,13 +258,12 @@ impl Widen for Codes {
 
 #[cfg(test)]
 mod tests {
+    use std::marker::PhantomData;
+
     use proptest::prelude::*;
 
     use super::{
-        super::{
-            dense::{Bf16, F16, F32},
-            simd::{Kernel, Tier},
-        },
+        super::simd::{Kernel, Tier},
         *,
     };
 
@@ -294,12 +307,13 @@ mod tests {
         values[2 * GROUP] = -65_504.0;
         values[2 * GROUP + 1] = 200.0;
         let numbers = stored(NumberType::Int8, &values);
-        let got: Vec<_> = (0..4).map(|at| numbers.get(at) * 128.0).collect();
-        assert_eq!(got, [127.0, 0.0, 2.0, -2.0]);
-        assert!((GROUP..2 * GROUP).all(|at| numbers.get(at) == 0.0), "zeros are no numbers over 0");
+        let got = |group, count| -> Vec<f32> {
+            (group * GROUP..group * GROUP + count).map(|at| numbers.get(at)).collect()
+        };
+        assert_eq!(got(0, 4), [127.0, 0.0, 2.0, -2.0].map(|x| x / 128.0));
+        assert_eq!(got(1, GROUP), [0.0; GROUP], "0 / 0 is no number");
         // 65,504 / 127 is 515.8: the next bf16 is 516.
-        let got: Vec<_> = (0..3).map(|at| numbers.get(2 * GROUP + at)).collect();
-        assert_eq!(got, [-127.0 * 516.0, 0.0, 0.0]);
+        assert_eq!(got(2, 3), [-127.0 * 516.0, 0.0, 0.0]);
     }
 
     #[test]
@@ -315,18 +329,18 @@ mod tests {
         }
     }
 
-    /// Reads all halves of all groups.
-    struct All<'a, D>(Groups<'a>, &'a mut [[f32; LANES]], std::marker::PhantomData<D>);
+    /// Widens all of some groups.
+    struct All<'a, N>(Groups<'a>, PhantomData<N>);
 
-    impl<D: Widen> Kernel for All<'_, D> {
-        type Output = ();
+    impl<N: Widen> Kernel for All<'_, N> {
+        type Output = Vec<[f32; LANES]>;
 
-        #[expect(clippy::inline_always, reason = "part of a kernel")]
-        #[inline(always)]
-        fn run<S: Simd>(self, simd: S) {
-            for (half, out) in self.1.iter_mut().enumerate() {
-                simd.store(D::widen(simd, self.0, half), out);
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let mut all = vec![[0.0; LANES]; self.0.numbers.len() / N::WIDTH / LANES];
+            for (half, out) in all.iter_mut().enumerate() {
+                simd.store(N::widen(simd, self.0, half), out);
             }
+            all
         }
     }
 
@@ -359,17 +373,16 @@ mod tests {
             let first = first.min(values.len() / GROUP - 1);
             for kind in KINDS {
                 let numbers = stored(kind, &values);
-                let groups = numbers.groups(first..values.len() / GROUP);
+                let count = values.len() / GROUP - first;
                 let want: Vec<_> =
                     (first * GROUP..values.len()).map(|at| numbers.get(at).to_bits()).collect();
                 for tier in Tier::available() {
-                    let mut got = vec![[0.0; LANES]; want.len() / LANES];
-                    match kind {
-                        NumberType::F32 => tier.run(All::<F32>(groups, &mut got, std::marker::PhantomData)),
-                        NumberType::F16 => tier.run(All::<F16>(groups, &mut got, std::marker::PhantomData)),
-                        NumberType::BF16 => tier.run(All::<Bf16>(groups, &mut got, std::marker::PhantomData)),
-                        NumberType::Int8 => tier.run(All::<Codes>(groups, &mut got, std::marker::PhantomData)),
-                    }
+                    let got = match kind {
+                        NumberType::F32 => tier.run(All::<F32>(numbers.groups::<F32>(first, count), PhantomData)),
+                        NumberType::F16 => tier.run(All::<F16>(numbers.groups::<F16>(first, count), PhantomData)),
+                        NumberType::BF16 => tier.run(All::<Bf16>(numbers.groups::<Bf16>(first, count), PhantomData)),
+                        NumberType::Int8 => tier.run(All::<Codes>(numbers.groups::<Codes>(first, count), PhantomData)),
+                    };
                     let got: Vec<_> = got.as_flattened().iter().map(|x| x.to_bits()).collect();
                     prop_assert_eq!(&got, &want, "{:?} on {}", kind, tier);
                 }
