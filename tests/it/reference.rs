@@ -22,9 +22,6 @@ pub(crate) const MARGIN: f64 = 0.01;
 /// The part of what an adapter changes in the logits that eight bits may lose.
 const INT8_LOSS: f64 = 0.03;
 
-/// The part of what an adapter changes in the logits that eight bits may lose.
-const INT8_LOSS: f64 = 0.03;
-
 /// Adapters that PEFT takes and that are refused here, each with the code of why; see `tests/fixtures/README.md`.
 pub(crate) const REFUSED: [(&str, &str); 6] = [
     ("tied/embed-edited", "base_weight_differs"),
