@@ -869,7 +869,8 @@ async fn a_template_that_never_ends_or_overflows_its_stack_ends_nothing_else() {
         }
     };
     let (statuses, ()) = futures_util::join!(join_all((0..3).map(asked)), others);
-    assert_eq!(statuses, [400; 3]);
+    assert_eq!(statuses[..2], [400; 2]);
+    assert!([200, 400].contains(&statuses[2]), "it may fit into a stack: {statuses:?}");
     assert!(server.says("bomb0@v1").await.1.starts_with("bomb0@v1;"), "another chat is rendered");
 }
 
