@@ -32,7 +32,8 @@ use crate::{
 };
 
 const MODELS_DIR: &str = "models";
-const STORE: &str = "chorus-data";
+/// Where a server keeps what must outlive it, unless it is told otherwise.
+pub const DATA_DIR: &str = "chorus-data";
 const STORE_REFRESH: Duration = Duration::from_secs(5);
 const LEAST_REFRESH: Duration = Duration::from_millis(100);
 const ADAPTERS_DIR: &str = "adapters";
@@ -98,6 +99,14 @@ pub struct Knobs {
     /// temporary one]
     #[arg(long, env = "CHORUS_SPOOL", value_name = "DIR")]
     spool: Option<PathBuf>,
+    /// Folder where usage is noted until the store has it; it must outlive the process [default: journals in
+    /// the store's directory, or in ./chorus-data]
+    #[arg(long, env = "CHORUS_JOURNALS", value_name = "DIR")]
+    journals: Option<PathBuf>,
+    /// Folder below which the operator may load adapters by their path, with vLLM's `/v1/load_lora_adapter`
+    /// [default: that is off]
+    #[arg(long, env = "CHORUS_LORA_ROOT", value_name = "DIR")]
+    lora_root: Option<PathBuf>,
     /// Address and port to listen on [default: 127.0.0.1:8080]
     #[arg(long, env = "CHORUS_LISTEN", value_name = "IP:PORT")]
     listen: Option<Listen>,
@@ -204,6 +213,8 @@ impl Knobs {
             store: self.store.or(under.store),
             store_refresh: self.store_refresh.or(under.store_refresh),
             spool: self.spool.or(under.spool),
+            journals: self.journals.or(under.journals),
+            lora_root: self.lora_root.or(under.lora_root),
             listen: self.listen.or(under.listen),
             allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
             open: self.open.or(under.open),
@@ -268,6 +279,31 @@ pub struct ModelsArgs {
     models_dir: Option<PathBuf>,
 }
 
+/// Which store, for commands that need nothing else.
+#[derive(Args, Clone, Debug, Default)]
+pub struct StoreArgs {
+    #[command(flatten)]
+    file: FileArg,
+    /// The store: a directory, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`
+    /// [default: ./chorus-data]
+    #[arg(long, env = "CHORUS_STORE", value_name = "DIR|URL", value_parser = NonEmptyStringValueParser::new())]
+    store: Option<String>,
+}
+
+impl TryFrom<StoreArgs> for Location {
+    type Error = ConfigError;
+
+    fn try_from(args: StoreArgs) -> Result<Self, ConfigError> {
+        let file = args.file.config.as_deref().map(Knobs::read).transpose()?.unwrap_or_default();
+        location(args.store.or(file.store).as_deref().unwrap_or(DATA_DIR))
+    }
+}
+
+/// Reads where a store is, with what the environment says about reaching it.
+pub fn location(text: &str) -> Result<Location, ConfigError> {
+    Ok(Location::parse(text, variables())?)
+}
+
 /// Everything `serve` is told on the command line and in the environment.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServeArgs {
@@ -327,6 +363,8 @@ pub struct Store {
     pub refresh: Duration,
     /// Where uploads wait.
     pub spool: Option<PathBuf>,
+    /// Where usage waits.
+    pub journals: Option<PathBuf>,
 }
 
 /// How much the engine does at once.
@@ -367,6 +405,8 @@ pub struct Http {
     pub open: bool,
     /// The metrics may be read without a key.
     pub metrics_open: bool,
+    /// Where the operator may load adapters from by their path.
+    pub lora_root: Option<PathBuf>,
     /// The operator's key, where one was set.
     pub operator_key: Option<Key>,
     /// Host names, without port, that requests may be for besides the loopback ones.
@@ -501,10 +541,11 @@ impl Serve {
                 max_rank: or(knobs.max_rank, MAX_RANK),
             },
             store: Store {
-                location: Location::parse(knobs.store.as_deref().unwrap_or(STORE), variables())?,
+                location: location(knobs.store.as_deref().unwrap_or(DATA_DIR))?,
                 // A server that looks all the time does nothing else.
                 refresh: time(knobs.store_refresh, STORE_REFRESH).max(LEAST_REFRESH),
                 spool: knobs.spool,
+                journals: knobs.journals,
             },
             engine: Engine {
                 device: knobs.device.unwrap_or_default(),
@@ -524,6 +565,7 @@ impl Serve {
                 listen,
                 open: knobs.open.is_some_and(|Switch(open)| open),
                 metrics_open: knobs.metrics_open.is_some_and(|Switch(open)| open),
+                lora_root: knobs.lora_root,
                 operator_key: operator_key()?,
                 allowed_hosts: knobs.allowed_hosts.map_or_else(Vec::new, |hosts| hosts.0),
                 request_timeout: time(knobs.request_timeout, REQUEST_TIMEOUT),
@@ -653,6 +695,8 @@ mod tests {
             store = "s3://bucket/prefix"
             store-refresh = "1s"
             spool = "/var/tmp"
+            journals = "/var/lib/journals"
+            lora-root = "/srv/loras"
             metrics-open = true
             adapter-cache-bytes = "2GiB"
             adapter-dtype = "int8"

@@ -8,21 +8,24 @@
 //!
 //! The shape is in what a module does *not* know; `tests/it/architecture.rs` holds it.
 //!
-//! - [`engine`] knows no tenant, no name, no file and no string. Fairness reaches it as an opaque [`engine::Lane`].
+//! - [`engine`] knows no tenant, no name, no file and no string. Fairness reaches it as an opaque [`engine::Lane`], of which it
+//!   counts the tokens.
 //! - The scheduler knows no tensor, no clock and no runtime: a plan is a value, time is passed in.
 //! - [`adapter`] knows no model: it is given [`lora::Sites`] and a [`lora::Base`].
 //! - [`http`] alone knows axum, public JSON and status codes. [`config`] alone reads the environment.
 //! - [`store`] knows no adapter and no tenant, only keys and bytes. Uploads never come near a path: names are in records.
-//! - [`text`], [`kernels`], [`catalog`] and [`store`] name nothing of ours; [`tenant`] only the store.
+//! - [`text`], [`kernels`], [`catalog`] and [`store`] name nothing of ours; [`tenant`] only the store,
+//!   and [`ledger`] both, and of adapters what they are called.
 //! - No path turns a request that named an adapter into an answer of the base, or of another adapter.
 //!
 //! # Who names whom
 //!
 //! ```text
-//! http    -> tenant, text, adapter, engine, store (its errors)
+//! http    -> tenant, text, adapter, engine, ledger, store (its errors)
 //! engine  -> model, lora
 //! adapter -> lora, tenant, store
 //! tenant  -> store
+//! ledger  -> store, tenant
 //! model   -> lora, kernels
 //! lora    -> kernels
 //! cli     -> all: it wires them
@@ -35,7 +38,7 @@
 //!      -> lease: the adapter is in memory until the lease is dropped
 //!      -> encode -> Engine::submit(Job) -> TokenStream
 //! engine thread: drain the inbox -> plan -> forward(rows, kv, lora) -> sample per row -> commit -> events
-//! http: TokenStream -> Detok -> Stops -> JSON or SSE
+//! http: TokenStream -> Detok -> Stops -> the ledger has a line of it -> the last of JSON or SSE
 //! ```
 //!
 //! Dropping the response drops the stream, and with it the sequence, its pages and its lease: that is the clean-up.
@@ -67,20 +70,31 @@
 //!
 //! ```text
 //! upload -> spooled and hashed as it arrives -> checked against the base -> one forward, which must change the numbers
+//!        -> its own template renders, and its smoke test is answered, where it brings them
 //!        -> its files durable in the store -> one record more, and with that the name points to it -> 201
 //! folder -> both files read with care, hashed, checked against the base -> listed, or refused with a reason
-//! either -> asked for: one load for all who wait, into a budget of bytes reserved before -> leased -> evicted when idle and oldest
+//! either -> asked for: one load for all who wait, into a budget of bytes reserved before -> leased -> evicted when idle, what
+//!           was used once before what is used again and again
 //! ```
 //!
 //! What the store has is the fold of its records ([`store::Log`]), over the folder's adapters, which are version 1 of their
 //! names. A record is created only under a number that nobody has used, so all servers on one store agree on one order, and
 //! what a change expects (`If-Match`) is decided on the very state that its record follows. Each put of a file has a key of
-//! its own, so a deletion can erase at once: a record may share a file only if the order says that it is alive. A content
+//! its own, so a deletion can erase at once: a record may share a file only if the order says that it is alive. A version
 //! is bound to the bases it was checked against, and refused on others.
 //!
+//! The records are the audit log as well: who, what, when. A copy of a store ([`adapter::copy`]) is a prefix of its records with
+//! all files that these come to. Files are erased after the record that says so, so whoever misses one finds the reason by
+//! reading on; and records of adapters are read before those of tenants and written after them, so that no adapter is ever of
+//! a tenant that the copy does not know, and whose number another would get.
+//!
+//! An operator may name an adapter by its path ([`adapter::LoraRoot`]), below one folder: it is taken in as an upload is. That
+//! is the one place where a request's text comes near a path.
+//!
 //! [`adapter::Adapters`] is a thin shell around a pure state machine (who waits, who is leased, who must go), so that the
-//! policy is tested without a clock. An adapter has one form in memory, which is the kernels' own, and its size there is
-//! known from its headers; its device slot is a count of the sequences that run through it.
+//! policy is tested without a clock. It knows tenants as opaque owners: each is charged in full for what it uses, which others
+//! with the same bytes do not change, so that no quota tells one of another. An adapter has one form in memory, which is the
+//! kernels' own, and its size there is known from its headers; its device slot is a count of the sequences that run through it.
 //!
 //! # Where the code departs from the first design
 //!
@@ -98,6 +112,7 @@ pub mod config;
 pub mod engine;
 pub mod http;
 pub mod kernels;
+pub mod ledger;
 pub mod lora;
 pub mod model;
 pub mod store;

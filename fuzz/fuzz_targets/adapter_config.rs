@@ -4,15 +4,15 @@
 use std::sync::LazyLock;
 
 use chorus::{
-    kernels::simd::Tier,
-    lora::{Limits, peft},
+    kernels::{linear::Precision, simd::Tier},
+    lora::{Base, Limits, peft},
     model::Llama,
 };
 use libfuzzer_sys::fuzz_target;
 
 static BASE: LazyLock<Llama> = LazyLock::new(|| {
     let base = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/models/tied");
-    Llama::load(base.as_ref(), Tier::best(), 1).expect("the fixture loads")
+    Llama::load(base.as_ref(), Tier::best(), 1, Precision::Exact).expect("the fixture loads")
 });
 static WEIGHTS: &[u8] =
     include_bytes!("../../tests/fixtures/models/tied/adapters/plain/adapter_model.safetensors");

@@ -3,7 +3,11 @@
 
 use std::{cell::RefCell, fs};
 
-use chorus::{kernels::simd::Tier, model::Llama, text::Text};
+use chorus::{
+    kernels::{linear::Precision, simd::Tier},
+    model::Llama,
+    text::Text,
+};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
@@ -15,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
     FOLDER.with_borrow(|folder| {
         let path = folder.path().join("base.gguf");
         fs::write(&path, bytes).expect("there is room");
-        drop(Llama::load(&path, Tier::best(), 1));
+        drop(Llama::load(&path, Tier::best(), 1, Precision::default()));
         drop(Text::from_gguf(&path));
     });
 });

@@ -15,7 +15,10 @@ use tokio::{
 use super::{
     LoadError, NotLent,
     aside::aside,
-    line::{Asked, Bounds, Line, Load, Orders, PATIENCE, Standing, Ticket},
+    line::{
+        Asked, Bounds, Line, Load, Orders, Owner, PATIENCE, Portions, Standing, Ticket, Waited,
+        Want,
+    },
     load::Source,
     stats::Histogram,
 };
@@ -53,7 +56,7 @@ pub(super) struct Loan<S: Source> {
 /// Counts as one lease until it is dropped. Dropping takes the cache's lock.
 pub(super) struct Claim<S: Source> {
     shared: Arc<Shared<S>>,
-    digest: Digest,
+    want: Want,
 }
 
 impl<S: Source> Cache<S> {
@@ -64,16 +67,21 @@ impl<S: Source> Cache<S> {
         Self { shared: Arc::new(Shared { state: Mutex::new(state), source, time_out, runtime }) }
     }
 
-    /// Lends the value of this digest, loading it into the `bytes` it will take if need be.
+    /// Lends what is wanted, loading it into the bytes it will take if need be.
     ///
     /// Dropping the future leaves the line.
-    pub(super) async fn lease(&self, digest: Digest, bytes: usize) -> Result<Loan<S>, NotLent> {
+    pub(super) async fn lease(&self, want: Want) -> Result<Loan<S>, NotLent> {
         let since = Instant::now();
         let (sender, receiver) = oneshot::channel();
-        let asked = self.shared.with(|line| line.ask(digest, bytes, sender, since));
+        let asked = self.shared.with(|line| line.ask(want, sender, since));
         let (asked, orders) = asked?;
         let ticket = match asked {
-            Asked::Lent(value) => return Ok(self.shared.loan(digest, value)),
+            Asked::Lent(value) => {
+                // Counted as lent: it is returned whatever happens.
+                let loan = self.shared.loan(want, value);
+                self.shared.carry_out(orders);
+                return Ok(loan);
+            }
             Asked::Waits(ticket) => ticket,
         };
         // Declared before the orders are carried out: whatever happens there, the ticket leaves.
@@ -88,9 +96,20 @@ impl<S: Source> Cache<S> {
         self.shared.carry_out(orders);
     }
 
-    /// How many leases it has, where it is in memory.
-    pub(super) fn leases(&self, digest: &Digest) -> Option<usize> {
-        self.shared.with(|line| line.leases(digest))
+    /// A failed load answers for the next ones no longer: there is something new to load.
+    pub(super) fn retry(&self, digest: Digest) {
+        self.shared.with(|line| line.retry(digest));
+    }
+
+    /// Owners have these portions from now on.
+    pub(super) fn divide(&self, portions: Portions) {
+        let orders = self.shared.with(|line| line.divide(portions, Instant::now()));
+        self.shared.carry_out(orders);
+    }
+
+    /// Whether it is in memory for this owner.
+    pub(super) fn holds(&self, owner: Owner, digest: &Digest) -> bool {
+        self.shared.with(|line| line.holds(owner, digest))
     }
 
     /// Numbers for the operator.
@@ -117,8 +136,8 @@ impl<S: Source> Shared<S> {
         transition(&mut self.state.lock().expect(NO_PANIC).line)
     }
 
-    fn loan(self: &Arc<Self>, digest: Digest, value: Arc<S::Loaded>) -> Loan<S> {
-        Loan { value, claim: Claim { shared: Arc::clone(self), digest } }
+    fn loan(self: &Arc<Self>, want: Want, value: Arc<S::Loaded>) -> Loan<S> {
+        Loan { value, claim: Claim { shared: Arc::clone(self), want } }
     }
 
     /// Sends answers and begins loads.
@@ -127,8 +146,8 @@ impl<S: Source> Shared<S> {
     fn carry_out(self: &Arc<Self>, orders: Orders<S::Loaded, oneshot::Sender<Lent<S>>>) {
         let Orders { answers, dropped, loads } = orders;
         drop(dropped);
-        for (waiter, digest, answer) in answers {
-            let lent = answer.map(|value| self.loan(digest, value));
+        for (waiter, want, answer) in answers {
+            let lent = answer.map(|value| self.loan(want, value));
             // Nobody is there any more: the loan comes back with the error and ends here.
             drop(waiter.send(lent));
         }
@@ -196,7 +215,7 @@ impl<S: Source> Drop for Loading<S> {
 
 impl<S: Source> Drop for Claim<S> {
     fn drop(&mut self) {
-        let orders = self.shared.with(|line| line.returned(self.digest, Instant::now()));
+        let orders = self.shared.with(|line| line.returned(self.want, Instant::now()));
         self.shared.carry_out(orders);
     }
 }
@@ -223,18 +242,19 @@ impl<S: Source> Waiting<S> {
         if let Ok(lent) = timeout_at(Alarm::from_std(since + time_out), &mut self.receiver).await {
             return granted(lent);
         }
-        if self.leave() {
-            return Err(NotLent::TimedOut { waited: since.elapsed() });
+        match self.leave() {
+            Some(Waited::ForRoom) => Err(NotLent::TimedOut { waited: since.elapsed() }),
+            Some(Waited::ForPortion(most)) => Err(NotLent::PortionInUse { most }),
+            // The answer is on its way: it was decided before the time was up.
+            None => granted((&mut self.receiver).await),
         }
-        // The answer is on its way: it was decided before the time was up.
-        granted((&mut self.receiver).await)
     }
 
-    /// True where there was no answer yet.
-    fn leave(&self) -> bool {
-        let (left, orders) = self.shared.with(|line| line.leave(self.ticket, Instant::now()));
+    /// What it waited for, where there was no answer yet.
+    fn leave(&self) -> Option<Waited> {
+        let (waited, orders) = self.shared.with(|line| line.leave(self.ticket, Instant::now()));
         self.shared.carry_out(orders);
-        left
+        waited
     }
 }
 
@@ -265,7 +285,7 @@ mod tests {
 
     use tokio::task::{JoinHandle, JoinSet};
 
-    use super::*;
+    use super::{super::line::Portion, *};
 
     /// Longer than anything here takes; reached only by a test that fails.
     const LONG: Duration = Duration::from_mins(1);
@@ -326,7 +346,7 @@ mod tests {
     }
 
     async fn lease(cache: &Tested, name: &str) -> Result<Loan<Arc<Shelf>>, NotLent> {
-        cache.lease(digest(name), 1).await
+        cache.lease(Want { owner: Owner(0), digest: digest(name), bytes: 1 }).await
     }
 
     fn ask(cache: &Arc<Tested>, name: &'static str) -> JoinHandle<Result<(), NotLent>> {
@@ -367,8 +387,8 @@ mod tests {
         assert_eq!(shelf.loads(), 1);
         until(|| standing(&cache).leased == 0).await;
         assert_eq!(cache.stats().1.count(), 1);
-        assert_eq!(cache.leases(&digest("a")), Some(0));
-        assert_eq!(cache.leases(&digest("b")), None);
+        let holds = |owner, name| cache.holds(Owner(owner), &digest(name));
+        assert!(holds(0, "a") && !holds(0, "b") && !holds(1, "a"));
     }
 
     #[tokio::test]
@@ -430,6 +450,19 @@ mod tests {
         assert_eq!(standing(&cache).waiting, 0);
         assert!(lease(&cache, "a").await.is_ok(), "the recall ended with the waiter");
         drop(loan);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_its_own_leases_is_told_so() {
+        let (cache, _) = cache(2, 2 * PATIENCE);
+        let mine = (Owner(0), Portion { least: 0, most: 1 });
+        cache.divide(Portions::of(2, [mine]).0);
+        let loan = lease(&cache, "a").await.ok();
+        let refused = refusal(lease(&cache, "b").await);
+        assert!(matches!(refused, NotLent::PortionInUse { most: 1 }), "{refused}");
+        drop(loan);
+        assert!(lease(&cache, "b").await.is_ok());
+        assert_eq!(standing(&cache).resident_bytes, 1);
     }
 
     #[tokio::test]
@@ -522,11 +555,9 @@ mod tests {
             assert!(lease(&cache, cold).await.is_ok());
         }
         let before = rounds.load(Ordering::SeqCst);
-        let both = || {
-            let leased = |name| cache.leases(&digest(name)).is_some_and(|leases| leases > 0);
-            leased("a") && leased("b")
-        };
+        let both = || ["a", "b"].iter().all(|name| cache.holds(Owner(0), &digest(name)));
         until(|| rounds.load(Ordering::SeqCst) > before + 20 && both()).await;
+        until(|| standing(&cache).leased == 2).await;
         let standing = standing(&cache);
         assert!(standing.resident_bytes + standing.loading_bytes <= 2);
         assert!(standing.counts.evictions >= 3);

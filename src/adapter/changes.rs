@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, future, stream, stream::BoxStream};
 use tokio::{io::AsyncSeekExt as _, sync::OwnedSemaphorePermit};
 
 use super::{
-    AdapterName, Adapters, Card, Trial, Unfit, Upload, Version,
+    AdapterName, Adapters, Canary, Card, Facts, Smoke, Trial, Unfit, Upload, Version,
     check::check,
     files::{Files, Pages},
     record::{Blob, Change, Record, Stored},
@@ -19,8 +19,8 @@ use super::{
     upload::{Part, Received, Unreceived},
 };
 use crate::{
-    lora::Digest,
-    store::{Appended, BlobKey, StoreError},
+    lora::{Digest, Extras},
+    store::{Appended, BlobKey, Log, StoreError},
     tenant::TenantId,
 };
 
@@ -101,6 +101,9 @@ pub enum NotChanged {
         "version {0} is the active one: activate another first, or delete the adapter as a whole"
     )]
     InUse(u32),
+    /// A share of the requests is of no use to it.
+    #[error("version {0} is the active one and has all requests: a canary is another version")]
+    ActiveAlready(u32),
     /// It was checked against another base.
     #[error("version {0} was checked against another base model: validate it on this one first")]
     OtherBase(u32),
@@ -229,11 +232,17 @@ impl Adapters {
         let digest = received.digest();
         let load = received.reading().await.map_err(Unreceived::Spool)?;
         let load = move || load().map_err(Unfit::BrokenOff);
-        let bounds = (&shared.limits, shared.budget, shared.matrices);
-        let facts = check(load, &shared.base, bounds, self.turn().await, trial).await?;
+        let (facts, smoke) = self.check(load, trial).await?;
+        let failed = smoke.as_ref().filter(|smoke| !smoke.passed);
+        // Kept all the same, for people to look at.
+        let activate = activate && failed.is_none();
         shared.registry.with(|state| expected.check(state.look(target.tenant, target.name)))?;
-        self.note_base(target, digest).await?;
+        match failed {
+            None => self.note_base(target, digest).await?,
+            Some(smoke) => self.refuse_other_base(target, digest, smoke)?,
+        }
         self.mend(&mut received).await?;
+        shared.cache.retry(digest);
         let mut files: Option<[Blob; 2]> = None;
         loop {
             let decide = |state: &State| {
@@ -241,7 +250,9 @@ impl Adapters {
                 expected.check(history)?;
                 let active = history.and_then(History::active);
                 if let Some(version) = history.and_then(|history| history.version_of(digest)) {
-                    let moves = activate && active != Some(version);
+                    let canary = history.and_then(History::canary);
+                    // The active version has all requests only once a canary is ended.
+                    let moves = activate && (active != Some(version) || canary.is_some());
                     let change = moves.then_some(Change::Activated { version });
                     return Ok((change, Decided::Kept(version, false)));
                 }
@@ -264,13 +275,19 @@ impl Adapters {
                     targets: facts.targets.clone(),
                     base: shared.base_sha256.clone(),
                     activate,
+                    extras: Extras::clone(&facts.extras),
+                    smoke: smoke.clone(),
                 };
                 Ok((Some(Change::Stored(Box::new(stored))), Decided::Kept(version, true)))
             };
             match self.change(target, decide).await {
                 Ok(Decided::NeedsFiles) => files = Some(self.store_files(&mut received).await?),
                 Ok(Decided::Kept(version, is_new)) => {
-                    self.erase_unused(files.iter().flatten()).await;
+                    // Nobody waits for it: the time would tell that somebody else has the same bytes.
+                    let adapters = self.clone();
+                    tokio::spawn(
+                        async move { adapters.erase_unused(files.iter().flatten()).await },
+                    );
                     let card = self.version(target, version).ok_or(NotChanged::Unknown)?;
                     return Ok(Kept { card: card.card, is_new });
                 }
@@ -284,11 +301,12 @@ impl Adapters {
         }
     }
 
-    /// Makes the name point to one of its versions.
+    /// Makes the name point to one of its versions; or with so many percent of the requests, from 0 to 99, lets that version
+    /// have them, and the active one the rest.
     pub async fn activate(
         &self,
         target: Target<'_>,
-        version: u32,
+        (version, percent): (u32, Option<u8>),
         expected: &Expected,
     ) -> Result<Version, NotChanged> {
         let decide = |state: &State| {
@@ -300,8 +318,23 @@ impl Adapters {
             if !history.is_for(version, &self.shared.base_sha256) {
                 return Err(NotChanged::OtherBase(version));
             }
-            let moves = history.active() != Some(version);
-            Ok((moves.then_some(Change::Activated { version }), ()))
+            let (active, canary) = (history.active(), history.canary());
+            let change = match percent.filter(|percent| *percent < 100) {
+                None if active == Some(version) && canary.is_none() => None,
+                None => Some(Change::Activated { version }),
+                Some(_) if active.is_none() => return Err(NotChanged::NotActive),
+                Some(_) if active == Some(version) => {
+                    return Err(NotChanged::ActiveAlready(version));
+                }
+                Some(0) => {
+                    canary.is_some_and(|it| it.version == version).then_some(Change::CanaryEnded)
+                }
+                Some(percent) => {
+                    let wanted = Canary { version, percent };
+                    (canary != Some(wanted)).then_some(Change::Canary(wanted))
+                }
+            };
+            Ok((change, ()))
         };
         self.change(target, decide).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))
@@ -311,9 +344,8 @@ impl Adapters {
     pub async fn pin(&self, target: Target<'_>) -> Result<Card, NotChanged> {
         self.refresh().await?;
         let card = self.card(target.tenant, target.name).ok_or(NotChanged::Unknown)?;
-        let (most, wanted) = (self.most_pinned(), self.pinned_bytes() + card.memory);
-        if !card.pinned && wanted > most {
-            return Err(NotChanged::TooMuchPinned { wanted, most });
+        if !card.pinned {
+            self.check_pin(target.tenant, card.memory)?;
         }
         self.set_pin(target, Change::Pinned).await
     }
@@ -394,9 +426,23 @@ impl Adapters {
         };
         let shared = &*self.shared;
         let bounds = (&shared.limits, shared.budget, shared.matrices);
-        check(load, &self.shared.base, bounds, turn, trial).await?;
+        let (_, smoke) = check(load, &shared.base, bounds, turn, trial).await?;
+        if let Some(Smoke { passed: false, answer }) = smoke {
+            return Err(Unfit::Smoke { answer }.into());
+        }
         self.note_base(target, digest).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))
+    }
+
+    /// Checks an adapter in its turn.
+    async fn check(
+        &self,
+        load: impl FnOnce() -> Result<Files, Unfit> + Send + 'static,
+        trial: &dyn Trial,
+    ) -> Result<(Facts, Option<Smoke>), Unfit> {
+        let shared = &*self.shared;
+        let bounds = (&shared.limits, shared.budget, shared.matrices);
+        check(load, &shared.base, bounds, self.turn().await, trial).await
     }
 
     /// The right to try an adapter: one at a time, because it takes memory beside the budget.
@@ -488,10 +534,19 @@ impl Adapters {
     /// Takes in what other servers have written.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         let mut log = self.shared.log.lock().await;
-        for entry in log.catch_up().await? {
+        self.catch_up(&mut log).await
+    }
+
+    async fn catch_up(&self, log: &mut Log<Record>) -> Result<(), StoreError> {
+        for entry in self.shared.outdated.note(log.catch_up().await)? {
             self.apply(&entry.record);
         }
         Ok(())
+    }
+
+    /// The store has a record that this release does not understand: what names mean now is not known here.
+    pub fn is_outdated(&self) -> bool {
+        self.shared.outdated.holds()
     }
 
     /// Erases files in the store that nothing refers to and that have been there for `grace`, because whoever has put
@@ -519,16 +574,14 @@ impl Adapters {
         mut decide: impl FnMut(&State) -> Result<(Option<Change>, T), NotChanged>,
     ) -> Result<T, NotChanged> {
         let mut log = self.shared.log.lock().await;
-        for entry in log.catch_up().await? {
-            self.apply(&entry.record);
-        }
+        self.catch_up(&mut log).await?;
         loop {
             let (change, outcome) = self.shared.registry.with(|state| decide(state))?;
             let Some(change) = change else { return Ok(outcome) };
             let Target { tenant, name, by } = target;
             let (at, by, name) = (unix_millis(), by.to_owned(), name.clone());
             let record = Record { at, by, tenant, name, change };
-            match log.append(record.clone()).await? {
+            match self.shared.outdated.note(log.append(record.clone()).await)? {
                 Appended::Overtaken(entries) => {
                     for entry in entries {
                         self.apply(&entry.record);
@@ -556,24 +609,45 @@ impl Adapters {
         for digest in &released.contents {
             self.shared.cache.forget(*digest);
         }
+        // Its files are new ones: what became of the old ones is over.
+        if let Change::Stored(stored) = &record.change {
+            self.shared.cache.retry(stored.digest);
+        }
         self.shared.pins.wake.notify_one();
         released
     }
 
     /// Where the name has this content already: records that it was checked against this server's base.
     async fn note_base(&self, target: Target<'_>, digest: Digest) -> Result<(), NotChanged> {
-        let base = &self.shared.base_sha256;
-        let content = self.shared.registry.content(digest);
-        if content.is_none_or(|content| content.is_for(base)) {
+        let validated = |state: &State| {
+            let version = self.on_other_base(state, target, digest);
+            let base = self.shared.base_sha256.clone();
+            version.map(|version| Change::Validated { version, base })
+        };
+        if self.shared.registry.with(validated).is_none() {
             return Ok(());
         }
-        let decide = |state: &State| {
-            let history = state.look(target.tenant, target.name);
-            let version = history.and_then(|history| history.version_of(digest));
-            let validated = |version| Change::Validated { version, base: base.clone() };
-            Ok((version.map(validated), ()))
-        };
-        self.change(target, decide).await
+        self.change(target, |state| Ok((validated(state), ()))).await
+    }
+
+    /// Where the name has this content already, from another base: it is not taken for one of this base, for it fails here.
+    fn refuse_other_base(
+        &self,
+        target: Target<'_>,
+        digest: Digest,
+        Smoke { answer, .. }: &Smoke,
+    ) -> Result<(), NotChanged> {
+        match self.shared.registry.with(|state| self.on_other_base(state, target, digest)) {
+            Some(_) => Err(Unfit::Smoke { answer: answer.clone() }.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// The name's version that has this content, where it was checked against other bases alone.
+    fn on_other_base(&self, state: &State, target: Target<'_>, digest: Digest) -> Option<u32> {
+        let history = state.look(target.tenant, target.name)?;
+        let version = history.version_of(digest)?;
+        (!history.is_for(version, &self.shared.base_sha256)).then_some(version)
     }
 
     async fn store_files(&self, received: &mut Received) -> Result<[Blob; 2], NotChanged> {

@@ -3,15 +3,45 @@
 use std::{io, sync::Arc};
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Facts, aside::aside, files::Files};
-use crate::lora::{self, Adapter, Base, BuildError, Lease, Limits, Matrices, peft};
+use crate::lora::{
+    self, Adapter, Base, BuildError, Extras, Lease, Limits, Matrices, SmokeTest, peft,
+};
 
 /// Runs an adapter that nobody else can see yet.
 pub trait Trial: Send + Sync {
     /// Computes the same tokens through the base and through the adapter.
     fn probe(&self, adapter: Lease) -> BoxFuture<'_, Result<(), Unproved>>;
+
+    /// Makes sure that what it brings can be used, and answers its smoke test, where it has one.
+    fn rehearse(
+        &self,
+        adapter: Lease,
+        extras: Arc<Extras>,
+    ) -> BoxFuture<'_, Result<Option<String>, Unproved>>;
+}
+
+/// How an adapter's smoke test went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Smoke {
+    /// The answer had what it must have.
+    pub passed: bool,
+    /// What was answered; not all of it where it is long.
+    pub answer: String,
+}
+
+impl Smoke {
+    /// Most characters of an answer that are kept.
+    const LONGEST: usize = 500;
+
+    fn new(test: &SmokeTest, answer: &str) -> Self {
+        let passed = test.accepts(answer);
+        Self { passed, answer: answer.chars().take(Self::LONGEST).collect() }
+    }
 }
 
 /// Why a trial did not show that the adapter works.
@@ -27,6 +57,9 @@ pub enum Unproved {
         "the adapter's numbers overflow: through it the base gives values that are not finite; were its weights saved at another scale?"
     )]
     NotFinite,
+    /// Its chat template cannot be used.
+    #[error("the chat template in the `chorus` object of adapter_config.json cannot be used: {0}")]
+    Template(String),
     /// There was no place to try it.
     #[error("the adapter could not be tried now: {0}")]
     NotNow(String),
@@ -51,6 +84,12 @@ pub enum Unfit {
     /// It was tried.
     #[error(transparent)]
     Unproved(#[from] Unproved),
+    /// On this base it does not do its job any more.
+    #[error("the smoke test failed on this base model: it was answered {answer:?}")]
+    Smoke {
+        /// The answer, or its beginning.
+        answer: String,
+    },
     /// There is no memory to try it in.
     #[error("the system has no {bytes} bytes of memory left to try it")]
     NoMemory {
@@ -79,7 +118,7 @@ pub(super) async fn check(
     (limits, budget, matrices): (&Limits, usize, Matrices),
     turn: OwnedSemaphorePermit,
     trial: &dyn Trial,
-) -> Result<Facts, Unfit> {
+) -> Result<(Facts, Option<Smoke>), Unfit> {
     let (sender, receiver) = oneshot::channel();
     let (base, limits) = (Arc::clone(base), *limits);
     let work = move || {
@@ -90,8 +129,20 @@ pub(super) async fn check(
     aside(work).map_err(Unfit::BrokenOff)?;
     let built = receiver.await.map_err(|lost| Unfit::BrokenOff(io::Error::other(lost)))?;
     let (facts, adapter, turn) = built?;
-    trial.probe(Lease::new(Arc::new(adapter), move || drop(turn))).await?;
-    Ok(facts)
+    let (adapter, turn) = (Arc::new(adapter), Arc::new(turn));
+    let lease = || {
+        let turn = Arc::clone(&turn);
+        Lease::new(Arc::clone(&adapter), move || drop(turn))
+    };
+    trial.probe(lease()).await?;
+    let answer = if facts.extras.is_empty() {
+        None
+    } else {
+        trial.rehearse(lease(), Arc::clone(&facts.extras)).await?
+    };
+    let test = facts.extras.smoke_test.as_ref();
+    let smoke = test.zip(answer).map(|(test, answer)| Smoke::new(test, &answer));
+    Ok((facts, smoke))
 }
 
 fn build(
@@ -113,6 +164,7 @@ fn build(
         memory,
         rank: manifest.rank,
         targets: manifest.targets,
+        extras: Arc::new(manifest.extras),
     };
     Ok((facts, adapter))
 }

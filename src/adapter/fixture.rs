@@ -11,6 +11,7 @@ use crate::{
         peft::{CONFIG_FILE, WEIGHTS_FILE},
     },
     store::Store,
+    tenant::Tenants,
 };
 
 const LAYERS: usize = 2;
@@ -108,5 +109,7 @@ async fn serve(
         refresh: Duration::from_hours(1),
     };
     let foundation = Foundation { base: Arc::new(base()), sha256: sha256.to_owned() };
-    Adapters::open(folder, foundation, store, settings).await.unwrap()
+    // In a store of its own: the one that is tested is made to fail.
+    let tenants = Tenants::open(&Store::faulty().0, None, Duration::from_hours(1)).await.unwrap();
+    Adapters::open(folder, foundation, (store, tenants), settings).await.unwrap()
 }

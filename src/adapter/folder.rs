@@ -7,7 +7,10 @@ use std::{
     num::NonZeroUsize,
     panic::resume_unwind,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -15,7 +18,7 @@ use super::{
     AdapterName, BadFile, BadName, LoadError,
     files::{Files, resolve},
 };
-use crate::lora::{self, Adapter, Base, Digest, Limits, Memory, peft};
+use crate::lora::{self, Adapter, Base, Digest, Extras, Limits, Memory, peft};
 
 /// What the adapters of a folder must be like.
 #[derive(Debug)]
@@ -57,7 +60,7 @@ pub struct Found {
 }
 
 /// What is known about an adapter's content without loading it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
     /// The content.
     pub digest: Digest,
@@ -69,6 +72,8 @@ pub struct Facts {
     pub rank: usize,
     /// What it changes in the base.
     pub targets: Vec<String>,
+    /// What it brings besides weights.
+    pub extras: Arc<Extras>,
 }
 
 /// A sub-folder that is not served.
@@ -212,6 +217,7 @@ impl Folder {
             memory: Adapter::planned_memory(&manifest, sites),
             rank: manifest.rank,
             targets: manifest.targets,
+            extras: Arc::new(manifest.extras),
         };
         Ok(Found { name, created, facts })
     }

@@ -7,14 +7,17 @@
 //! - An adapter with a lease is never evicted.
 //! - Whoever cannot be served at once stands in one line, first come, first served; requests for one adapter share its
 //!   place, and one load serves them all. Nobody overtakes the head, so a large adapter is not starved by small ones.
-//! - Idle adapters make room at once, the least recently lent first. When they do not suffice for [`PATIENCE`], the
-//!   head *recalls* leased ones: a recalled adapter takes no new lease, its askers join the line, and with its last
-//!   lease it can go. So the head waits for leases that exist, never for leases yet to come, and hot adapters cannot
-//!   starve a cold one.
+//! - Idle adapters make room at once, in the order of [`uses`]: what was used once before what is used again and again.
+//!   When they do not suffice for [`PATIENCE`], the head *recalls* leased ones: a recalled adapter takes no new lease,
+//!   its askers join the line, and with its last lease it can go. So the head waits for leases that exist, never for
+//!   leases yet to come, and hot adapters cannot starve a cold one.
 //! - A recall ends when the head is served or leaves. What was recalled and is still here serves its askers again.
+//! - Each request has an [`Owner`], who may have a portion of the memory. What it asks for beyond that takes the place of
+//!   its own idle adapters; where all of these are in use, it is *held*, out of the line and in nobody else's way. No
+//!   load for others takes an owner's adapters below what is kept for it.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     num::NonZeroUsize,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,16 +25,34 @@ use std::{
 
 use lru::LruCache;
 
+pub(super) use self::owners::{Owner, Portion, Portions};
+use self::{
+    owners::{Account, Taken},
+    uses::{Candidate, Rank, Uses, in_order},
+};
 use super::{LoadError, NotLent};
 use crate::lora::Digest;
+
+mod owners;
+mod uses;
 
 /// How long the head of the line waits for adapters to fall idle before it recalls leased ones: long enough for
 /// traffic with gaps to leave one, short beside the answer that a lease is for.
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 
-/// How long a failed load answers for the next ones: a storm of requests reads a broken file once a second, not once
-/// each.
-pub(super) const FAILURE_MEMORY: Duration = Duration::from_secs(1);
+/// How long a failed load answers for the next ones: a storm of requests reads a broken file once in that time, not
+/// once each.
+pub(super) const FAILURE_MEMORY: Duration = Duration::from_secs(5);
+
+/// The same where the next load may well succeed: the store does not answer, or memory is short. Long enough for the
+/// requests that are there already, and too short for anybody to see that it is over later than it is.
+pub(super) const SETBACK_MEMORY: Duration = Duration::from_millis(250);
+
+/// Of how many evicted adapters it is remembered when they were used: 2 MB.
+const PAST: NonZeroUsize = NonZeroUsize::new(16_384).expect("not 0");
+
+/// One owner's requests that its portion has no room for may be this part of all that wait.
+const HELD: usize = 4;
 
 /// The bounds of a line.
 #[derive(Clone, Copy, Debug)]
@@ -44,16 +65,34 @@ pub(super) struct Bounds {
     pub(super) loads: NonZeroUsize,
 }
 
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Want {
+    /// For whom.
+    pub(super) owner: Owner,
+    /// Which adapter.
+    pub(super) digest: Digest,
+    /// What it takes of memory once it is loaded.
+    pub(super) bytes: usize,
+}
+
 /// The state of the cache. `V` is a loaded adapter, `W` the way to reach whoever waits.
 #[derive(Debug)]
 pub(super) struct Line<V, W> {
     bounds: Bounds,
-    /// In memory, the most recently lent first.
-    resident: LruCache<Digest, Resident<V>>,
+    portions: Portions,
+    /// In memory.
+    resident: HashMap<Digest, Resident<V>>,
     /// Being loaded, their bytes reserved.
     loading: HashMap<Digest, Loading<W>>,
     /// Waiting for room (or, while they are recalled, for their turn), the oldest first.
     places: VecDeque<Place<W>>,
+    /// All owners that have claims or wait for one.
+    accounts: HashMap<Owner, Account<W>>,
+    /// Owners with requests that are held.
+    held_up: BTreeSet<Owner>,
+    /// When what is not claimed any more was used.
+    past: LruCache<(Owner, Digest), Uses>,
     /// Loads that failed a moment ago.
     failed: HashMap<Digest, Failed>,
     /// Resident or being loaded, and to go with their last lease: nothing names them any more.
@@ -68,10 +107,14 @@ pub(super) struct Line<V, W> {
     recalled_bytes: usize,
     /// Sum over `loading`.
     reserved_bytes: usize,
-    /// Waiters of `loading` and `places`.
+    /// Waiters of `loading` and `places`, and those who are held.
     waiting: usize,
     /// The next ticket's number.
     next: u64,
+    /// Uses so far.
+    turn: u64,
+    /// Bytes of all loads so far.
+    loaded: u64,
     counts: Counts,
 }
 
@@ -80,11 +123,15 @@ struct Resident<V> {
     value: Arc<V>,
     bytes: usize,
     leases: usize,
+    /// Who has a claim on it; never empty.
+    owners: Vec<Owner>,
 }
 
 #[derive(Debug)]
 struct Loading<W> {
     bytes: usize,
+    /// Who has a claim on it; never empty.
+    owners: Vec<Owner>,
     waiters: Vec<Waiter<W>>,
 }
 
@@ -99,6 +146,7 @@ struct Place<W> {
 #[derive(Debug)]
 struct Waiter<W> {
     number: u64,
+    want: Want,
     since: Instant,
     reply: W,
 }
@@ -112,7 +160,7 @@ struct Failed {
 /// Names one waiting request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
-    digest: Digest,
+    want: Want,
     number: u64,
 }
 
@@ -125,13 +173,22 @@ pub(super) enum Asked<V> {
     Waits(Ticket),
 }
 
+/// What a request waited for that left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// A load, or room in the memory.
+    ForRoom,
+    /// Room in its owner's portion, which is this large.
+    ForPortion(usize),
+}
+
 /// What the outside has to do after an event, in this order.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Orders<V, W> {
-    /// Waiters that have their answer, and whose digest they asked for; with `Ok` one lease each is counted.
-    pub(super) answers: Vec<(W, Digest, Answer<V>)>,
-    /// Adapters that nothing names any more: to be dropped outside of the lock.
+    /// Waiters that have their answer, and what they asked for; with `Ok` one lease each is counted.
+    pub(super) answers: Vec<(W, Want, Answer<V>)>,
+    /// Adapters that nothing names any more, or that their owner has no room for: to be dropped outside of the lock.
     pub(super) dropped: Vec<Arc<V>>,
     /// Loads to begin. Each ends in exactly one call of [`Line::loaded`] or [`Line::failed`].
     pub(super) loads: Vec<Load<V>>,
@@ -160,6 +217,8 @@ pub(super) struct Counts {
     pub(super) misses: u64,
     /// Loads begun.
     pub(super) loads: u64,
+    /// Of these, the ones of what had been dropped a while ago.
+    pub(super) reloads: u64,
     /// Loads that failed.
     pub(super) failures: u64,
     /// Adapters dropped to make room.
@@ -189,9 +248,13 @@ impl<V, W> Line<V, W> {
     pub(super) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
-            resident: LruCache::unbounded(),
+            portions: Portions::default(),
+            resident: HashMap::new(),
             loading: HashMap::new(),
             places: VecDeque::new(),
+            accounts: HashMap::new(),
+            held_up: BTreeSet::new(),
+            past: LruCache::new(PAST),
             failed: HashMap::new(),
             forgotten: HashSet::new(),
             resident_bytes: 0,
@@ -201,105 +264,175 @@ impl<V, W> Line<V, W> {
             reserved_bytes: 0,
             waiting: 0,
             next: 0,
+            turn: 0,
+            loaded: 0,
             counts: Counts::default(),
         }
     }
 
-    /// A request wants the adapter of this digest, which takes `bytes` of memory once it is loaded.
+    /// A request wants an adapter.
     pub(super) fn ask(
         &mut self,
-        digest: Digest,
-        bytes: usize,
+        want: Want,
         reply: W,
         now: Instant,
     ) -> Result<(Asked<V>, Orders<V, W>), NotLent> {
-        if let Some(value) = self.lend(digest) {
-            self.counts.hits += 1;
-            return Ok((Asked::Lent(value), Orders::none()));
+        let mut orders = Orders::none();
+        self.check(want, now)?;
+        if !self.is_held(want, now) && self.claim(want, now, &mut orders) {
+            self.claim_of(want).busy += 1;
+            if let Some(value) = self.lend(want, now) {
+                self.counts.hits += 1;
+                // What its owner had to give up for it may have been in somebody's way.
+                if !orders.dropped.is_empty() {
+                    self.go_on(now, &mut orders);
+                }
+                return Ok((Asked::Lent(value), orders));
+            }
+            let ticket = self.wait(want, reply, now, Self::join);
+            self.go_on(now, &mut orders);
+            return Ok((Asked::Waits(ticket), orders));
         }
-        if let Some(failed) = self.failed.get(&digest).filter(|failed| now < failed.until) {
-            return Err(NotLent::Failed(Arc::clone(&failed.error)));
+        let held = self.accounts.get(&want.owner).map_or(0, |account| account.held.len());
+        if self.waiting >= self.bounds.waiting || held >= self.bounds.waiting.div_ceil(HELD) {
+            let most = self.portions.portion(want.owner).most;
+            return Err(NotLent::PortionInUse { most });
         }
-        if bytes > self.bounds.budget {
-            return Err(NotLent::TooLarge { bytes, budget: self.bounds.budget });
+        let ticket = self.wait(want, reply, now, Self::hold);
+        Ok((Asked::Waits(ticket), orders))
+    }
+
+    /// Refuses what is not worth waiting for.
+    fn check(&self, want: Want, now: Instant) -> Result<(), NotLent> {
+        let Want { owner, digest, bytes } = want;
+        let most = self.portions.portion(owner).most;
+        if bytes > most {
+            return Err(NotLent::LargerThanPortion { bytes, most });
+        }
+        if self.resident.contains_key(&digest) && !self.recalled.contains(&digest) {
+            return Ok(());
+        }
+        if let Some(error) = self.failure(&digest, now) {
+            return Err(NotLent::Failed(error));
+        }
+        // What is kept for others is not there, whether or not they use it now: it could be waited for in vain.
+        let budget = self.bounds.budget - self.portions.kept_from(owner);
+        if bytes > budget {
+            return Err(NotLent::TooLarge { bytes, budget });
         }
         if self.waiting >= self.bounds.waiting {
             return Err(NotLent::Crowded { waiting: self.waiting });
         }
-        self.counts.misses += 1;
-        let ticket = self.join(digest, bytes, reply, now);
-        Ok((Asked::Waits(ticket), self.advance(now)))
+        Ok(())
     }
 
-    /// A waiter went away. True where it was still waiting; otherwise its answer has been given.
-    pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) -> (bool, Orders<V, W>) {
-        if let Some(loading) = self.loading.get_mut(&ticket.digest) {
+    /// A waiter went away. What it waited for, where it still did; otherwise its answer has been given.
+    pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) -> (Option<Waited>, Orders<V, W>) {
+        let Want { owner, digest, .. } = ticket.want;
+        let mut orders = Orders::none();
+        let waited = if self.let_go(ticket) {
+            Some(Waited::ForPortion(self.portions.portion(owner).most))
+        } else if let Some(loading) = self.loading.get_mut(&digest) {
             // The load goes on: its work is half done and the next request may want it.
             let left = remove(&mut loading.waiters, ticket.number);
-            self.waiting -= usize::from(left);
-            return (left, Orders::none());
-        }
-        let Some(at) = self.places.iter().position(|place| place.digest == ticket.digest) else {
-            return (false, Orders::none());
+            left.map(|_| self.claim_of(ticket.want).busy -= 1).map(|()| Waited::ForRoom)
+        } else {
+            self.leave_place(ticket, now, &mut orders)
         };
-        let left = remove(&mut self.places[at].waiters, ticket.number);
-        self.waiting -= usize::from(left);
-        if !self.places[at].waiters.is_empty() {
-            return (left, Orders::none());
+        self.waiting -= usize::from(waited.is_some());
+        self.go_on(now, &mut orders);
+        (waited, orders)
+    }
+
+    /// Takes a waiter out that is held. Whether it was.
+    fn let_go(&mut self, ticket: Ticket) -> bool {
+        let owner = ticket.want.owner;
+        let Some(account) = self.accounts.get_mut(&owner) else { return false };
+        let Some(at) = account.held.iter().position(|waiter| waiter.number == ticket.number) else {
+            return false;
+        };
+        account.held.remove(at);
+        self.close_if_empty(owner);
+        true
+    }
+
+    /// Takes a waiter out of the line.
+    fn leave_place(
+        &mut self,
+        ticket: Ticket,
+        now: Instant,
+        orders: &mut Orders<V, W>,
+    ) -> Option<Waited> {
+        let digest = ticket.want.digest;
+        let at = self.places.iter().position(|place| place.digest == digest)?;
+        remove(&mut self.places[at].waiters, ticket.number)?;
+        self.claim_of(ticket.want).busy -= 1;
+        if self.claim_of(ticket.want).busy == 0 && !self.resident.contains_key(&digest) {
+            self.give_up(ticket.want.owner, digest);
         }
-        self.places.remove(at);
-        let mut orders = Orders::none();
-        if at == 0 {
-            self.end_recall(&mut orders);
+        if self.places[at].waiters.is_empty() {
+            self.places.remove(at);
+            if at == 0 {
+                self.end_recall(now, orders);
+            }
         }
-        self.move_up(now, &mut orders);
-        (left, orders)
+        Some(Waited::ForRoom)
     }
 
     /// A lease of a resident adapter ended.
-    pub(super) fn returned(&mut self, digest: Digest, now: Instant) -> Orders<V, W> {
-        let entry = self.resident.peek_mut(&digest).expect("what is leased is never evicted");
+    pub(super) fn returned(&mut self, want: Want, now: Instant) -> Orders<V, W> {
+        let entry = self.resident.get_mut(&want.digest).expect("what is leased is never evicted");
         entry.leases -= 1;
         if entry.leases == 0 {
             self.idle_bytes += entry.bytes;
         }
+        self.claim_of(want).busy -= 1;
         let mut orders = Orders::none();
-        orders.dropped.extend(self.drop_forgotten(digest));
-        self.move_up(now, &mut orders);
+        orders.dropped.extend(self.drop_forgotten(want.digest));
+        self.go_on(now, &mut orders);
         orders
     }
 
     /// An adapter will not be asked for again: its memory is given back as soon as it has no lease.
     pub(super) fn forget(&mut self, digest: Digest, now: Instant) -> Orders<V, W> {
         self.failed.remove(&digest);
-        if self.resident.contains(&digest) || self.loading.contains_key(&digest) {
+        if self.resident.contains_key(&digest) || self.loading.contains_key(&digest) {
             self.forgotten.insert(digest);
         }
         let mut orders = Orders::none();
         orders.dropped.extend(self.drop_forgotten(digest));
-        self.move_up(now, &mut orders);
+        self.go_on(now, &mut orders);
+        orders
+    }
+
+    /// Its files are others than those that could not be loaded, or in another place.
+    pub(super) fn retry(&mut self, digest: Digest) {
+        self.failed.remove(&digest);
+    }
+
+    /// Owners have these portions from now on. What they have beyond them goes with their next load.
+    pub(super) fn divide(&mut self, portions: Portions, now: Instant) -> Orders<V, W> {
+        self.portions = portions;
+        let mut orders = Orders::none();
+        // Other adapters may be the ones to go.
+        self.end_recall(now, &mut orders);
+        self.go_on(now, &mut orders);
         orders
     }
 
     /// Takes out what is to go, if it is here and idle.
     fn drop_forgotten(&mut self, digest: Digest) -> Option<Arc<V>> {
-        let idle = self.resident.peek(&digest).is_some_and(|entry| entry.leases == 0);
+        let idle = self.resident.get(&digest).is_some_and(|entry| entry.leases == 0);
         if !idle || !self.forgotten.remove(&digest) {
             return None;
         }
-        let entry = self.resident.pop(&digest)?;
-        self.resident_bytes -= entry.bytes;
-        self.idle_bytes -= entry.bytes;
-        if self.recalled.remove(&digest) {
-            self.recalled_bytes -= entry.bytes;
-        }
-        Some(entry.value)
+        Some(self.take_out(digest))
     }
 
     /// A load that was ordered is done.
     pub(super) fn loaded(&mut self, digest: Digest, value: V, now: Instant) -> Orders<V, W> {
         let mut orders = Orders::none();
-        let Loading { bytes, waiters } = self.end_load(digest);
+        let Loading { bytes, owners, waiters } = self.end_load(digest);
         let value = Arc::new(value);
         let leases = waiters.len();
         self.waiting -= leases;
@@ -307,11 +440,17 @@ impl<V, W> Line<V, W> {
         if leases == 0 {
             self.idle_bytes += bytes;
         }
-        let answer = |w: Waiter<W>| (w.reply, digest, Ok(Arc::clone(&value)));
+        for owner in &owners {
+            self.touch(*owner, digest, now);
+            let account = self.accounts.get_mut(owner).expect("it has a claim");
+            account.resident += account.claims[&digest].bytes;
+        }
+        let answer = |w: Waiter<W>| (w.reply, w.want, Ok(Arc::clone(&value)));
         orders.answers.extend(waiters.into_iter().map(answer));
-        self.resident.push(digest, Resident { value, bytes, leases });
+        self.failed.remove(&digest);
+        self.resident.insert(digest, Resident { value, bytes, leases, owners });
         orders.dropped.extend(self.drop_forgotten(digest));
-        self.move_up(now, &mut orders);
+        self.go_on(now, &mut orders);
         orders
     }
 
@@ -323,31 +462,33 @@ impl<V, W> Line<V, W> {
         now: Instant,
     ) -> Orders<V, W> {
         let mut orders = Orders::none();
-        let Loading { waiters, .. } = self.end_load(digest);
+        let Loading { owners, waiters, .. } = self.end_load(digest);
+        for owner in owners {
+            self.give_up(owner, digest);
+        }
         self.forgotten.remove(&digest);
         self.counts.failures += 1;
         self.waiting -= waiters.len();
-        let answer = |w: Waiter<W>| (w.reply, digest, Err(Arc::clone(&error)));
+        let answer = |w: Waiter<W>| (w.reply, w.want, Err(Arc::clone(&error)));
         orders.answers.extend(waiters.into_iter().map(answer));
         self.failed.retain(|_, failed| now < failed.until);
-        // Whoever asks with the right size is to be served at once.
-        if !matches!(*error, LoadError::Memory { .. }) {
-            self.failed.insert(digest, Failed { error, until: now + FAILURE_MEMORY });
+        if let Some(memory) = remembered(&error) {
+            self.failed.insert(digest, Failed { error, until: now + memory });
         }
-        self.move_up(now, &mut orders);
+        self.go_on(now, &mut orders);
         orders
     }
 
     /// Time passed. To be called once a request has waited for [`PATIENCE`].
     pub(super) fn advance(&mut self, now: Instant) -> Orders<V, W> {
         let mut orders = Orders::none();
-        self.move_up(now, &mut orders);
+        self.go_on(now, &mut orders);
         orders
     }
 
-    /// Whether an adapter is in memory, and how many leases it has.
-    pub(super) fn leases(&self, digest: &Digest) -> Option<usize> {
-        self.resident.peek(digest).map(|entry| entry.leases)
+    /// Whether an adapter is in memory for this owner. Whether it is for others is not told.
+    pub(super) fn holds(&self, owner: Owner, digest: &Digest) -> bool {
+        self.resident.get(digest).is_some_and(|entry| entry.owners.contains(&owner))
     }
 
     /// Numbers for the operator.
@@ -355,7 +496,7 @@ impl<V, W> Line<V, W> {
         Standing {
             resident: self.resident.len(),
             resident_bytes: self.resident_bytes,
-            leased: self.resident.iter().filter(|(_, entry)| entry.leases > 0).count(),
+            leased: self.resident.values().filter(|entry| entry.leases > 0).count(),
             loading: self.loading.len(),
             loading_bytes: self.reserved_bytes,
             waiting: self.waiting,
@@ -363,25 +504,46 @@ impl<V, W> Line<V, W> {
         }
     }
 
-    /// Counts one lease of an adapter that is here and not recalled.
-    fn lend(&mut self, digest: Digest) -> Option<Arc<V>> {
-        if self.recalled.contains(&digest) {
+    /// Why its last load failed, if that was a moment ago.
+    fn failure(&self, digest: &Digest, now: Instant) -> Option<Arc<LoadError>> {
+        let failed = self.failed.get(digest).filter(|failed| now < failed.until)?;
+        Some(Arc::clone(&failed.error))
+    }
+
+    /// Counts one lease of an adapter that is here and not recalled, and that its owner has claimed.
+    fn lend(&mut self, want: Want, now: Instant) -> Option<Arc<V>> {
+        if self.recalled.contains(&want.digest) {
             return None;
         }
-        let entry = self.resident.get_mut(&digest)?;
+        let entry = self.resident.get_mut(&want.digest)?;
         if entry.leases == 0 {
             self.idle_bytes -= entry.bytes;
         }
         entry.leases += 1;
-        Some(Arc::clone(&entry.value))
+        let value = Arc::clone(&entry.value);
+        self.touch(want.owner, want.digest, now);
+        Some(value)
+    }
+
+    /// Gives a request its ticket, and puts it where it waits.
+    fn wait(
+        &mut self,
+        want: Want,
+        reply: W,
+        since: Instant,
+        place: impl FnOnce(&mut Self, Waiter<W>),
+    ) -> Ticket {
+        self.counts.misses += 1;
+        self.waiting += 1;
+        let number = self.next;
+        self.next += 1;
+        place(self, Waiter { number, want, since, reply });
+        Ticket { want, number }
     }
 
     /// Adds a waiter to its adapter's load or place, or at the end of the line.
-    fn join(&mut self, digest: Digest, bytes: usize, reply: W, since: Instant) -> Ticket {
-        let ticket = Ticket { digest, number: self.next };
-        let waiter = Waiter { number: self.next, since, reply };
-        self.next += 1;
-        self.waiting += 1;
+    fn join(&mut self, waiter: Waiter<W>) {
+        let Want { digest, bytes, .. } = waiter.want;
         if let Some(loading) = self.loading.get_mut(&digest) {
             loading.waiters.push(waiter);
         } else if let Some(place) = self.places.iter_mut().find(|place| place.digest == digest) {
@@ -389,7 +551,14 @@ impl<V, W> Line<V, W> {
         } else {
             self.places.push_back(Place { digest, bytes, waiters: vec![waiter] });
         }
-        ticket
+    }
+
+    /// Goes on with whoever was waiting for what an event has brought.
+    fn go_on(&mut self, now: Instant, orders: &mut Orders<V, W>) {
+        for owner in self.held_up.clone() {
+            self.admit(owner, now, orders);
+        }
+        self.move_up(now, orders);
     }
 
     /// Serves the head of the line for as long as there is room and a free loader; recalls for it when it has waited
@@ -400,26 +569,33 @@ impl<V, W> Line<V, W> {
             if self.loading.len() == self.bounds.loads.get() {
                 return;
             }
-            let (need, since) = (head.bytes, head.waiters[0].since);
-            if self.free_bytes() + self.idle_bytes < need {
+            let since = head.waiters[0].since;
+            let Some(victims) = self.victims(head, now) else {
                 if now.saturating_duration_since(since) >= PATIENCE {
-                    self.recall(need);
+                    self.recall(now);
                 }
                 return;
-            }
-            let load = self.begin_load();
+            };
+            let load = self.begin_load(&victims);
             orders.loads.push(load);
-            self.end_recall(orders);
+            self.end_recall(now, orders);
         }
     }
 
-    /// Takes the head out of the line and reserves its memory, which there is if idle adapters go.
-    fn begin_load(&mut self) -> Load<V> {
+    /// Takes the head out of the line and reserves its memory, which there is once these are gone.
+    fn begin_load(&mut self, victims: &[Digest]) -> Load<V> {
         let Place { digest, bytes, waiters } = self.places.pop_front().expect("there is a head");
-        let evicted = self.evict_for(bytes);
-        self.reserved_bytes += bytes;
+        let evicted = victims.iter().map(|victim| self.take_out(*victim)).collect();
+        self.counts.evictions += victims.len() as u64;
+        let mut owners: Vec<_> = waiters.iter().map(|waiter| waiter.want.owner).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        let was_here = |owner: &Owner| self.accounts[owner].claims[&digest].uses.is_some();
+        self.counts.reloads += u64::from(owners.iter().any(was_here));
         self.counts.loads += 1;
-        self.loading.insert(digest, Loading { bytes, waiters });
+        self.loaded = self.loaded.saturating_add(bytes as u64);
+        self.reserved_bytes += bytes;
+        self.loading.insert(digest, Loading { bytes, owners, waiters });
         Load { digest, bytes, evicted }
     }
 
@@ -429,41 +605,65 @@ impl<V, W> Line<V, W> {
         loading
     }
 
-    /// Drops idle adapters, the least recently lent first, until `bytes` are free.
-    fn evict_for(&mut self, bytes: usize) -> Vec<Arc<V>> {
-        let mut evicted = Vec::new();
-        while self.free_bytes() < bytes {
-            let idle = self.resident.iter().rev().find(|(_, entry)| entry.leases == 0);
-            let victim = *idle.expect("idle bytes belong to idle adapters").0;
-            let entry = self.resident.pop(&victim).expect("the victim was just found");
-            self.forgotten.remove(&victim);
-            self.resident_bytes -= entry.bytes;
-            self.idle_bytes -= entry.bytes;
-            self.counts.evictions += 1;
-            evicted.push(entry.value);
+    /// Idle adapters whose memory the head's load needs; `None` where all of them do not suffice.
+    fn victims(&self, head: &Place<W>, now: Instant) -> Option<Vec<Digest>> {
+        let mut missing = head.bytes.saturating_sub(self.free_bytes());
+        if missing > self.idle_bytes {
+            return None;
         }
-        evicted
+        let (mut victims, mut taken) = (Vec::new(), Taken::default());
+        if missing == 0 {
+            return Some(victims);
+        }
+        let mut idle: Vec<_> = self.in_order(head, now, |entry| entry.leases == 0).collect();
+        // What the head has recalled is its own already.
+        idle.sort_by_key(|candidate| !self.recalled.contains(&candidate.digest));
+        for Candidate { digest, bytes, .. } in idle {
+            if self.may_go(digest, head, &mut taken) {
+                victims.push(digest);
+                missing = missing.saturating_sub(bytes);
+                if missing == 0 {
+                    return Some(victims);
+                }
+            }
+        }
+        None
     }
 
-    /// Sees to it that `bytes` become free with the leases that exist now: idle adapters are kept idle, then leased
-    /// ones fall idle, the least recently lent first. Where loads hold the rest, what they bring is recalled once it
-    /// is there.
-    fn recall(&mut self, bytes: usize) {
-        let free = self.free_bytes();
-        let (idle, leased): (Vec<_>, Vec<_>) =
-            self.resident.iter().rev().partition(|(_, entry)| entry.leases == 0);
-        for (digest, entry) in idle.into_iter().chain(leased) {
-            if free + self.recalled_bytes >= bytes {
+    /// Sees to it that enough bytes for the head become free with the leases that exist now: idle adapters are kept
+    /// idle, then leased ones fall idle, in the order in which they make room. Where loads hold the rest, what they bring
+    /// is recalled once it is there.
+    fn recall(&mut self, now: Instant) {
+        let Some(head) = self.places.front() else { return };
+        let mut taken = Taken::default();
+        let mut missing = head.bytes.saturating_sub(self.free_bytes() + self.recalled_bytes);
+        if missing == 0 {
+            return;
+        }
+        let mut recalled = Vec::new();
+        // Those that have been recalled are counted as gone before others are asked for.
+        for digest in &self.recalled {
+            self.may_go(*digest, head, &mut taken);
+        }
+        let idle = self.in_order(head, now, |entry| entry.leases == 0);
+        let leased = self.in_order(head, now, |entry| entry.leases > 0);
+        for Candidate { digest, bytes, .. } in idle.chain(leased) {
+            if missing == 0 {
                 break;
             }
-            if self.recalled.insert(*digest) {
-                self.recalled_bytes += entry.bytes;
+            if !self.recalled.contains(&digest) && self.may_go(digest, head, &mut taken) {
+                missing = missing.saturating_sub(bytes);
+                recalled.push((digest, bytes));
             }
+        }
+        for (digest, bytes) in recalled {
+            self.recalled.insert(digest);
+            self.recalled_bytes += bytes;
         }
     }
 
     /// The head was served or left: recalled adapters that are still here serve whoever asked for them meanwhile.
-    fn end_recall(&mut self, orders: &mut Orders<V, W>) {
+    fn end_recall(&mut self, now: Instant, orders: &mut Orders<V, W>) {
         if self.recalled.is_empty() {
             return;
         }
@@ -471,14 +671,12 @@ impl<V, W> Line<V, W> {
         self.recalled_bytes = 0;
         let (here, absent): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.places)
             .into_iter()
-            .partition(|place| self.resident.contains(&place.digest));
+            .partition(|place| self.resident.contains_key(&place.digest));
         self.places = absent;
-        for place in here {
-            self.waiting -= place.waiters.len();
-            for waiter in place.waiters {
-                let value = self.lend(place.digest).expect("resident, and nothing is recalled");
-                orders.answers.push((waiter.reply, place.digest, Ok(value)));
-            }
+        for waiter in here.into_iter().flat_map(|place| place.waiters) {
+            self.waiting -= 1;
+            let value = self.lend(waiter.want, now).expect("resident, and nothing is recalled");
+            orders.answers.push((waiter.reply, waiter.want, Ok(value)));
         }
     }
 
@@ -486,609 +684,62 @@ impl<V, W> Line<V, W> {
     fn free_bytes(&self) -> usize {
         self.bounds.budget - self.resident_bytes - self.reserved_bytes
     }
+
+    /// What is resident and meant, in the order in which it makes room for the head.
+    fn in_order(
+        &self,
+        head: &Place<W>,
+        now: Instant,
+        meant: fn(&Resident<V>) -> bool,
+    ) -> impl Iterator<Item = Candidate> + use<V, W> {
+        let (mut candidates, mut newcomers) = (Vec::new(), 0);
+        for (digest, entry) in &self.resident {
+            let rank = self.rank(digest, entry, now);
+            newcomers += if rank.is_newcomer() { entry.bytes } else { 0 };
+            if meant(entry) {
+                candidates.push(Candidate { digest: *digest, bytes: entry.bytes, rank });
+            }
+        }
+        let is_known = |waiter: &Waiter<W>| {
+            let uses = self.accounts[&waiter.want.owner].claims[&head.digest].uses;
+            uses.is_some_and(|uses| !self.again(uses, now).rank(now).is_newcomer())
+        };
+        if !head.waiters.iter().any(is_known) {
+            newcomers += head.bytes;
+        }
+        in_order(candidates, newcomers, self.bounds.budget)
+    }
+
+    /// An adapter is as hot as it is for any of its owners.
+    fn rank(&self, digest: &Digest, entry: &Resident<V>, now: Instant) -> Rank {
+        let ranks = entry.owners.iter().filter_map(|owner| {
+            let uses = self.accounts[owner].claims[digest].uses;
+            uses.map(|uses| uses.rank(now))
+        });
+        ranks.max().expect("what is resident was used by each of its owners")
+    }
+}
+
+/// How long the failure answers for the next loads; `None` where whoever asks with the right size is served at once.
+fn remembered(error: &LoadError) -> Option<Duration> {
+    match error {
+        LoadError::Memory { .. } => None,
+        LoadError::Store(_) | LoadError::NoMemory { .. } | LoadError::BrokenOff => {
+            Some(SETBACK_MEMORY)
+        }
+        LoadError::Gone
+        | LoadError::Changed
+        | LoadError::Damaged
+        | LoadError::File(_)
+        | LoadError::Adapter(_) => Some(FAILURE_MEMORY),
+    }
 }
 
 /// Takes one waiter out, if it is among these.
-fn remove<W>(waiters: &mut Vec<Waiter<W>>, number: u64) -> bool {
-    let at = waiters.iter().position(|waiter| waiter.number == number);
-    at.map(|at| waiters.remove(at)).is_some()
+fn remove<W>(waiters: &mut Vec<Waiter<W>>, number: u64) -> Option<Waiter<W>> {
+    let at = waiters.iter().position(|waiter| waiter.number == number)?;
+    Some(waiters.remove(at))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::{prelude::*, sample::Index};
-
-    use super::*;
-
-    /// A line and everything outside of it. Adapters are letters.
-    struct World {
-        line: Line<char, u32>,
-        sizes: BTreeMap<char, usize>,
-        now: Instant,
-        /// Live leases.
-        leases: Vec<char>,
-        /// Ordered loads that have not ended.
-        loading: Vec<char>,
-        /// Requests without an answer.
-        waiting: BTreeMap<u32, (char, Ticket)>,
-        /// What waiting requests were answered: true for a lease.
-        answered: BTreeMap<u32, bool>,
-        asked: u32,
-        /// Adapters that went because they were forgotten.
-        dropped: u64,
-    }
-
-    fn digest(adapter: char) -> Digest {
-        Digest::of(adapter.to_string().as_bytes(), b"")
-    }
-
-    fn letter(of: Digest) -> char {
-        ('a'..='z').find(|letter| digest(*letter) == of).unwrap()
-    }
-
-    impl World {
-        /// One byte for each adapter, unless `sizes` says otherwise.
-        fn new(budget: usize, waiting: usize, loads: usize) -> Self {
-            let bounds = Bounds { budget, waiting, loads: NonZeroUsize::new(loads).unwrap() };
-            Self {
-                line: Line::new(bounds),
-                sizes: BTreeMap::new(),
-                now: Instant::now(),
-                leases: Vec::new(),
-                loading: Vec::new(),
-                waiting: BTreeMap::new(),
-                answered: BTreeMap::new(),
-                asked: 0,
-                dropped: 0,
-            }
-        }
-
-        fn size(&self, adapter: char) -> usize {
-            self.sizes.get(&adapter).copied().unwrap_or(1)
-        }
-
-        /// Asks, and returns the request's number; it is waiting, or a lease was added.
-        fn ask(&mut self, adapter: char) -> Result<u32, NotLent> {
-            let bytes = self.size(adapter);
-            self.asked += 1;
-            let request = self.asked;
-            let (asked, orders) = self.line.ask(digest(adapter), bytes, request, self.now)?;
-            match asked {
-                Asked::Lent(value) => {
-                    assert_eq!(*value, adapter);
-                    self.leases.push(adapter);
-                    self.answered.insert(request, true);
-                }
-                Asked::Waits(ticket) => {
-                    self.waiting.insert(request, (adapter, ticket));
-                }
-            }
-            self.carry_out(orders);
-            Ok(request)
-        }
-
-        fn carry_out(&mut self, orders: Orders<char, u32>) {
-            for gone in orders.dropped {
-                assert!(!self.leases.contains(&gone), "{gone} was dropped while leased");
-                self.dropped += 1;
-            }
-            for (request, of, answer) in orders.answers {
-                let (adapter, _) = self.waiting.remove(&request).expect("answered once");
-                assert_eq!(digest(adapter), of);
-                self.answered.insert(request, answer.is_ok());
-                if let Ok(value) = answer {
-                    assert_eq!(*value, adapter);
-                    self.leases.push(adapter);
-                }
-            }
-            for load in orders.loads {
-                let adapter = letter(load.digest);
-                assert!(!self.loading.contains(&adapter), "{adapter} is loaded twice at once");
-                self.loading.push(adapter);
-                for victim in load.evicted {
-                    assert!(!self.leases.contains(&victim), "{victim} was evicted while leased");
-                }
-            }
-            self.check();
-        }
-
-        fn load(&mut self, adapter: char, succeeds: Result<(), ()>) {
-            let at = self.loading.iter().position(|loading| *loading == adapter).unwrap();
-            self.loading.remove(at);
-            let orders = match succeeds {
-                Ok(()) => self.line.loaded(digest(adapter), adapter, self.now),
-                Err(()) => self.line.failed(digest(adapter), Arc::new(LoadError::Gone), self.now),
-            };
-            self.carry_out(orders);
-        }
-
-        fn give_back(&mut self, adapter: char) {
-            let at = self.leases.iter().position(|leased| *leased == adapter).unwrap();
-            self.leases.remove(at);
-            let orders = self.line.returned(digest(adapter), self.now);
-            self.carry_out(orders);
-        }
-
-        fn forget(&mut self, adapter: char) {
-            let orders = self.line.forget(digest(adapter), self.now);
-            self.carry_out(orders);
-            let idle = !self.leases.contains(&adapter) && !self.loading.contains(&adapter);
-            assert!(!idle || !self.line.resident.contains(&digest(adapter)));
-        }
-
-        fn leave(&mut self, request: u32) {
-            let (_, ticket) = self.waiting.remove(&request).unwrap();
-            let (left, orders) = self.line.leave(ticket, self.now);
-            assert!(left);
-            self.carry_out(orders);
-        }
-
-        fn pass(&mut self, time: Duration) {
-            self.now += time;
-            let orders = self.line.advance(self.now);
-            self.carry_out(orders);
-        }
-
-        /// Asks for an adapter that there is room for, and loads it.
-        fn lend(&mut self, adapter: char) {
-            let request = self.ask(adapter).unwrap();
-            if self.loading.contains(&adapter) {
-                self.load(adapter, Ok(()));
-            }
-            assert_eq!(self.answered.get(&request), Some(&true), "{adapter} should be lent");
-        }
-
-        fn resident(&self) -> String {
-            let mut letters: Vec<_> =
-                self.line.resident.iter().map(|(of, _)| letter(*of)).collect();
-            letters.sort_unstable();
-            letters.into_iter().collect()
-        }
-
-        /// What holds after every event.
-        fn check(&self) {
-            let line = &self.line;
-            let resident = |keep: &dyn Fn(&Digest, &Resident<char>) -> bool| -> usize {
-                let kept = line.resident.iter().filter(|(of, entry)| keep(of, entry));
-                kept.map(|(_, entry)| entry.bytes).sum()
-            };
-            assert_eq!(line.resident_bytes, resident(&|_, _| true));
-            assert_eq!(line.idle_bytes, resident(&|_, entry| entry.leases == 0));
-            assert_eq!(line.recalled_bytes, resident(&|of, _| line.recalled.contains(of)));
-            assert_eq!(line.reserved_bytes, line.loading.values().map(|l| l.bytes).sum::<usize>());
-            assert!(line.resident_bytes + line.reserved_bytes <= line.bounds.budget);
-            assert!(line.loading.len() <= line.bounds.loads.get());
-            assert_eq!(line.loading.len(), self.loading.len());
-            assert_eq!(line.waiting, self.waiting.len());
-            assert!(line.waiting <= line.bounds.waiting);
-            for of in &line.forgotten {
-                let leased = line.resident.peek(of).is_some_and(|entry| entry.leases > 0);
-                assert!(leased || line.loading.contains_key(of), "what is forgotten and idle goes");
-            }
-            for (of, entry) in &line.resident {
-                let letter = letter(*of);
-                let live = self.leases.iter().filter(|leased| **leased == letter).count();
-                assert_eq!(entry.leases, live, "leases of {letter}");
-                // One reference is the cache's own: no lease holds the value in this world.
-                assert_eq!(Arc::strong_count(&entry.value), 1);
-                assert!(!line.loading.contains_key(of));
-            }
-            assert!(line.places.iter().all(|place| !place.waiters.is_empty()));
-            let head = line.places.front();
-            assert!(head.is_none_or(|head| !line.resident.contains(&head.digest)));
-            assert!(head.is_some() || line.recalled.is_empty());
-            if let Some(head) = head {
-                let room = line.free_bytes() + line.idle_bytes >= head.bytes;
-                let busy = line.loading.len() == line.bounds.loads.get();
-                assert!(!room || busy, "the head could be served");
-                let late = self.now - head.waiters[0].since >= PATIENCE;
-                let all = line.recalled.len() == line.resident.len();
-                let enough = line.free_bytes() + line.recalled_bytes >= head.bytes;
-                assert!(!late || busy || enough || all, "the head waits for leases yet to come");
-            }
-        }
-    }
-
-    #[test]
-    fn one_load_serves_all_who_ask_meanwhile() {
-        let mut world = World::new(2, 9, 2);
-        let requests: Vec<_> = (0..5).map(|_| world.ask('a').unwrap()).collect();
-        assert_eq!(world.loading, ['a']);
-        world.load('a', Ok(()));
-        assert!(requests.iter().all(|request| world.answered[request]));
-        assert_eq!(world.leases.len(), 5);
-        world.ask('a').unwrap();
-        let counts = world.line.standing().counts;
-        assert_eq!((counts.hits, counts.misses, counts.loads), (1, 5, 1));
-    }
-
-    #[test]
-    fn what_is_forgotten_goes_with_its_last_lease_and_can_come_again() {
-        let mut world = World::new(3, 9, 2);
-        for adapter in ['a', 'b', 'b'] {
-            world.lend(adapter);
-        }
-        world.give_back('a');
-        world.forget('a');
-        world.forget('b');
-        world.forget('f');
-        assert_eq!(world.resident(), "b");
-        world.give_back('b');
-        assert_eq!(world.resident(), "b");
-        world.lend('b');
-        world.give_back('b');
-        world.give_back('b');
-        assert_eq!(world.resident(), "");
-        let waiting = world.ask('c').unwrap();
-        world.forget('c');
-        world.load('c', Ok(()));
-        assert!(world.answered[&waiting]);
-        world.give_back('c');
-        assert_eq!(world.resident(), "");
-        world.lend('c');
-        world.give_back('c');
-        assert_eq!(world.resident(), "c", "who asks again names it again");
-    }
-
-    #[test]
-    fn the_least_recently_lent_goes_first_and_no_more_than_needed() {
-        let mut world = World::new(3, 9, 2);
-        for adapter in ['a', 'b', 'c', 'a'] {
-            world.lend(adapter);
-            world.give_back(adapter);
-        }
-        world.lend('d');
-        assert_eq!(world.resident(), "acd");
-    }
-
-    #[test]
-    fn a_leased_adapter_stays_and_its_return_lets_the_next_in() {
-        let mut world = World::new(1, 9, 2);
-        world.lend('a');
-        let cold = world.ask('b').unwrap();
-        world.pass(PATIENCE * 10);
-        assert!(world.loading.is_empty());
-        world.give_back('a');
-        world.load('b', Ok(()));
-        assert!(world.answered[&cold]);
-        assert_eq!(world.resident(), "b");
-    }
-
-    #[test]
-    fn nobody_overtakes_the_head() {
-        let mut world = World::new(4, 9, 2);
-        world.sizes.insert('x', 3);
-        world.lend('a');
-        world.lend('b');
-        world.ask('x').unwrap();
-        world.ask('s').unwrap();
-        assert!(world.loading.is_empty(), "s would fit, and x was here first");
-        world.give_back('a');
-        assert_eq!(world.loading, ['x']);
-        world.give_back('b');
-        assert_eq!(world.loading, ['x', 's']);
-    }
-
-    #[test]
-    fn one_adapter_takes_one_place_in_the_line() {
-        let mut world = World::new(1, 9, 2);
-        world.lend('a');
-        let first = world.ask('b').unwrap();
-        world.ask('c').unwrap();
-        let second = world.ask('b').unwrap();
-        assert_eq!(world.line.places.len(), 2);
-        world.leave(first);
-        assert_eq!(world.line.places.len(), 2, "somebody still waits for b");
-        world.give_back('a');
-        world.load('b', Ok(()));
-        assert!(world.answered[&second]);
-    }
-
-    #[test]
-    fn a_recalled_adapter_takes_no_new_lease_until_the_head_is_served() {
-        let mut world = World::new(2, 9, 2);
-        world.lend('a');
-        world.lend('b');
-        let cold = world.ask('c').unwrap();
-        world.pass(PATIENCE / 2);
-        world.lend('b');
-        world.lend('a');
-        world.pass(PATIENCE / 2);
-        world.lend('a');
-        let late = world.ask('b').unwrap();
-        assert!(world.waiting.contains_key(&late), "b was lent least recently, so it is recalled");
-        world.give_back('b');
-        assert!(world.loading.is_empty());
-        world.give_back('b');
-        assert_eq!(world.loading, ['c']);
-        world.load('c', Ok(()));
-        assert!(world.answered[&cold]);
-        assert!(world.waiting.contains_key(&late));
-        world.give_back('c');
-        world.load('b', Ok(()));
-        assert!(world.answered[&late], "hot adapters come back");
-    }
-
-    #[test]
-    fn idle_adapters_that_the_head_counts_on_are_kept_for_it() {
-        let mut world = World::new(3, 9, 2);
-        world.sizes.insert('x', 3);
-        for adapter in ['a', 'b', 'c'] {
-            world.lend(adapter);
-        }
-        world.give_back('a');
-        world.give_back('b');
-        world.ask('x').unwrap();
-        world.pass(PATIENCE);
-        let late = world.ask('a').unwrap();
-        assert!(world.waiting.contains_key(&late), "or a and c could be lent in turn for ever");
-        world.give_back('c');
-        assert_eq!(world.loading, ['x']);
-    }
-
-    #[test]
-    fn when_the_head_leaves_recalled_adapters_are_lent_again() {
-        let mut world = World::new(1, 9, 2);
-        world.lend('a');
-        let cold = world.ask('b').unwrap();
-        world.pass(PATIENCE);
-        let late = [world.ask('a').unwrap(), world.ask('a').unwrap()];
-        assert!(late.iter().all(|request| world.waiting.contains_key(request)));
-        world.leave(cold);
-        assert!(late.iter().all(|request| world.answered[request]));
-        assert_eq!(world.leases, ['a', 'a', 'a']);
-    }
-
-    #[test]
-    fn recalled_adapters_that_did_not_have_to_go_are_lent_again() {
-        let mut world = World::new(2, 9, 2);
-        world.lend('a');
-        world.lend('b');
-        let cold = world.ask('c').unwrap();
-        world.pass(PATIENCE);
-        let late = world.ask('a').unwrap();
-        world.give_back('b');
-        assert_eq!(world.loading, ['c']);
-        assert!(world.answered[&late], "b made room instead of a");
-        world.load('c', Ok(()));
-        assert!(world.answered[&cold]);
-    }
-
-    #[test]
-    fn what_a_load_brings_can_be_recalled_for_the_next_head() {
-        let mut world = World::new(2, 9, 2);
-        world.sizes.insert('x', 2);
-        world.lend('a');
-        world.ask('b').unwrap();
-        world.ask('x').unwrap();
-        world.pass(PATIENCE);
-        world.load('b', Ok(()));
-        assert_eq!(world.line.recalled.len(), 2);
-        world.give_back('a');
-        world.give_back('b');
-        assert_eq!(world.loading, ['x']);
-    }
-
-    #[test]
-    fn a_failed_load_fails_those_who_wait_for_it_and_is_remembered_for_a_while() {
-        let mut world = World::new(2, 9, 2);
-        let (a, b) = (world.ask('a').unwrap(), world.ask('b').unwrap());
-        world.load('a', Err(()));
-        assert!(!world.answered[&a]);
-        assert!(matches!(world.ask('a'), Err(NotLent::Failed(_))));
-        world.load('b', Ok(()));
-        assert!(world.answered[&b]);
-        world.pass(FAILURE_MEMORY);
-        world.lend('a');
-        let counts = world.line.standing().counts;
-        assert_eq!((counts.loads, counts.failures), (3, 1));
-    }
-
-    #[test]
-    fn what_can_never_fit_is_refused_at_once() {
-        let mut world = World::new(2, 9, 2);
-        world.sizes.insert('x', 3);
-        let refused = world.ask('x').unwrap_err();
-        assert!(matches!(refused, NotLent::TooLarge { bytes: 3, budget: 2 }), "{refused}");
-    }
-
-    #[test]
-    fn the_line_has_a_bound() {
-        let mut world = World::new(1, 2, 2);
-        world.ask('a').unwrap();
-        let second = world.ask('b').unwrap();
-        let refused = world.ask('b').unwrap_err();
-        assert!(matches!(refused, NotLent::Crowded { waiting: 2 }), "{refused}");
-        world.leave(second);
-        world.ask('c').unwrap();
-        world.load('a', Ok(()));
-        world.lend('a');
-    }
-
-    #[test]
-    fn no_more_loads_at_once_than_loaders() {
-        let mut world = World::new(9, 9, 2);
-        for adapter in ['a', 'b', 'c'] {
-            world.ask(adapter).unwrap();
-        }
-        assert_eq!(world.loading, ['a', 'b']);
-        world.load('b', Err(()));
-        assert_eq!(world.loading, ['a', 'c']);
-    }
-
-    #[test]
-    fn a_load_that_everybody_left_still_fills_the_cache() {
-        let mut world = World::new(1, 9, 2);
-        let request = world.ask('a').unwrap();
-        world.leave(request);
-        world.load('a', Ok(()));
-        world.ask('a').unwrap();
-        assert_eq!(world.leases, ['a']);
-    }
-
-    #[test]
-    fn a_ticket_that_was_answered_can_leave_without_effect() {
-        let mut world = World::new(1, 9, 2);
-        let request = world.ask('a').unwrap();
-        let ticket = world.waiting[&request].1;
-        world.load('a', Ok(()));
-        let (left, orders) = world.line.leave(ticket, world.now);
-        assert!(!left);
-        world.carry_out(orders);
-    }
-
-    /// Two hot adapters fill the budget, and each gets a new lease before its old one ends.
-    #[test]
-    fn constant_traffic_on_hot_adapters_does_not_starve_a_cold_one() {
-        let mut world = World::new(2, 99, 2);
-        world.lend('a');
-        world.lend('b');
-        let cold = world.ask('c').unwrap();
-        let mut steps = 0;
-        while !world.answered.contains_key(&cold) {
-            for hot in ['a', 'b'] {
-                world.ask(hot).unwrap();
-                if world.leases.iter().filter(|leased| **leased == hot).count() > 1
-                    || world.line.recalled.contains(&digest(hot))
-                {
-                    world.give_back(hot);
-                }
-            }
-            world.pass(PATIENCE / 4);
-            if world.loading.contains(&'c') {
-                world.load('c', Ok(()));
-            }
-            steps += 1;
-            assert!(steps < 8, "c starves");
-        }
-        assert!(steps >= 4, "nobody was recalled before the patience was over");
-        world.give_back('c');
-        while !world.waiting.is_empty() {
-            let adapter = *world.loading.first().expect("something is on its way");
-            world.load(adapter, Ok(()));
-        }
-        assert_eq!(world.resident(), "ab");
-    }
-
-    #[derive(Clone, Debug)]
-    enum Event {
-        Ask(char),
-        Leave(Index),
-        Return(Index),
-        Load(Index),
-        Fail(Index),
-        Forget(char),
-        Pass(u64),
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            6 => prop::char::range('a', 'f').prop_map(Event::Ask),
-            1 => any::<Index>().prop_map(Event::Leave),
-            4 => any::<Index>().prop_map(Event::Return),
-            3 => any::<Index>().prop_map(Event::Load),
-            1 => any::<Index>().prop_map(Event::Fail),
-            1 => prop::char::range('a', 'f').prop_map(Event::Forget),
-            3 => (0..200_u64).prop_map(Event::Pass),
-        ]
-    }
-
-    impl World {
-        fn happen(&mut self, event: &Event) {
-            let one =
-                |index: &Index, of: &[char]| (!of.is_empty()).then(|| of[index.index(of.len())]);
-            match event {
-                Event::Ask(adapter) => drop(self.ask(*adapter)),
-                Event::Leave(index) => {
-                    let waiting: Vec<_> = self.waiting.keys().copied().collect();
-                    if !waiting.is_empty() {
-                        self.leave(waiting[index.index(waiting.len())]);
-                    }
-                }
-                Event::Return(index) => {
-                    if let Some(adapter) = one(index, &self.leases) {
-                        self.give_back(adapter);
-                    }
-                }
-                Event::Load(index) => {
-                    if let Some(adapter) = one(index, &self.loading) {
-                        self.load(adapter, Ok(()));
-                    }
-                }
-                Event::Fail(index) => {
-                    if let Some(adapter) = one(index, &self.loading) {
-                        self.load(adapter, Err(()));
-                    }
-                }
-                Event::Forget(adapter) => self.forget(*adapter),
-                Event::Pass(milliseconds) => self.pass(Duration::from_millis(*milliseconds)),
-            }
-        }
-    }
-
-    proptest! {
-        /// `World::check` holds the invariants after every event; this drives it and then lets everything end.
-        #[test]
-        fn whatever_happens_the_budget_holds_and_everybody_is_answered(
-            budget in 3_usize..8,
-            sizes in prop::collection::vec(0_usize..5, 6),
-            loads in 1_usize..4,
-            events in prop::collection::vec(event(), 0..200),
-        ) {
-            let mut world = World::new(budget, 12, loads);
-            world.sizes = ('a'..='f').zip(sizes).collect();
-            for event in &events {
-                world.happen(event);
-            }
-            // Leases end and loads finish: then nobody may be left waiting.
-            while !world.leases.is_empty() || !world.loading.is_empty() {
-                if let Some(adapter) = world.leases.first().copied() {
-                    world.give_back(adapter);
-                } else {
-                    world.load(world.loading[0], Ok(()));
-                }
-            }
-            prop_assert!(world.waiting.is_empty());
-            prop_assert!(world.line.places.is_empty());
-            let standing = world.line.standing();
-            prop_assert_eq!(standing.loading_bytes, 0);
-            prop_assert_eq!(standing.leased, 0);
-            let Counts { loads, failures, evictions, .. } = standing.counts;
-            let gone = failures + evictions + world.dropped;
-            prop_assert_eq!(loads, gone + standing.resident as u64);
-        }
-
-        /// Once it is late, the head is served when the leases of that moment have ended, though others keep asking and
-        /// never return what they get.
-        #[test]
-        fn a_late_head_waits_for_no_lease_to_come(
-            budget in 2_usize..6,
-            events in prop::collection::vec(event(), 0..100),
-            traffic in prop::collection::vec(prop::char::range('a', 'f'), 60),
-        ) {
-            let mut world = World::new(budget, 500, 2);
-            for event in &events {
-                world.happen(event);
-            }
-            while let Some(adapter) = world.loading.first().copied() {
-                world.load(adapter, Ok(()));
-            }
-            world.pass(PATIENCE);
-            let Some(cold) = world.line.places.front().map(|head| head.waiters[0].reply) else {
-                return Ok(());
-            };
-            let mut traffic = traffic.into_iter();
-            for old in world.leases.clone() {
-                if !world.loading.is_empty() {
-                    break;
-                }
-                traffic.next().into_iter().for_each(|adapter| drop(world.ask(adapter)));
-                world.give_back(old);
-            }
-            let begun = world.loading.first().copied().expect("the head's load");
-            prop_assert_eq!(world.waiting[&cold].0, begun);
-        }
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@
 use std::{
     num::NonZeroUsize,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex as Lock},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,55 +19,67 @@ use tokio::{
     sync::{Mutex, Semaphore},
 };
 
-use self::{
-    cache::{Cache, Loan},
-    line::Bounds,
-    missing::Missing,
-    pins::Pins,
-    record::Record,
-    registry::{Entry, Registry},
-    shelf::Shelf,
-    upload::Spool,
-};
 pub use self::{
+    audit::Changed,
+    canary::{Canary, Ticket},
     changes::{Expected, FileBytes, Kept, NotChanged, Room, Target, Terms},
-    check::{Trial, Unfit, Unproved},
+    check::{Smoke, Trial, Unfit, Unproved},
     files::BadFile,
     folder::{Facts, Folder, Found, Refused, Rules, ScanError, Unusable},
     load::LoadError,
+    local::{LoraRoot, NotTaken},
     name::{AdapterName, BadName},
     revision::{Revision, Wanted},
     stats::{CacheStats, Histogram},
+    stock::{Copied, Depth, Fault, Flaw, Inventory, copy, inspect},
     upload::{Part, Unreceived, Upload},
 };
-pub use crate::lora::Lease;
+use self::{
+    cache::{Cache, Loan},
+    line::{Bounds, Want},
+    missing::Missing,
+    pins::Pins,
+    record::Record,
+    registry::{Entry, Registry, State},
+    shelf::Shelf,
+    upload::Spool,
+};
+pub use crate::lora::{Defaults, Extras, Lease, SmokeTest, ranges};
 use crate::{
     lora::{Base, Limits, Matrices},
-    store::{Log, Store, StoreError},
-    tenant::TenantId,
+    store::{Log, Outdated, Store, StoreError},
+    tenant::{TenantId, Tenants},
 };
 
 mod aside;
+mod audit;
 mod cache;
+mod canary;
 mod changes;
 mod check;
 mod files;
 mod folder;
 mod line;
 mod load;
+mod local;
 mod missing;
 mod name;
 mod pins;
+mod portions;
 mod record;
 mod registry;
 mod revision;
 mod shelf;
 mod stats;
+mod stock;
 mod upkeep;
 mod upload;
 
 #[cfg(test)]
 mod fixture;
+
+/// The log that adapters' records are in.
+const LOG: &str = "adapters";
 
 /// The bounds of the host cache and of uploads.
 #[derive(Clone, Debug)]
@@ -108,6 +120,10 @@ pub struct Adapters {
 #[derive(Debug)]
 struct Shared {
     registry: Arc<Registry>,
+    /// Knows how much memory each tenant may have.
+    tenants: Tenants,
+    /// The edition of the quotas that the cache goes by.
+    divided: Lock<u64>,
     cache: Cache<Shelf>,
     budget: usize,
     base: Arc<dyn Base>,
@@ -118,6 +134,7 @@ struct Shared {
     store: Store,
     /// Held while a change is decided and written, so that changes made here do not overtake each other.
     log: Mutex<Log<Record>>,
+    outdated: Outdated,
     spool: Spool,
     /// Who may try an adapter.
     trials: Arc<Semaphore>,
@@ -133,6 +150,8 @@ pub struct Card {
     pub revision: Revision,
     /// The name points to it.
     pub active: bool,
+    /// The version that is tried out on a share of the requests.
+    pub canary: Option<Canary>,
     /// It was checked against this server's base.
     pub compatible: bool,
     /// The active version is kept in memory.
@@ -147,7 +166,9 @@ pub struct Card {
     pub targets: Vec<String>,
     /// When it was made, in unix seconds.
     pub created: u64,
-    /// It is in memory, and this tenant has used it since the start or pinned it.
+    /// How its smoke test went when it was uploaded, where it has one.
+    pub smoke: Option<Smoke>,
+    /// It is in memory for this tenant.
     pub resident: bool,
     /// Requests that hold it now.
     pub leases: usize,
@@ -202,6 +223,24 @@ pub enum NotLent {
         /// How long the request waited.
         waited: Duration,
     },
+    /// It takes more than its tenant's quota.
+    #[error(
+        "the adapter takes {bytes} bytes of memory, and the quota of resident_max_bytes is {most}"
+    )]
+    LargerThanPortion {
+        /// Bytes it takes.
+        bytes: usize,
+        /// Bytes that the tenant may have in memory.
+        most: usize,
+    },
+    /// Running requests of its tenant hold all of the tenant's quota.
+    #[error(
+        "requests of this tenant use all of its quota of {most} resident_max_bytes; try again later"
+    )]
+    PortionInUse {
+        /// Bytes that the tenant may have in memory.
+        most: usize,
+    },
     /// It cannot be loaded.
     #[error("the adapter could not be loaded: {0}")]
     Failed(Arc<LoadError>),
@@ -219,7 +258,8 @@ impl NotLent {
 }
 
 impl Adapters {
-    /// Serves what the store has, and the adapters of a folder to the default tenant, each as version 1.
+    /// Serves what the store has to the tenants whose it is, and the adapters of a folder to the default tenant, each as
+    /// version 1.
     ///
     /// From then on what other servers write to the store is taken in, until the last handle is gone.
     ///
@@ -228,11 +268,11 @@ impl Adapters {
     pub async fn open(
         folder: Folder,
         Foundation { base, sha256 }: Foundation,
-        store: Store,
+        (store, tenants): (Store, Tenants),
         settings: Settings,
     ) -> Result<Self, StoreError> {
         let registry = Arc::new(Registry::new(settings.matrices));
-        let (log, entries) = Log::<Record>::open(&store, "adapters").await?;
+        let (log, entries) = Log::<Record>::open(&store, LOG).await?;
         for entry in entries {
             registry.apply(&entry.record);
         }
@@ -262,6 +302,8 @@ impl Adapters {
         };
         let shared = Arc::new(Shared {
             registry,
+            tenants,
+            divided: Lock::default(),
             budget: settings.budget,
             base,
             base_sha256: sha256,
@@ -270,6 +312,7 @@ impl Adapters {
             folder,
             store,
             log: Mutex::new(log),
+            outdated: Outdated::default(),
             spool: Spool { folder: settings.spool.clone(), max_weights: settings.limits.max_bytes },
             trials: Arc::new(Semaphore::new(1)),
             pins: Pins::default(),
@@ -284,9 +327,15 @@ impl Adapters {
         Ok(Self { shared })
     }
 
-    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike.
-    pub fn resolve(&self, tenant: TenantId, wanted: &Wanted) -> Option<Revision> {
-        self.shared.registry.resolve(tenant, wanted)
+    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike. With a ticket a
+    /// name means its canary's version where that draws it.
+    pub fn resolve(
+        &self,
+        tenant: TenantId,
+        wanted: &Wanted,
+        ticket: Option<&Ticket>,
+    ) -> Option<Revision> {
+        self.shared.registry.resolve(tenant, wanted, ticket)
     }
 
     /// Asks the store for a name that is not known here, within bounds: another server may have taken it in a moment ago.
@@ -301,8 +350,9 @@ impl Adapters {
 
     /// Lends the adapter of a tenant's revision, loading it if need be. Dropping the future gives up the place in the line.
     pub async fn lease(&self, tenant: TenantId, revision: &Revision) -> Result<Lease, NotLent> {
-        let lease = self.hold(revision).await?;
-        let Some(usage) = self.shared.registry.usage(tenant, revision) else { return Ok(lease) };
+        let entry = self.shared.registry.entry(tenant, revision).ok_or(NotLent::Gone)?;
+        let lease = self.hold(tenant, &entry).await?;
+        let usage = entry.usage;
         usage.begin(unix_seconds());
         Ok(Lease::new(Arc::clone(lease.adapter()), move || {
             drop(lease);
@@ -311,17 +361,19 @@ impl Adapters {
     }
 
     /// The same, and nothing is counted.
-    async fn hold(&self, revision: &Revision) -> Result<Lease, NotLent> {
-        let content = self.shared.registry.content(revision.digest).ok_or(NotLent::Gone)?;
-        if !content.is_for(&self.shared.base_sha256) {
+    async fn hold(&self, tenant: TenantId, entry: &Entry) -> Result<Lease, NotLent> {
+        let Entry { revision, content, bases, .. } = entry;
+        if !bases.contains(&self.shared.base_sha256) {
             return Err(NotLent::OtherBase);
         }
+        self.divide();
         let cache = &self.shared.cache;
-        let lent = match cache.lease(revision.digest, content.memory()).await {
+        let want = Want { owner: tenant.into(), digest: revision.digest, bytes: content.memory() };
+        let lent = match cache.lease(want).await {
             // Its record is from another version of chorus, or another base. What it takes here is known now.
             Err(NotLent::Failed(why)) if let LoadError::Memory { needed, .. } = *why => {
                 content.set_memory(needed);
-                cache.lease(revision.digest, needed).await
+                cache.lease(Want { bytes: needed, ..want }).await
             }
             lent => lent,
         };
@@ -329,52 +381,64 @@ impl Adapters {
         Ok(Lease::new(value, move || drop(claim)))
     }
 
+    /// What the adapter of a revision brings besides weights; nothing where its content is gone.
+    pub fn extras(&self, revision: &Revision) -> Arc<Extras> {
+        let content = self.shared.registry.content(revision.digest);
+        content.map(|content| Arc::clone(&content.facts.extras)).unwrap_or_default()
+    }
+
     /// A tenant's adapters, by name.
     pub fn list(&self, tenant: TenantId) -> Vec<Card> {
-        self.shared.registry.list(tenant).into_iter().map(|entry| self.describe(entry)).collect()
+        let entries = self.shared.registry.list(tenant).into_iter();
+        entries.map(|entry| self.describe(tenant, entry)).collect()
     }
 
     /// One of a tenant's adapters.
     pub fn card(&self, tenant: TenantId, name: &AdapterName) -> Option<Card> {
-        self.shared.registry.active(tenant, name).map(|entry| self.describe(entry))
+        self.shared.registry.active(tenant, name).map(|entry| self.describe(tenant, entry))
     }
 
     /// All versions of a tenant's name, by number; empty where there is no such name.
     pub fn versions(&self, tenant: TenantId, name: &AdapterName) -> Vec<Version> {
         let versions = self.shared.registry.versions(tenant, name).into_iter();
-        let version =
-            |entry: Entry| Version { stored: entry.files.is_some(), card: self.describe(entry) };
+        let version = |entry: Entry| {
+            let stored = entry.files.is_some();
+            Version { stored, card: self.describe(tenant, entry) }
+        };
         versions.map(version).collect()
     }
 
     /// How the cache is doing.
     pub fn stats(&self) -> CacheStats {
         let (standing, load_seconds) = self.shared.cache.stats();
+        let (known, known_bytes) = self.shared.registry.with(State::extent);
         CacheStats {
             budget: self.shared.budget,
             resident_bytes: standing.resident_bytes,
             loading_bytes: standing.loading_bytes,
             resident: standing.resident,
             leased: standing.leased,
+            known,
+            known_bytes,
             loading: standing.loading,
             waiting: standing.waiting,
             hits: standing.counts.hits,
             misses: standing.counts.misses,
             loads: standing.counts.loads,
+            reloads: standing.counts.reloads,
             load_failures: standing.counts.failures,
             evictions: standing.counts.evictions,
             load_seconds,
         }
     }
 
-    fn describe(&self, entry: Entry) -> Card {
-        let Entry { revision, content, usage, .. } = entry;
-        let digest = revision.digest;
-        // Somebody else's use of the same bytes is not told.
-        let own = usage.lent() > 0 || entry.pinned && self.shared.pins.has(&digest);
+    fn describe(&self, tenant: TenantId, entry: Entry) -> Card {
+        let Entry { revision, content, bases, usage, smoke, canary, .. } = entry;
         Card {
             active: entry.active,
-            compatible: content.is_for(&self.shared.base_sha256),
+            compatible: bases.contains(&self.shared.base_sha256),
+            smoke,
+            canary,
             pinned: entry.pinned,
             memory: content.memory(),
             last_used: usage.last(),
@@ -382,7 +446,8 @@ impl Adapters {
             rank: content.facts.rank,
             targets: content.facts.targets.clone(),
             created: entry.created,
-            resident: own && self.shared.cache.leases(&digest).is_some(),
+            // Somebody else's use of the same bytes is not told.
+            resident: self.shared.cache.holds(tenant.into(), &revision.digest),
             leases: usage.live(),
             hits: usage.lent(),
             revision,
@@ -419,7 +484,7 @@ mod tests {
     }
 
     fn pin(adapters: &Adapters, wanted: &str) -> Revision {
-        adapters.resolve(ME, &Wanted::parse(wanted).unwrap()).expect("the adapter exists")
+        adapters.resolve(ME, &Wanted::parse(wanted).unwrap(), None).expect("the adapter exists")
     }
 
     #[tokio::test]
@@ -431,7 +496,7 @@ mod tests {
         assert_eq!(pin(&adapters, "sql@v1"), revision);
         assert_eq!(pin(&adapters, &format!("sql@sha256:{}", revision.digest)), revision);
         let wanted = Wanted::parse("sql").unwrap();
-        assert_eq!(adapters.resolve(TenantId::OTHER, &wanted), None);
+        assert_eq!(adapters.resolve(TenantId::OTHER, &wanted, None), None);
         assert!(adapters.list(TenantId::OTHER).is_empty());
 
         let lease = adapters.lease(ME, &revision).await.unwrap();

@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::AdapterName;
+use super::{AdapterName, Canary, Smoke};
 use crate::{
-    lora::{Digest, Memory},
+    lora::{Digest, Extras, Memory},
     store::BlobKey,
     tenant::TenantId,
 };
@@ -14,7 +14,7 @@ use crate::{
 /// One change, as it was acknowledged. The log of all of them is the audit log too: who, what, when.
 ///
 /// A field or change that is not known here makes the record unreadable: a server must not guess what a newer one decided.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Record {
     /// Unix time in milliseconds, by the clock of the server that wrote it; the order is that of the log, not of this.
@@ -30,7 +30,7 @@ pub(super) struct Record {
 }
 
 /// What happened to a name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Change {
     /// A version came, checked and with its bytes in the store.
@@ -40,6 +40,10 @@ pub(super) enum Change {
         /// Its number.
         version: u32,
     },
+    /// A version gets a share of the requests that name none; the next activation ends that.
+    Canary(Canary),
+    /// No version does any more.
+    CanaryEnded,
     /// The active version is to be kept in memory.
     Pinned,
     /// It may be evicted again.
@@ -63,11 +67,17 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stored(stored) => {
-                let Stored { version, digest, activate, .. } = &**stored;
+                let Stored { version, digest, activate, smoke, .. } = &**stored;
                 let active = if *activate { ", active" } else { "" };
-                write!(f, "version {version} stored{active}, sha256 {digest}")
+                let failed = smoke.as_ref().is_some_and(|smoke| !smoke.passed);
+                let failed = if failed { ", its smoke test failed" } else { "" };
+                write!(f, "version {version} stored{active}{failed}, sha256 {digest}")
             }
             Self::Activated { version } => write!(f, "version {version} activated"),
+            Self::Canary(Canary { version, percent }) => {
+                write!(f, "version {version} gets {percent} % of the requests")
+            }
+            Self::CanaryEnded => f.write_str("the canary has ended"),
             Self::Pinned => f.write_str("pinned"),
             Self::Unpinned => f.write_str("unpinned"),
             Self::Removed { version: Some(version) } => write!(f, "version {version} removed"),
@@ -80,7 +90,7 @@ impl fmt::Display for Change {
 }
 
 /// A version as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stored {
     /// Greater than all numbers that the name had before.
@@ -104,6 +114,12 @@ pub(super) struct Stored {
     pub(super) base: String,
     /// Whether the name points to it from now on.
     pub(super) activate: bool,
+    /// What it brings besides weights.
+    #[serde(default, skip_serializing_if = "Extras::is_empty")]
+    pub(super) extras: Extras,
+    /// How its smoke test went on the server which checked it, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) smoke: Option<Smoke>,
 }
 
 impl Stored {
@@ -140,6 +156,11 @@ mod tests {
         for (change, json) in [
             (Change::Pinned, r#""pinned""#),
             (Change::Activated { version: 2 }, r#"{"activated":{"version":2}}"#),
+            (
+                Change::Canary(Canary { version: 2, percent: 5 }),
+                r#"{"canary":{"version":2,"percent":5}}"#,
+            ),
+            (Change::CanaryEnded, r#""canary_ended""#),
             (Change::Removed { version: None }, r#"{"removed":{"version":null}}"#),
         ] {
             let record = record(change);
@@ -149,6 +170,19 @@ mod tests {
             assert_eq!(text, whole);
             assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
         }
+    }
+
+    #[test]
+    fn a_version_of_before_there_were_extras_is_read() {
+        let (key, digest) = (format!("{}.{:016x}", "ab".repeat(32), 7), "cd".repeat(32));
+        let blob = format!(r#"{{"key":"{key}","bytes":5}}"#);
+        let json = format!(
+            r#"{{"stored":{{"version":1,"digest":"{digest}","config":{blob},"weights":{blob},"memory":20,"rank":4,"targets":["q_proj"],"base":"x","activate":true}}}}"#
+        );
+        let change: Change = serde_json::from_str(&json).unwrap();
+        let Change::Stored(stored) = &change else { panic!("{change}") };
+        assert!(stored.extras.is_empty() && stored.smoke.is_none());
+        assert_eq!(serde_json::to_string(&change).unwrap(), json, "and written as it was");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    AdapterName, Facts, Revision, Wanted,
+    AdapterName, Canary, Facts, Revision, Smoke, Ticket, Wanted,
     record::{Blob, Change, Record, Stored},
 };
 use crate::{
@@ -47,6 +47,7 @@ pub(super) struct History {
     /// The greatest number that there ever was.
     last: u32,
     pinned: bool,
+    canary: Option<Canary>,
     /// Version 1 was removed: what the folder has under the name does not come back.
     without_first: bool,
 }
@@ -55,9 +56,13 @@ pub(super) struct History {
 struct Version {
     created: u64,
     content: Arc<Content>,
+    /// The bases it was checked against, by their sha256. They are the version's and not the content's: what somebody else
+    /// has tried the same bytes on is nobody's business.
+    bases: BTreeSet<String>,
     usage: Arc<Usage>,
     /// `None` where it comes from the folder.
     files: Option<Files>,
+    smoke: Option<Smoke>,
 }
 
 /// What a version was used for since the start. It is the version's and not the content's: who else has the same bytes,
@@ -120,8 +125,6 @@ struct Held {
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) facts: Facts,
-    /// The bases it was checked against, by their sha256.
-    bases: RwLock<BTreeSet<String>>,
     /// Bytes of memory it takes: those of the facts, until a load has shown others.
     memory: AtomicUsize,
 }
@@ -129,7 +132,7 @@ pub(super) struct Content {
 impl Content {
     fn new(facts: Facts, matrices: Matrices) -> Self {
         let memory = AtomicUsize::new(facts.memory.of(matrices));
-        Self { facts, bases: RwLock::default(), memory }
+        Self { facts, memory }
     }
 
     /// Bytes of memory it takes when it is loaded.
@@ -141,15 +144,6 @@ impl Content {
     pub(super) fn set_memory(&self, bytes: usize) {
         self.memory.store(bytes, Ordering::Relaxed);
     }
-
-    /// Whether it was checked against this base.
-    pub(super) fn is_for(&self, base: &str) -> bool {
-        self.bases.read().expect(NO_PANIC).contains(base)
-    }
-
-    fn add_base(&self, base: &str) {
-        self.bases.write().expect(NO_PANIC).insert(base.to_owned());
-    }
 }
 
 /// One version of a name.
@@ -159,11 +153,17 @@ pub(super) struct Entry {
     /// In unix seconds.
     pub(super) created: u64,
     pub(super) content: Arc<Content>,
+    /// The bases it was checked against, by their sha256.
+    pub(super) bases: BTreeSet<String>,
     pub(super) usage: Arc<Usage>,
     pub(super) active: bool,
     pub(super) pinned: bool,
     /// Where its files are; `None` for the folder.
     pub(super) files: Option<Files>,
+    /// How its smoke test went.
+    pub(super) smoke: Option<Smoke>,
+    /// The name's.
+    pub(super) canary: Option<Canary>,
 }
 
 /// What a change leaves behind.
@@ -210,9 +210,9 @@ impl Registry {
         let held = || Held::new(facts.clone(), state.matrices);
         let held = state.contents.entry(facts.digest).or_insert_with(held);
         held.in_folder = true;
-        held.content.add_base(base);
         let (content, usage) = (Arc::clone(&held.content), Arc::default());
-        let version = Version { created, content, usage, files: None };
+        let bases = BTreeSet::from([base.to_owned()]);
+        let version = Version { created, content, bases, usage, files: None, smoke: None };
         history.versions.insert(1, version);
         history.last = history.last.max(1);
         *history.active.get_or_insert(1) == 1
@@ -223,12 +223,22 @@ impl Registry {
         self.0.write().expect(NO_PANIC).apply(record)
     }
 
-    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike.
-    pub(super) fn resolve(&self, tenant: TenantId, wanted: &Wanted) -> Option<Revision> {
+    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike. With a ticket
+    /// the canary has its share.
+    pub(super) fn resolve(
+        &self,
+        tenant: TenantId,
+        wanted: &Wanted,
+        ticket: Option<&Ticket>,
+    ) -> Option<Revision> {
         self.with(|state| {
             let history = state.history(tenant, wanted.name())?;
             let number = match wanted {
-                Wanted::Active(_) => history.active?,
+                Wanted::Active(name) => {
+                    let drawn = |canary: &Canary| ticket.is_some_and(|it| canary.draws(name, it));
+                    let canary = history.canary().filter(drawn);
+                    canary.map_or(history.active?, |canary| canary.version)
+                }
                 Wanted::Version(_, number) => *number,
                 Wanted::Digest(_, digest) => history.version_of(*digest)?,
             };
@@ -269,20 +279,26 @@ impl Registry {
         })
     }
 
-    /// What a version is used for, if a tenant's name has it.
-    pub(super) fn usage(&self, tenant: TenantId, revision: &Revision) -> Option<Arc<Usage>> {
+    /// A revision, if a tenant's name still has it.
+    pub(super) fn entry(&self, tenant: TenantId, revision: &Revision) -> Option<Entry> {
         self.with(|state| {
-            let version = state.history(tenant, &revision.name)?.versions.get(&revision.version)?;
-            Some(Arc::clone(&version.usage))
+            let history = state.history(tenant, &revision.name)?;
+            let entry = history.entry(&revision.name, revision.version)?;
+            (entry.revision.digest == revision.digest).then_some(entry)
         })
     }
 
-    /// What is to be kept in memory: the active versions of pinned names.
-    pub(super) fn pinned(&self) -> Vec<Entry> {
+    /// What is to be kept in memory, and for whom: the active versions of pinned names.
+    pub(super) fn pinned(&self) -> Vec<(TenantId, Entry)> {
         self.with(|state| {
-            let names = state.names.values().flatten();
-            let pinned = names.filter(|(_, history)| history.pinned);
-            pinned.filter_map(|(name, history)| history.entry(name, history.active?)).collect()
+            let names = state.names.iter().flat_map(|(tenant, names)| {
+                names.iter().map(|(name, history)| (*tenant, name, history))
+            });
+            let pinned = names.filter(|(_, _, history)| history.pinned);
+            let entry = |(tenant, name, history): (TenantId, &AdapterName, &History)| {
+                Some((tenant, history.entry(name, history.active?)?))
+            };
+            pinned.filter_map(entry).collect()
         })
     }
 }
@@ -299,14 +315,20 @@ impl State {
 
     /// How many of a tenant's names have something in the store, and the bytes of all that.
     pub(super) fn holdings(&self, tenant: TenantId) -> (usize, u64) {
-        let (mut names, mut bytes) = (0, 0);
+        let (mut names, mut bytes) = (0, 0_u64);
         for (_, history) in self.names.get(&tenant).into_iter().flatten() {
             let stored = history.versions.values().filter(|version| version.files.is_some());
             let sizes: Vec<_> = stored.map(|version| version.content.facts.bytes).collect();
             names += usize::from(!sizes.is_empty());
-            bytes += sizes.into_iter().sum::<u64>();
+            bytes = sizes.into_iter().fold(bytes, u64::saturating_add);
         }
         (names, bytes)
+    }
+
+    /// How many contents there are, and the bytes of their files.
+    pub(super) fn extent(&self) -> (usize, u64) {
+        let bytes = self.contents.values().map(|held| held.content.facts.bytes);
+        (self.contents.len(), bytes.sum())
     }
 
     /// The number that the name's next version gets: none that it ever had.
@@ -343,12 +365,17 @@ impl State {
                     self.release(&version, &mut released);
                 }
             }
-            Change::Activated { version } => history.active = Some(*version),
+            Change::Activated { version } => {
+                history.active = Some(*version);
+                history.canary = None;
+            }
+            Change::Canary(canary) => history.canary = Some(*canary),
+            Change::CanaryEnded => history.canary = None,
             Change::Pinned => history.pinned = true,
             Change::Unpinned => history.pinned = false,
             Change::Validated { version, base } => {
-                if let Some(version) = history.versions.get(version) {
-                    version.content.add_base(base);
+                if let Some(version) = history.versions.get_mut(version) {
+                    version.bases.insert(base.clone());
                 }
             }
             Change::Removed { version } => {
@@ -363,6 +390,7 @@ impl State {
                 }
                 if version.is_none() {
                     history.active = None;
+                    history.canary = None;
                     history.pinned = false;
                 }
                 for version in gone {
@@ -379,6 +407,7 @@ impl State {
         history.last = history.last.max(*version);
         if stored.activate {
             history.active = Some(*version);
+            history.canary = None;
         }
         let held = self.contents.entry(*digest).or_insert_with(|| {
             let facts = Facts {
@@ -387,10 +416,10 @@ impl State {
                 memory: stored.memory(),
                 rank: stored.rank,
                 targets: stored.targets.clone(),
+                extras: Arc::new(stored.extras.clone()),
             };
             Held::new(facts, self.matrices)
         });
-        held.content.add_base(&stored.base);
         let files = Files { config: config.clone(), weights: weights.clone() };
         held.files.push(files.clone());
         for blob in [config, weights] {
@@ -398,7 +427,10 @@ impl State {
         }
         let content = Arc::clone(&held.content);
         let usage = Arc::default();
-        history.versions.insert(*version, Version { created, content, usage, files: Some(files) });
+        let bases = BTreeSet::from([stored.base.clone()]);
+        let (files, smoke) = (Some(files), stored.smoke.clone());
+        let made = Version { created, content, bases, usage, files, smoke };
+        history.versions.insert(*version, made);
     }
 
     /// Takes back what a version that is gone referred to.
@@ -448,6 +480,14 @@ impl History {
         self.active.filter(|active| self.versions.contains_key(active))
     }
 
+    /// The canary, where its version is there and another one is active.
+    pub(super) fn canary(&self) -> Option<Canary> {
+        let active = self.active()?;
+        self.canary.filter(|canary| {
+            canary.version != active && self.versions.contains_key(&canary.version)
+        })
+    }
+
     /// Whether there is a version of this number.
     pub(super) fn has(&self, number: u32) -> bool {
         self.versions.contains_key(&number)
@@ -455,7 +495,7 @@ impl History {
 
     /// Whether the version of this number was checked against this base.
     pub(super) fn is_for(&self, number: u32, base: &str) -> bool {
-        self.versions.get(&number).is_some_and(|version| version.content.is_for(base))
+        self.versions.get(&number).is_some_and(|version| version.bases.contains(base))
     }
 
     /// Whether it is to be kept in memory.
@@ -481,11 +521,24 @@ impl History {
     }
 
     fn entry(&self, name: &AdapterName, number: u32) -> Option<Entry> {
-        let Version { created, content, usage, files } = self.versions.get(&number)?.clone();
+        let Version { created, content, bases, usage, files, smoke } =
+            self.versions.get(&number)?.clone();
         let digest = content.facts.digest;
         let revision = Revision { name: name.clone(), version: number, digest };
         let (active, pinned) = (self.active == Some(number), self.pinned);
-        Some(Entry { revision, created, content, usage, active, pinned, files })
+        let canary = self.canary();
+        Some(Entry {
+            revision,
+            created,
+            content,
+            bases,
+            usage,
+            active,
+            pinned,
+            files,
+            smoke,
+            canary,
+        })
     }
 }
 
@@ -493,6 +546,8 @@ impl History {
 mod tests {
     use super::*;
     use crate::lora::Memory;
+
+    use crate::lora::Extras;
 
     const ME: TenantId = TenantId::DEFAULT;
     const OTHER: TenantId = TenantId::OTHER;
@@ -505,7 +560,14 @@ mod tests {
     fn facts(content: &str) -> Facts {
         let targets = vec!["q_proj".to_owned()];
         let memory = Memory { native: 20, int8: 11 };
-        Facts { digest: digest(content), bytes: 10, memory, rank: 4, targets }
+        Facts {
+            digest: digest(content),
+            bytes: 10,
+            memory,
+            rank: 4,
+            targets,
+            extras: Arc::default(),
+        }
     }
 
     fn name(text: &str) -> AdapterName {
@@ -535,12 +597,27 @@ mod tests {
             targets: vec!["q_proj".to_owned()],
             base: BASE.to_owned(),
             activate: true,
+            extras: Extras::default(),
+            smoke: None,
         }))
     }
 
     fn resolve(registry: &Registry, tenant: TenantId, wanted: &str) -> Option<(u32, Digest)> {
-        let revision = registry.resolve(tenant, &Wanted::parse(wanted).unwrap())?;
+        let revision = registry.resolve(tenant, &Wanted::parse(wanted).unwrap(), None)?;
         Some((revision.version, revision.digest))
+    }
+
+    #[test]
+    fn sizes_that_no_disk_has_add_up_without_overflow() {
+        let registry = Registry::default();
+        for version in [1, 2] {
+            let Change::Stored(mut vast) = stored(version, &format!("{version}"), 1) else {
+                unreachable!()
+            };
+            vast.weights.bytes = u64::MAX;
+            registry.apply(&record(ME, "sql", Change::Stored(vast)));
+        }
+        assert_eq!(registry.with(|state| state.holdings(ME)), (1, u64::MAX));
     }
 
     #[test]
@@ -561,6 +638,35 @@ mod tests {
         let versions = registry.versions(ME, &name("sql"));
         let numbers: Vec<_> = versions.iter().map(|e| (e.revision.version, e.active)).collect();
         assert_eq!(numbers, [(1, true), (2, false)]);
+    }
+
+    #[test]
+    fn a_canary_ends_with_the_next_activation_and_with_its_version() {
+        let registry = Registry::default();
+        for (version, content) in [(1, "one"), (2, "two")] {
+            registry.apply(&record(ME, "sql", stored(version, content, version.into())));
+        }
+        let canary = Canary { version: 1, percent: 99 };
+        let drawn = || {
+            let wanted = Wanted::parse("sql").unwrap();
+            let tickets = (0..20).map(|user| Ticket::new(format!("{user}")));
+            let version = |ticket| registry.resolve(ME, &wanted, Some(&ticket)).unwrap().version;
+            tickets.map(version).filter(|version| *version == 1).count()
+        };
+        registry.apply(&record(ME, "sql", Change::Canary(canary)));
+        assert!(drawn() > 15);
+        assert_eq!(resolve(&registry, ME, "sql"), Some((2, digest("two"))), "without a ticket");
+        assert_eq!(resolve(&registry, ME, "sql@v2"), Some((2, digest("two"))));
+        for end in [
+            Change::CanaryEnded,
+            Change::Activated { version: 2 },
+            Change::Removed { version: Some(1) },
+        ] {
+            registry.apply(&record(ME, "sql", Change::Canary(canary)));
+            registry.apply(&record(ME, "sql", end.clone()));
+            assert_eq!(drawn(), 0, "{end}");
+            assert_eq!(registry.active(ME, &name("sql")).unwrap().canary, None, "{end}");
+        }
     }
 
     #[test]
@@ -740,7 +846,8 @@ mod tests {
         let registry = Registry::default();
         registry.apply(&record(ME, "sql", stored(1, "one", 1)));
         registry.apply(&record(ME, "sql", Change::Pinned));
-        let pinned = || registry.pinned().iter().map(|e| e.revision.version).collect::<Vec<_>>();
+        let pinned =
+            || registry.pinned().iter().map(|(_, e)| e.revision.version).collect::<Vec<_>>();
         assert_eq!(pinned(), [1]);
         registry.apply(&record(ME, "sql", stored(2, "two", 2)));
         assert_eq!(pinned(), [2]);
@@ -753,14 +860,17 @@ mod tests {
     }
 
     #[test]
-    fn a_content_is_for_the_bases_it_was_checked_against() {
+    fn a_version_is_for_the_bases_it_was_checked_against_itself() {
         let registry = Registry::default();
         registry.apply(&record(ME, "sql", stored(1, "one", 1)));
-        let content = registry.content(digest("one")).unwrap();
-        assert!(content.is_for(BASE) && !content.is_for("other"));
-        let validated = Change::Validated { version: 1, base: "other".to_owned() };
+        registry.apply(&record(OTHER, "sql", stored(1, "one", 1)));
+        let bases = |tenant| registry.active(tenant, &name("sql")).unwrap().bases;
+        let [base, other] = [BASE, "other"].map(str::to_owned);
+        assert_eq!(bases(ME), BTreeSet::from([base.clone()]));
+        let validated = Change::Validated { version: 1, base: other.clone() };
         registry.apply(&record(ME, "sql", validated));
-        assert!(content.is_for("other"));
+        assert_eq!(bases(ME), BTreeSet::from([base.clone(), other]));
+        assert_eq!(bases(OTHER), BTreeSet::from([base]), "another tenant's is what it was");
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub struct CacheStats {
     pub loading_bytes: usize,
     /// Loaded adapters.
     pub resident: usize,
+    /// Adapters in the folder and the store, loaded or not; equal ones count once.
+    pub known: usize,
+    /// Bytes of their files.
+    pub known_bytes: u64,
     /// Of these, the ones that requests hold leases of.
     pub leased: usize,
     /// Adapters being loaded.
@@ -57,6 +61,8 @@ pub struct CacheStats {
     pub misses: u64,
     /// Loads begun.
     pub loads: u64,
+    /// Of these, the ones of adapters that had been dropped and are remembered: more memory would have saved them.
+    pub reloads: u64,
     /// Loads that failed.
     pub load_failures: u64,
     /// Adapters dropped to make room.

@@ -11,12 +11,13 @@ use tokio::{
 };
 
 use super::{Adapters, Shared};
+use crate::store::StoreError;
 
 /// How long after the start files that nothing refers to are first looked for, and how often from then on.
 const FIRST_SWEEP: Duration = Duration::from_mins(1);
 const SWEEP: Duration = Duration::from_mins(30);
 /// How old such files must be: whoever has put them may be about to refer to them.
-const GRACE: Duration = Duration::from_hours(1);
+pub(super) const GRACE: Duration = Duration::from_hours(1);
 
 /// Takes in what other servers write.
 pub(super) async fn refresh(adapters: Weak<Shared>, every: Duration) {
@@ -26,6 +27,8 @@ pub(super) async fn refresh(adapters: Weak<Shared>, every: Duration) {
         let Some(shared) = adapters.upgrade() else { return };
         let refreshed = Adapters { shared }.refresh().await;
         match &refreshed {
+            // Said where it is noted.
+            Err(StoreError::Damaged { .. }) => {}
             Err(error) if reachable => {
                 tracing::error!(%error, "the store cannot be read: adapters in memory are served on");
             }

@@ -9,23 +9,25 @@ use clap::Subcommand;
 use futures_util::StreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{
-    Body, Method,
+    Body, Method, Response,
     header::{IF_MATCH, IF_NONE_MATCH},
     multipart::{Form, Part},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 
 use super::{
     error::CliError,
     remote::{NO_QUERY, Remote, RemoteError, text},
+    runtime,
+    transfer::{self, Extent},
 };
 use crate::config::ByteSize;
 
 /// Both files of an adapter, in the order in which they are sent: what is wrong with the first is known sooner.
-const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+pub(super) const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 /// Where the API has them.
-const ADAPTERS: &str = "adapters";
+pub(super) const ADAPTERS: &str = "adapters";
 /// Bytes that are read from a file at once.
 const PIECE: usize = 256 << 10;
 
@@ -62,12 +64,15 @@ pub(crate) enum AdapterCommand {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Make the name point to one of its versions
+    /// Make the name point to one of its versions, or give that version a share of the requests
     Activate {
         /// Its name
         name: String,
         /// The version's number
         version: u32,
+        /// So many of a hundred requests that name no version; the others go to the active one. 0 ends it
+        #[arg(long, value_name = "P", value_parser = clap::value_parser!(u8).range(0..=100))]
+        percent: Option<u8>,
         #[command(flatten)]
         remote: Remote,
     },
@@ -123,14 +128,30 @@ pub(crate) enum AdapterCommand {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Write all adapters of the key's tenant into a folder, which an import reads; repeated, it goes on where it was
+    Export {
+        /// The folder
+        folder: PathBuf,
+        /// All versions, not only the active ones
+        #[arg(long)]
+        all_versions: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Upload what was exported to the key's tenant; what is there already is not sent again
+    ///
+    /// Versions keep their order and get new numbers; names point to what they pointed to when they were exported.
+    Import {
+        /// The folder
+        folder: PathBuf,
+        #[command(flatten)]
+        remote: Remote,
+    },
 }
 
 /// Does it.
 pub(crate) fn run(command: AdapterCommand) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::System)?;
+    let runtime = runtime()?;
     let text = runtime.block_on(answer(command))?;
     write!(io::stdout(), "{text}").map_err(CliError::Output)
 }
@@ -150,7 +171,7 @@ async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
             let (form, bar) = upload(&path).await?;
             let answer = remote.send(request.multipart(form)).await;
             bar.finish_and_clear();
-            remote.shown(answer?, |adapter| line(adapter) + "\n").await
+            pushed(&remote, answer?).await
         }
         AdapterCommand::List { remote } => {
             let request = remote.request(Method::GET, &[ADAPTERS], NO_QUERY);
@@ -160,11 +181,15 @@ async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
             let request = remote.request(Method::GET, &[ADAPTERS, &name], NO_QUERY);
             remote.shown(remote.send(request).await?, history).await
         }
-        AdapterCommand::Activate { name, version, remote } => {
-            remote.act(&name, "activate", Some(version)).await
+        AdapterCommand::Activate { name, version, percent, remote } => {
+            let mut which = json!({ "version": version });
+            if let Some(percent) = percent {
+                which["percent"] = percent.into();
+            }
+            remote.act(&name, "activate", Some(which)).await
         }
         AdapterCommand::Validate { name, version, remote } => {
-            remote.act(&name, "validate", Some(version)).await
+            remote.act(&name, "validate", Some(json!({ "version": version }))).await
         }
         AdapterCommand::Pin { name, remote } => remote.act(&name, "pin", None).await,
         AdapterCommand::Unpin { name, remote } => remote.act(&name, "unpin", None).await,
@@ -178,6 +203,11 @@ async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
         AdapterCommand::Get { name, path, version, remote } => {
             remote.fetch(&name, &path, version).await
         }
+        AdapterCommand::Export { folder, all_versions, remote } => {
+            let extent = if all_versions { Extent::AllVersions } else { Extent::Active };
+            transfer::export(&remote, &folder, extent).await
+        }
+        AdapterCommand::Import { folder, remote } => transfer::import(&remote, &folder).await,
     }
 }
 
@@ -186,11 +216,11 @@ impl Remote {
         &self,
         name: &str,
         action: &str,
-        version: Option<u32>,
+        which: Option<Value>,
     ) -> Result<String, RemoteError> {
         let request = self.request(Method::POST, &[ADAPTERS, name, action], NO_QUERY);
-        let request = match version {
-            Some(version) => request.json(&serde_json::json!({ "version": version })),
+        let request = match which {
+            Some(which) => request.json(&which),
             None => request,
         };
         self.shown(self.send(request).await?, |adapter| line(adapter) + "\n").await
@@ -232,7 +262,7 @@ impl Remote {
 }
 
 /// A folder's two files as a form, and the bar that shows how much of them is sent.
-async fn upload(folder: &Path) -> Result<(Form, ProgressBar), RemoteError> {
+pub(super) async fn upload(folder: &Path) -> Result<(Form, ProgressBar), RemoteError> {
     let bar = bar("uploading", 0);
     let mut form = Form::new();
     for file in FILES {
@@ -259,7 +289,7 @@ async fn upload(folder: &Path) -> Result<(Form, ProgressBar), RemoteError> {
 }
 
 /// A bar on a terminal; nothing anywhere else.
-fn bar(message: &'static str, bytes: u64) -> ProgressBar {
+pub(super) fn bar(message: &'static str, bytes: u64) -> ProgressBar {
     let bar =
         if io::stderr().is_terminal() { ProgressBar::new(bytes) } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template(
@@ -279,15 +309,38 @@ fn line(adapter: &Value) -> String {
     let version = format!("v{}", adapter["version"]);
     let targets: Vec<_> = adapter["targets"].as_array().into_iter().flatten().map(text).collect();
     let pinned = if adapter["pinned"] == true { ", pinned" } else { "" };
+    let canary = match &adapter["canary"] {
+        Value::Null => String::new(),
+        canary => format!(", {} % of the requests to v{}", canary["percent"], canary["version"]),
+    };
+    let failed = adapter["smoke_test"]["passed"] == false;
+    let failed = if failed { ", smoke test failed" } else { "" };
     let name = adapter.get("name").map(text).unwrap_or_default();
     format!(
-        "{name:<24} {version:<5} {:<12} {:<4} {:>10}  rank {:<4} {digest}  {}{pinned}",
+        "{name:<24} {version:<5} {:<12} {:<4} {:>10}  rank {:<4} {digest}  {}{pinned}{canary}{failed}",
         text(&adapter["status"]),
         text(&adapter["residency"]),
         ByteSize(adapter["bytes"].as_u64().unwrap_or(0)).to_string(),
         adapter["rank"].to_string(),
         targets.join(","),
     )
+}
+
+/// Where its smoke test failed, what was uploaded does not serve, and the command has not done what it was asked to.
+async fn pushed(remote: &Remote, response: Response) -> Result<String, RemoteError> {
+    let mut failed = None;
+    let shown = remote.shown(response, |adapter| {
+        let smoke = &adapter["smoke_test"];
+        if smoke["passed"] == false {
+            failed = Some((adapter["version"].to_string(), text(&smoke["answer"])));
+        }
+        line(adapter) + "\n"
+    });
+    let shown = shown.await?;
+    match failed {
+        Some((version, answer)) => Err(RemoteError::SmokeTest { version, answer }),
+        None => Ok(shown),
+    }
 }
 
 fn list(answer: &Value) -> String {

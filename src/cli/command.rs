@@ -9,9 +9,12 @@ use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 use clap_complete::Shell;
 
 use super::{
+    accounts,
     adapter::{self, AdapterCommand},
+    audit::{self, AuditArgs},
     error::CliError,
-    pull, serve,
+    pull, render, serve,
+    store::{self, StoreCommand},
     tenant::{self, TenantCommand},
     usage,
 };
@@ -19,6 +22,8 @@ use crate::config::{ModelsArgs, ServeArgs};
 
 /// For a command line that means nothing and for a start that failed.
 const FAILED: u8 = 2;
+/// For a check that was made, and found something.
+const FOUND_FAULTS: u8 = 1;
 
 /// One frozen base model, many voices: LoRA adapters behind an OpenAI-compatible endpoint
 #[derive(Debug, Parser)]
@@ -52,6 +57,18 @@ enum Command {
         #[command(subcommand)]
         command: TenantCommand,
     },
+    /// Show what tenants have used
+    Usage(Box<accounts::UsageArgs>),
+    /// Show who changed what, and when: adapters, tenants and keys
+    Audit(Box<AuditArgs>),
+    /// Check and copy a store: backups, without a server
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
+    /// Render one chat from standard input: what a server starts for templates that adapters bring
+    #[command(hide = true)]
+    Render,
     /// Print a completion script
     Completions {
         /// The shell it is for
@@ -67,6 +84,10 @@ impl Command {
             Self::Pull { name: None, models } => pull::list(models),
             Self::Adapter { command } => adapter::run(command),
             Self::Tenant { command } => tenant::run(command),
+            Self::Usage(args) => accounts::run(*args),
+            Self::Audit(args) => audit::run(*args),
+            Self::Store { command } => store::run(command),
+            Self::Render => render::run(),
             Self::Completions { shell } => completions(shell),
         }
     }
@@ -81,11 +102,12 @@ pub fn run() -> ExitCode {
             drop(answer.print());
             return ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(FAILED));
         }
-        Err(refused) => return failed(&usage::refusal(&refused, &Cli::command())),
+        Err(refused) => return failed(FAILED, &usage::refusal(&refused, &Cli::command())),
     };
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error.one_line()),
+        Err(error @ CliError::StoreLacks { .. }) => failed(FOUND_FAULTS, &error.one_line()),
+        Err(error) => failed(FAILED, &error.one_line()),
     }
 }
 
@@ -99,9 +121,9 @@ fn is_help(answer: &clap::Error) -> bool {
 }
 
 /// Says why, in one line.
-fn failed(why: &str) -> ExitCode {
+fn failed(status: u8, why: &str) -> ExitCode {
     drop(writeln!(io::stderr(), "error: {why}"));
-    ExitCode::from(FAILED)
+    ExitCode::from(status)
 }
 
 fn completions(shell: Shell) -> Result<(), CliError> {

@@ -8,7 +8,7 @@ use crate::{
     catalog::PullError,
     config::{ConfigError, Kernels},
     http, model,
-    store::{OpenError, StoreError},
+    store::{NotCopied, OpenError, StoreError},
     telemetry::BadFilter,
     text,
 };
@@ -53,12 +53,24 @@ pub(crate) enum CliError {
     NoPage { given: u64, tokens: usize, page: u64 },
     #[error("adapters: {0}; choose a folder with --adapters")]
     Adapters(#[from] ScanError),
+    #[error("adapters cannot be loaded from {}: --lora-root must name a folder", path.display())]
+    LoraRoot { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Remote(#[from] RemoteError),
     #[error(transparent)]
     Store(#[from] OpenError),
     #[error("the adapters in the store cannot be read: {0}")]
     Records(#[from] StoreError),
+    #[error("usage cannot be noted in {}: give a folder that can be written with --journals", path.display())]
+    Journals { path: PathBuf, source: io::Error },
+    #[error("usage cannot be noted, because the store does not say which one it is: {0}")]
+    Ledger(StoreError),
+    #[error("the store lacks what its records refer to, in {faults} places")]
+    StoreLacks { faults: usize },
+    #[error(transparent)]
+    NotCopied(#[from] NotCopied),
+    #[error("both are one store, or one lies in the other: a copy needs a place of its own")]
+    CopyOntoItself,
     #[error(transparent)]
     Header(#[from] http::BadHeader),
     #[error("the engine did not start")]

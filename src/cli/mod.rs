@@ -1,6 +1,8 @@
 //! What was typed, turned into one call. The only part of chorus that prints.
 
+mod accounts;
 mod adapter;
+mod audit;
 mod base;
 mod command;
 mod error;
@@ -8,9 +10,19 @@ mod plan;
 mod progress;
 mod pull;
 mod remote;
+mod render;
 mod serve;
 mod signals;
+mod store;
 mod tenant;
+mod transfer;
 mod usage;
 
 pub use command::run;
+use error::CliError;
+use tokio::runtime::{Builder, Runtime};
+
+/// For commands that do one thing after the other.
+fn runtime() -> Result<Runtime, CliError> {
+    Builder::new_current_thread().enable_all().build().map_err(CliError::System)
+}

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use super::{error::CliError, progress};
+use super::{error::CliError, progress, runtime};
 use crate::{
     catalog,
     config::{ByteSize, Models, ModelsArgs},
@@ -13,10 +13,7 @@ pub(crate) fn run(name: &str, models: ModelsArgs) -> Result<(), CliError> {
     let models = Models::try_from(models)?;
     let entry = catalog::find(name)
         .ok_or_else(|| CliError::NotInCatalog { name: name.to_owned(), known: known() })?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::System)?;
+    let runtime = runtime()?;
     let progress = progress::on_stderr();
     let pull = catalog::pull(entry, &models.folder, models.hub, progress.as_ref());
     let path = runtime.block_on(pull)?;

@@ -29,10 +29,20 @@ pub(crate) enum RemoteError {
     Refused { status: u16, message: String },
     #[error("the server's answer is none of chorus: {0}")]
     Answer(String),
+    #[error(
+        "version {version} is stored but not active, because its smoke test failed: it answered {answer:?}"
+    )]
+    SmokeTest { version: String, answer: String },
     #[error("{} cannot be read", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{} cannot be written", path.display())]
     Unwritable { path: PathBuf, source: io::Error },
+    #[error("{} is {what}", path.display())]
+    Unexpected { path: PathBuf, what: String },
+    #[error(
+        "{refused} of {versions} versions are not there, and {withheld} that are to be active fail their smoke tests, for the reasons above; the same command goes on"
+    )]
+    Incomplete { refused: usize, versions: usize, withheld: usize },
 }
 
 pub(super) const NO_QUERY: &[(&str, bool)] = &[];
@@ -81,6 +91,12 @@ impl Remote {
             _ => status.canonical_reason().unwrap_or("the server refused").to_owned(),
         };
         Err(RemoteError::Refused { status: status.as_u16(), message: printable(&message) })
+    }
+
+    /// What a path has.
+    pub(super) async fn json(&self, path: &[&str]) -> Result<Value, RemoteError> {
+        let answer = self.send(self.request(Method::GET, path, NO_QUERY)).await?.json().await;
+        answer.map_err(|error| RemoteError::Answer(error.to_string()))
     }
 
     /// The answer as it is printed: for people, or as it came.

@@ -6,6 +6,7 @@ use std::{
     num::NonZeroUsize,
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
@@ -20,11 +21,12 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    adapter::{self, Adapters, Folder, Rules},
+    adapter::{self, Adapters, Folder, LoraRoot, Rules},
     config::{self, AdapterDtype, Device, Serve, ServeArgs},
     engine::{self, Engine},
     http,
     kernels::{linear::Precision, panels::Encoding, simd::Tier},
+    ledger::{Ledger, NotOpened},
     lora::{Limits, Matrices},
     model::{Kv, KvType, Llama, PAGE},
     store::Store,
@@ -39,6 +41,9 @@ const HTTP_THREADS: usize = 2;
 /// Adapters that are loaded at once: one that reads beside one that computes. More would only take
 /// cores from the requests that run.
 const ADAPTER_LOADERS: NonZeroUsize = NonZeroUsize::new(2).expect("not 0");
+
+/// How long the end waits for the store to take what was used.
+const LAST_SHEET: Duration = Duration::from_secs(5);
 
 /// Serves until a signal ends it.
 pub(crate) fn run(args: ServeArgs) -> Result<(), CliError> {
@@ -72,7 +77,7 @@ async fn serve(config: Serve) -> Result<(), CliError> {
     let plan = Plan { address, ..started.plan };
     write!(io::stdout(), "{plan}").map_err(CliError::Output)?;
     // The engine ends when it is told to. Where it does so by itself, only a new process brings it back.
-    let (engine, mut asked) = (started.engine, false);
+    let (engine, ledger, mut asked) = (started.engine, started.ledger, false);
     let end = async {
         tokio::select! {
             () = signals.first() => asked = true,
@@ -80,6 +85,11 @@ async fn serve(config: Serve) -> Result<(), CliError> {
         }
     };
     http::serve(listener, started.app, end).await.map_err(CliError::Serve)?;
+    match tokio::time::timeout(LAST_SHEET, ledger.put()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "usage waits here for the next start"),
+        Err(_) => tracing::warn!("the store is slow: usage waits here for the next start"),
+    }
     if asked { Ok(()) } else { Err(CliError::EngineEnded) }
 }
 
@@ -87,6 +97,7 @@ async fn serve(config: Serve) -> Result<(), CliError> {
 struct Started {
     app: http::App,
     engine: Engine,
+    ledger: Ledger,
     /// With the address that was asked for, which may leave the port to the system.
     plan: Plan,
 }
@@ -150,15 +161,29 @@ fn build(
     let model = Arc::new(model);
     let base: Arc<dyn crate::lora::Base> = Arc::<Llama>::clone(&model);
     let settings = adapter_settings(config, &store);
-    let foundation = adapter::Foundation { base, sha256: base_model.digest.clone() };
     // Blocking is all right on this thread, which is no worker of the runtime.
-    let adapters =
-        Handle::current().block_on(Adapters::open(folder, foundation, store, settings))?;
+    let runtime = Handle::current();
+    let ledger = runtime.block_on(open_ledger(config, &store))?;
+    let foundation = adapter::Foundation { base, sha256: base_model.digest.clone() };
+    let shared = (store, tenants.clone());
+    let adapters = runtime.block_on(Adapters::open(folder, foundation, shared, settings))?;
     let kv_type = kv_type(&config.engine, &model);
     let engine = Engine::start(model, kv_type, engine_settings(&config.engine, kv))?;
     let settings = http_settings(config)?;
-    let app = http::App::new(base_model, text, (adapters, tenants), engine.clone(), settings);
-    Ok(Started { app, engine, plan })
+    let stored = http::Stored { adapters, tenants, ledger: ledger.clone() };
+    let app = http::App::new(base_model, text, stored, engine.clone(), settings);
+    Ok(Started { app, engine, ledger, plan })
+}
+
+/// Beside the store, where that is a directory.
+async fn open_ledger(config: &Serve, store: &Store) -> Result<Ledger, CliError> {
+    let given = config.store.journals.clone();
+    let beside = || store.folder().unwrap_or(Path::new(config::DATA_DIR)).join("journals");
+    let folder = given.unwrap_or_else(beside);
+    Ledger::open(store.clone(), &folder).await.map_err(|error| match error {
+        NotOpened::Store(error) => CliError::Ledger(error),
+        NotOpened::Folder(source) => CliError::Journals { path: folder, source },
+    })
 }
 
 fn adapter_settings(config: &Serve, store: &Store) -> adapter::Settings {
@@ -318,8 +343,18 @@ fn http_settings(config: &Serve) -> Result<http::Settings, CliError> {
         drain: http.drain_time,
         max_connections: http.max_connections,
         metrics_open: http.metrics_open,
+        lora_root: lora_root(http.lora_root.as_deref())?,
         allowed_hosts: http.allowed_hosts.clone(),
     })
+}
+
+/// Where adapters may be loaded from by their path, which must be there.
+fn lora_root(path: Option<&Path>) -> Result<Option<LoraRoot>, CliError> {
+    let open = |path: &Path| {
+        let failed = |source| CliError::LoraRoot { path: path.to_owned(), source };
+        LoraRoot::open(path).map_err(failed)
+    };
+    path.map(open).transpose()
 }
 
 fn engine_settings(config: &config::Engine, kv: plan::Kv) -> engine::Settings {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{
     error::CliError,
     remote::{NO_QUERY, Remote, RemoteError, text},
+    runtime,
 };
 use crate::config::{ByteSize, Span};
 
@@ -106,6 +107,15 @@ pub(crate) struct QuotaArgs {
     /// Bytes of all versions of all adapters
     #[arg(long, value_name = "SIZE")]
     stored_bytes: Option<ByteSize>,
+    /// Bytes of memory that adapters of others leave to its loaded ones, of each server
+    #[arg(long, value_name = "SIZE")]
+    resident_min_bytes: Option<ByteSize>,
+    /// Bytes of memory that its loaded adapters may take, of each server
+    #[arg(long, value_name = "SIZE")]
+    resident_max_bytes: Option<ByteSize>,
+    /// Uploads in a minute, of each server
+    #[arg(long, value_name = "N")]
+    uploads_per_minute: Option<u32>,
     /// Take away all bounds that are not given
     #[arg(long)]
     clear: bool,
@@ -160,16 +170,13 @@ pub(crate) enum Scope {
 
 /// Does it.
 pub(crate) fn run(command: TenantCommand) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::System)?;
+    let runtime = runtime()?;
     let text = runtime.block_on(answer(command))?;
     write!(io::stdout(), "{text}").map_err(CliError::Output)
 }
 
 impl Admin {
-    fn remote(self) -> Remote {
+    pub(super) fn remote(self) -> Remote {
         Remote { url: self.url, key: self.key, json: self.json }
     }
 }
@@ -264,6 +271,9 @@ async fn merged(remote: &Remote, tenant: &str, given: &QuotaArgs) -> Result<Valu
         ("concurrent", given.concurrent.map(u64::from)),
         ("adapters", given.adapters.map(u64::from)),
         ("stored_bytes", given.stored_bytes.map(|ByteSize(bytes)| bytes)),
+        ("resident_min_bytes", given.resident_min_bytes.map(|ByteSize(bytes)| bytes)),
+        ("resident_max_bytes", given.resident_max_bytes.map(|ByteSize(bytes)| bytes)),
+        ("uploads_per_minute", given.uploads_per_minute.map(u64::from)),
     ] {
         if let Some(value) = value {
             quota[field] = value.into();
@@ -333,8 +343,13 @@ fn whole(tenant: &Value) -> String {
         format!("  {} {}{expires}\n", text(&key["id"]), text(&key["scope"]))
     });
     let bounds = tenant["quota"].as_object().into_iter().flatten();
-    let bounds = bounds.filter_map(|(what, bound)| {
-        Some(format!("  at most {} {}\n", bound.as_u64()?, what.replace('_', " ")))
+    let bounds = bounds.filter_map(|(field, bound)| {
+        let (kind, what) = match field.as_str() {
+            "resident_min_bytes" => ("keeps", "bytes of memory".to_owned()),
+            "resident_max_bytes" => ("at most", "bytes of memory".to_owned()),
+            field => ("at most", field.replace('_', " ")),
+        };
+        Some(format!("  {kind} {} {what}\n", bound.as_u64()?))
     });
     [line(tenant) + "\n"].into_iter().chain(keys).chain(bounds).collect()
 }
@@ -348,7 +363,7 @@ mod tests {
         let tenant = json!({
             "name": "acme", "default_adapter": "sql", "operator_key": "chorus-abc",
             "keys": [{"id": "0a0b0c0d", "scope": "infer", "expires": 7}],
-            "quota": {"adapters": 3, "concurrent": null},
+            "quota": {"adapters": 3, "concurrent": null, "resident_max_bytes": 9, "resident_min_bytes": 5},
         });
         let shown = created(&tenant);
         for part in ["acme", "chorus-abc", "CHORUS_OPERATOR_KEY", "chorus tenant key new acme"] {
@@ -358,6 +373,8 @@ mod tests {
         assert!(shown.contains("1 key, default adapter sql"), "{shown}");
         assert!(shown.contains("0a0b0c0d infer, expires at 7"), "{shown}");
         assert!(shown.contains("at most 3 adapters") && !shown.contains("concurrent"), "{shown}");
+        assert!(shown.contains("at most 9 bytes of memory"), "{shown}");
+        assert!(shown.contains("keeps 5 bytes of memory"), "{shown}");
         assert_eq!(list(&json!({"data": [tenant, {}]})).lines().count(), 2);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use super::step::{Batch, Forward};
 use crate::{
-    lora::{Adapter, Digest, Lease, Manifest, Matrices, Sites, ZeroBase},
+    lora::{Adapter, Digest, Extras, Lease, Manifest, Matrices, Sites, ZeroBase},
     model::PAGE,
 };
 
@@ -216,6 +216,7 @@ pub(crate) fn adapter(id: u8) -> Arc<Adapter> {
         copies: Vec::new(),
         rank: 0,
         targets: Vec::new(),
+        extras: Extras::default(),
     };
     let base = ZeroBase(Sites {
         layers: 0,

@@ -1,12 +1,20 @@
 //! Where the engine's handles and its thread meet.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+};
 
 use super::{
     answer::Answer,
     job::{Lane, Refused},
     stats::Stats,
 };
+
+/// A lane may have at most so many times as many jobs as there is still room for: alone seven eighths of all, so that there is
+/// room for whoever has few (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", IEEE/ACM
+/// Transactions on Networking 6, 1998).
+const TIMES_THE_ROOM: usize = 7;
 
 /// New jobs on the way in, numbers on the way out.
 ///
@@ -26,6 +34,8 @@ struct State {
     arrivals: Vec<(Answer, Lane)>,
     /// As of the engine's latest step. `waiting` includes what it has taken since, not `arrivals`.
     stats: Stats,
+    /// Jobs of each lane, likewise.
+    jobs: BTreeMap<Lane, usize>,
     phase: Phase,
 }
 
@@ -43,7 +53,12 @@ pub(crate) enum Phase {
 impl Inbox {
     /// Open and empty.
     pub(crate) fn new(max_jobs: usize) -> Self {
-        let state = State { arrivals: Vec::new(), stats: Stats::default(), phase: Phase::Open };
+        let state = State {
+            arrivals: Vec::new(),
+            stats: Stats::default(),
+            jobs: BTreeMap::new(),
+            phase: Phase::Open,
+        };
         Self { state: Mutex::new(state), news: Condvar::new(), max_jobs }
     }
 
@@ -55,7 +70,8 @@ impl Inbox {
         }
         // Not by those who wait alone: a burst may come in while all places are free and a step is being computed.
         let waiting = state.waiting();
-        if state.stats.running + waiting >= self.max_jobs {
+        let room = self.max_jobs.saturating_sub(state.stats.running + waiting);
+        if room == 0 || state.jobs(lane) >= room.saturating_mul(TIMES_THE_ROOM) {
             return Err(Refused::Full { waiting });
         }
         state.arrivals.push((answer, lane));
@@ -83,12 +99,17 @@ impl Inbox {
         let mut state = self.lock();
         let arrivals = std::mem::take(&mut state.arrivals);
         state.stats.waiting += arrivals.len();
+        for (_, lane) in &arrivals {
+            *state.jobs.entry(*lane).or_default() += 1;
+        }
         (arrivals, state.phase)
     }
 
-    /// Replaces the numbers.
-    pub(crate) fn publish(&self, stats: &Stats) {
-        self.lock().stats.clone_from(stats);
+    /// Replaces the numbers, and those of each lane's jobs.
+    pub(crate) fn publish(&self, stats: &Stats, jobs: BTreeMap<Lane, usize>) {
+        let mut state = self.lock();
+        state.stats.clone_from(stats);
+        state.jobs = jobs;
     }
 
     /// The numbers.
@@ -115,5 +136,10 @@ impl Inbox {
 impl State {
     fn waiting(&self) -> usize {
         self.stats.waiting + self.arrivals.len()
+    }
+
+    fn jobs(&self, lane: Lane) -> usize {
+        let taken = self.jobs.get(&lane).copied().unwrap_or(0);
+        taken + self.arrivals.iter().filter(|(_, other)| *other == lane).count()
     }
 }

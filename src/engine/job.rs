@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Instant};
 
 use crate::lora::Lease;
 
-/// An opaque class of work that the scheduler is fair between. Whoever submits decides what it means.
+/// An opaque class of work that the scheduler is fair between: those that want more than there is get as many tokens as each
+/// other. Whoever submits decides what it means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(pub u32);
 

@@ -8,9 +8,10 @@
 //! 4. `answer`, `sampler`: draw a token per sequence that is up to date; commit; tell the readers.
 //!
 //! Absences: no tenant, no name, no file, no string. The scheduler knows no tensor, no thread and no clock. Fairness
-//! comes in as an opaque [`Lane`]. No reader can stop a step: each job's channel holds all it can ever produce.
+//! comes in as an opaque [`Lane`], whose tokens `counters` count. No reader can stop a step: each job's channel holds all it can ever produce.
 
 mod answer;
+mod counters;
 mod inbox;
 mod job;
 mod pages;
@@ -64,7 +65,8 @@ pub struct Settings {
     pub step_tokens: usize,
     /// Most sequences computed side by side; no more than `step_tokens` are.
     pub max_running: usize,
-    /// Most jobs in the queue while `max_running` run, that is, most jobs beyond so many; the next one is refused.
+    /// Most jobs in the queue while `max_running` run, that is, most jobs beyond so many; the next one is refused. A lane has
+    /// at most seven eighths of all.
     pub max_waiting: usize,
     /// Most different adapters among the running sequences.
     pub slots: usize,

@@ -83,6 +83,11 @@ impl Pages {
         }
     }
 
+    /// How many pages of `table` are in no other.
+    pub(crate) fn sole(&self, table: &[u32]) -> usize {
+        table.iter().filter(|id| self.all[**id as usize].owners == 1).count()
+    }
+
     /// How many of the first `keys` lead to pages that somebody owns: to adopt those takes nothing from anybody.
     pub(crate) fn shared(&self, keys: &[Key]) -> usize {
         let owned =

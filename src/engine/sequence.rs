@@ -26,6 +26,8 @@ pub(crate) struct Sequence {
     tokens: usize,
     /// Positions whose keys and values are in `pages`.
     computed: usize,
+    /// Tokens that its lane has been charged for, or got for nothing; never fewer than are computed.
+    paid: usize,
     /// Positions whose logits somebody still wants, computed or not.
     wanted: Range<usize>,
     /// Whose prefixes it may use, and may use its.
@@ -55,6 +57,7 @@ impl Sequence {
             adapter,
             tokens,
             computed: 0,
+            paid: 0,
             wanted,
             scope: Scope::default(),
             keys: Vec::new(),
@@ -94,6 +97,11 @@ impl Sequence {
         self.tokens - self.computed
     }
 
+    /// Tokens of the prompt that its lane has not been charged for.
+    pub(crate) fn unpaid(&self) -> usize {
+        self.tokens - self.paid
+    }
+
     /// Its block table.
     pub(crate) fn pages(&self) -> &[u32] {
         &self.pages
@@ -116,6 +124,7 @@ impl Sequence {
         self.pages = table;
         self.kept = self.pages.len();
         self.computed = self.kept * PAGE;
+        self.paid = self.paid.max(self.computed);
     }
 
     /// Names of the pages that it may take over.
@@ -160,20 +169,25 @@ impl Sequence {
         }
     }
 
-    /// `part` is computed and its logits are taken.
-    pub(crate) fn commit(&mut self, part: &Part, pages: &mut Pages) {
+    /// `part` is computed and its logits are taken; returns how many tokens of it were never computed before.
+    pub(crate) fn commit(&mut self, part: &Part, pages: &mut Pages) -> usize {
         self.computed = part.rows.end;
+        let unpaid = self.computed.saturating_sub(self.paid);
+        self.paid += unpaid;
         self.wanted.start = self.wanted.start.max(part.rows.end);
         let full = self.computed / PAGE;
         for (page, key) in self.pages.iter_mut().zip(&self.keys).take(full).skip(self.kept) {
             *page = pages.keep(*page, self.scope, *key);
         }
         self.kept = self.kept.max(full);
+        unpaid
     }
 
-    /// One more token is known; its logits are wanted. `keys` names the page that it fills, if it fills one.
+    /// One more token is known, which was charged for when it was drawn; its logits are wanted. `keys` names the page that it
+    /// fills, if it fills one.
     pub(crate) fn grow(&mut self, keys: Vec<Key>) {
         self.tokens += 1;
+        self.paid += 1;
         self.keys.extend(keys);
     }
 
@@ -203,6 +217,11 @@ impl Part {
     /// One row that continues an answer (or computes a prompt's last token by itself).
     pub(crate) fn is_decode(&self) -> bool {
         self.completes && self.rows.len() == 1
+    }
+
+    /// A token is drawn from its last row.
+    pub(crate) fn draws(&self) -> bool {
+        self.completes && self.sampled.end == self.rows.end
     }
 }
 

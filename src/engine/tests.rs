@@ -311,6 +311,26 @@ async fn jobs_that_cannot_be_are_refused() {
 }
 
 #[tokio::test]
+async fn a_lane_that_fills_the_queue_leaves_room_for_another() {
+    let (engine, watch) = engine(Settings { max_running: 8, max_waiting: 24, ..settings() });
+    watch.halt_in(1);
+    let mut streams = Vec::new();
+    let mut fill = |lane| {
+        let wish = Wish { lane, ..Wish::of(&[1], 2) };
+        let before = streams.len();
+        while let Ok(stream) = engine.submit(wish.job()) {
+            streams.push((wish.clone(), stream));
+        }
+        streams.len() - before
+    };
+    assert_eq!([fill(0), fill(1), fill(2)], [28, 4, 0]);
+    watch.release();
+    for (wish, stream) in streams {
+        assert_eq!(all(stream).await, wish.alone());
+    }
+}
+
+#[tokio::test]
 async fn the_queue_has_its_bound() {
     let (engine, watch) = engine(Settings { max_running: 1, max_waiting: 2, ..settings() });
     watch.halt_in(1);

@@ -1,4 +1,4 @@
-//! The line before the engine: one queue per lane, served in turn.
+//! The line before the engine: one queue per lane, and first whoever has been given least.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -25,7 +25,7 @@ const PATIENCE: usize = 32;
 pub(crate) struct Waiting {
     preempted: VecDeque<Sequence>,
     lanes: BTreeMap<Lane, VecDeque<Sequence>>,
-    /// The lane that was served last; the next one after it is the first to be asked.
+    /// The lane that was served last; of those that have been given the same, the next one after it is first.
     served: Lane,
 }
 
@@ -49,6 +49,12 @@ impl Waiting {
         self.preempted.len() + self.lanes.values().map(VecDeque::len).sum::<usize>()
     }
 
+    /// Lanes of those that wait, and how many; one may come twice.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = (Lane, usize)> {
+        let preempted = self.preempted.iter().map(|sequence| (sequence.lane(), 1));
+        preempted.chain(self.lanes.iter().map(|(lane, queue)| (*lane, queue.len())))
+    }
+
     /// Puts a new sequence at the end of its lane.
     pub(crate) fn push(&mut self, sequence: Sequence) {
         self.lanes.entry(sequence.lane()).or_default().push_back(sequence);
@@ -59,11 +65,22 @@ impl Waiting {
         self.preempted.push_front(sequence);
     }
 
-    /// Who is next, of those that `slots` admit and whose lane is `open`.
+    /// Puts a sequence that ran before all others of its lane.
+    pub(crate) fn push_displaced(&mut self, sequence: Sequence) {
+        self.lanes.entry(sequence.lane()).or_default().push_front(sequence);
+    }
+
+    /// Who is next, of those that `slots` admit. `given` says what a lane has been given, and `open` whether one more may come in.
     ///
     /// First those preempted, whatever `slots` say: they ran together a moment ago, and nobody was admitted since.
-    /// Then those overdue. Then lanes in turn, and within a lane whoever came first.
-    pub(crate) fn next(&self, slots: &Slots, open: impl Fn(Lane) -> bool) -> Option<Place> {
+    /// Then those overdue. Then the lane that has been given least, and within it whoever came first. Nobody comes in past a
+    /// lane that is not open and has been given less: what runs of it would be left behind.
+    pub(crate) fn next(
+        &self,
+        slots: &Slots,
+        given: impl Fn(Lane) -> u64,
+        open: impl Fn(Lane) -> bool,
+    ) -> Option<Place> {
         if !self.preempted.is_empty() {
             return Some(Place::Preempted);
         }
@@ -74,13 +91,19 @@ impl Waiting {
         if let Some(sequence) = overdue {
             return Some(Place::Lane(sequence.lane(), 0));
         }
-        in_turn(self.served, self.lanes.keys().copied()).filter(|lane| open(*lane)).find_map(
-            |lane| {
-                let index =
-                    self.lanes[&lane].iter().position(|waiting| slots.admits(waiting.adapter()))?;
-                Some(Place::Lane(lane, index))
-            },
-        )
+        let mut lanes: Vec<_> = self.in_turn().collect();
+        lanes.sort_by_cached_key(|lane| given(*lane));
+        lanes.into_iter().take_while(|lane| open(*lane)).find_map(|lane| {
+            let index =
+                self.lanes[&lane].iter().position(|waiting| slots.admits(waiting.adapter()))?;
+            Some(Place::Lane(lane, index))
+        })
+    }
+
+    /// Lanes in ascending order, beginning behind the one served last and going round.
+    fn in_turn(&self) -> impl Iterator<Item = Lane> {
+        let after = self.lanes.range((Bound::Excluded(self.served), Bound::Unbounded));
+        after.chain(self.lanes.range(..=self.served)).map(|(lane, _)| *lane)
     }
 
     /// The sequence that stands there.
@@ -147,13 +170,6 @@ impl Waiting {
     }
 }
 
-/// `lanes` in ascending order, beginning behind `last` and going round.
-pub(crate) fn in_turn(last: Lane, lanes: impl Iterator<Item = Lane>) -> impl Iterator<Item = Lane> {
-    let lanes: BTreeSet<_> = lanes.collect();
-    let after: Vec<_> = lanes.range((Bound::Excluded(last), Bound::Unbounded)).copied().collect();
-    after.into_iter().chain(lanes.into_iter().take_while(move |lane| *lane <= last))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,13 +181,13 @@ mod tests {
     }
 
     fn served(waiting: &mut Waiting, slots: &Slots) -> Vec<u64> {
-        std::iter::from_fn(|| waiting.take(waiting.next(slots, |_| true)?))
+        std::iter::from_fn(|| waiting.take(waiting.next(slots, |_| 0, |_| true)?))
             .map(|sequence| sequence.id().0)
             .collect()
     }
 
     #[test]
-    fn lanes_take_turns_however_long_they_are() {
+    fn lanes_given_the_same_take_turns_however_long_they_are() {
         let mut waiting = Waiting::new();
         for (id, lane) in [(0, 7), (1, 7), (2, 7), (3, 1), (4, 9), (5, 9)] {
             waiting.push(sequence(id, lane, None));
@@ -200,7 +216,7 @@ mod tests {
         for id in 0..PATIENCE as u64 {
             assert_eq!(waiting.overdue_adapters(&slots), 0);
             waiting.push(sequence(10 + id, 1, Some(1)));
-            let place = waiting.next(&slots, |_| true).unwrap();
+            let place = waiting.next(&slots, |_| 0, |_| true).unwrap();
             assert_eq!(waiting.take(place).unwrap().id().0, 10 + id);
             waiting.pass_over(&slots);
         }
@@ -208,10 +224,10 @@ mod tests {
         slots.drain(1);
         waiting.push(sequence(50, 1, Some(1)));
         waiting.push(sequence(51, 1, None));
-        let place = waiting.next(&slots, |_| true).unwrap();
+        let place = waiting.next(&slots, |_| 0, |_| true).unwrap();
         assert_eq!(waiting.take(place).unwrap().id().0, 51, "the base needs no slot");
         slots.release(running.adapter());
-        let place = waiting.next(&slots, |_| false).unwrap();
+        let place = waiting.next(&slots, |_| 0, |_| false).unwrap();
         assert_eq!(waiting.take(place).unwrap().id().0, 0, "even where its lane is closed");
     }
 

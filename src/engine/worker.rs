@@ -232,7 +232,7 @@ impl<F: Forward> Worker<F> {
         self.stats.pages_free = self.scheduler.pages().free();
         self.stats.pages_idle = self.scheduler.pages().idle();
         self.stats.adapters_running = self.scheduler.slots().bound();
-        self.inbox.publish(&self.stats);
+        self.inbox.publish(&self.stats, self.scheduler.jobs());
         self.farewells.drain(..).for_each(Farewell::send);
     }
 

@@ -1,6 +1,9 @@
 //! `/v1/adapters`: what a tenant does with its own.
 
-use std::time::SystemTime;
+use std::{
+    io,
+    time::{Instant, SystemTime},
+};
 
 use axum::{
     Json,
@@ -22,17 +25,22 @@ use super::{
     auth::{By, need},
     body::{Payload, parse},
     error::ApiError,
+    rates,
+    sampling::within,
+    tally,
     trial::EngineTrial,
-    upload,
+    upload::{self, Place},
     wire::adapters::{
-        AdapterList, AdapterOut, Deleted, PutQuery, Residency, Status, VersionIn, VersionOut,
-        VersionQuery,
+        ActivateIn, AdapterList, AdapterOut, Deleted, PutQuery, Residency, Status, VersionIn,
+        VersionOut, VersionQuery,
     },
 };
 use crate::{
     adapter::{
-        AdapterName, Card, Expected, Kept, NotChanged, Part, Room, Target, Terms, Version, Wanted,
+        AdapterName, Card, Expected, Kept, NotChanged, Part, Room, Target, Terms, Unfit, Upload,
+        Version, Wanted,
     },
+    ledger::Used,
     tenant::{Caller, Scope, TenantId},
 };
 
@@ -81,25 +89,28 @@ pub(super) async fn put(
         let target = asked.of(&name);
         app.accepting()?;
         app.adapters().expect(target, &expected).await.map_err(refused)?;
-        let _place = app.uploads().take(caller.tenant).await?;
+        // Last of what needs no byte of the body, so that what is refused before costs nothing.
+        let admitted = app.tenants().admit_upload(caller.tenant, Instant::now());
+        let rate = admitted.map_err(|over| ApiError::over_quota(&over))?;
+        let place = app.uploads().take(caller.tenant).await?;
         let upload = app.adapters().upload();
         let upload = app.while_accepting(body.receive(upload)).await?;
         // It may have taken minutes.
         if !app.tenants().still_counts(&caller, SystemTime::now()) {
             return Err(ApiError::unidentified());
         }
-        let trial = EngineTrial::new(&app);
-        let quota = app.tenants().quota(caller.tenant);
-        let room = Room { adapters: quota.adapters, bytes: quota.stored_bytes };
-        let terms = Terms { expected: &expected, activate, room };
-        let kept = app.adapters().put(target, upload, &terms, &trial).await;
-        kept.map_err(refused)
+        let how = How { expected, activate };
+        let kept = keep(app.clone(), (asked, name.clone()), upload, how, place).await;
+        let kept = kept.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
+        Ok((kept, rate))
     };
     match kept.await {
-        Ok(Kept { card, is_new }) => {
+        Ok((Kept { card, is_new }, rate)) => {
             let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-            Ok((status, tag(card.revision.version), Json(adapter(&app, card, None)))
-                .into_response())
+            let tag = tag(card.revision.version);
+            let mut response = (status, tag, Json(adapter(&app, card, None))).into_response();
+            rates::write_uploads(rate, response.headers_mut());
+            Ok(response)
         }
         Err(refusal) => {
             body.finish().await;
@@ -108,7 +119,38 @@ pub(super) async fn put(
     }
 }
 
-/// Makes the name point to one of its versions.
+/// How an upload is to be kept.
+struct How {
+    expected: Expected,
+    activate: bool,
+}
+
+/// Keeps an upload that has been received, and notes it. It goes on although the client leaves: what is kept is noted.
+async fn keep(
+    app: App,
+    (asked, name): (Asked, AdapterName),
+    upload: Upload,
+    How { expected, activate }: How,
+    place: Place,
+) -> Result<Kept, NotChanged> {
+    let kept = tokio::spawn(async move {
+        let _place = place;
+        let trial = EngineTrial::new(&app);
+        let quota = app.tenants().quota(asked.tenant);
+        let room = Room { adapters: quota.adapters, bytes: quota.stored_bytes };
+        let terms = Terms { expected: &expected, activate, room };
+        let kept = app.adapters().put(asked.of(&name), upload, &terms, &trial).await?;
+        if kept.is_new {
+            let used = Used { name: name.to_string(), version: kept.card.revision.version };
+            app.ledger().note(tally::upload(asked.tenant, used, kept.card.bytes)).await;
+        }
+        Ok(kept)
+    });
+    let lost = |error| NotChanged::Unfit(Unfit::BrokenOff(io::Error::other(error)));
+    kept.await.map_err(lost)?
+}
+
+/// Makes the name point to one of its versions, or gives that version a share of the requests.
 pub(super) async fn activate(
     State(app): State<App>,
     By(caller): By,
@@ -119,8 +161,10 @@ pub(super) async fn activate(
     need(&caller, Scope::Upload)?;
     let asked = Asked::by(&caller);
     let name = name(&app, named)?;
-    let VersionIn { version } = parse(&bytes)?;
-    let activated = app.adapters().activate(asked.of(&name), version, &expected(&headers)?).await;
+    let ActivateIn { version, percent } = parse(&bytes)?;
+    within("percent", percent, 0..=100, 100)?;
+    let expected = expected(&headers)?;
+    let activated = app.adapters().activate(asked.of(&name), (version, percent), &expected).await;
     activated.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
     shown(&app, &caller, &name).await
 }
@@ -180,7 +224,7 @@ pub(super) async fn prefetch(
     need(&caller, Scope::Upload)?;
     let name = name(&app, named)?;
     let wanted = Wanted::Active(name.clone());
-    let resolve = || app.adapters().resolve(caller.tenant, &wanted);
+    let resolve = || app.adapters().resolve(caller.tenant, &wanted, None);
     let revision = found(&app, &caller, &name, resolve).await?;
     let lease = app.adapters().lease(caller.tenant, &revision).await;
     drop(lease.map_err(|error| ApiError::not_lent(&error, name.as_str()))?);
@@ -279,10 +323,12 @@ fn adapter(app: &App, card: Card, versions: Option<Vec<VersionOut>>) -> AdapterO
         status,
         residency,
         pinned: card.pinned,
+        canary: card.canary,
         memory: card.memory,
         leases: card.leases,
         hits: card.hits,
         last_used: card.last_used,
+        smoke_test: card.smoke,
         versions,
     }
 }
@@ -299,6 +345,7 @@ fn version(Version { card, stored }: Version) -> VersionOut {
         status,
         residency,
         read_only: !stored,
+        smoke_test: card.smoke,
     }
 }
 

@@ -1,7 +1,9 @@
 //! What every request shares, and which path leads where.
 
 use std::{
+    env,
     future::Future,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -16,8 +18,9 @@ use axum::{
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    adapters, admin, auth,
+    accounts, adapters, admin, audit, auth,
     body::LARGE_BODIES,
+    brought::Renderers,
     chat, completions,
     deadline::Deadline,
     desks::{Asker, Desks},
@@ -31,12 +34,14 @@ use super::{
     select::{self, Names, Voice},
     tokenize,
     upload::Places,
+    vllm,
 };
 use crate::{
-    adapter::{Adapters, Wanted},
+    adapter::{Adapters, Extras, LoraRoot, Ticket, Wanted},
     engine::Engine,
-    tenant::{Caller, Permit, TenantId, Tenants},
-    text::Text,
+    ledger::Ledger,
+    tenant::{Caller, Permit, TenantId, TenantName, Tenants},
+    text::{Ending, Message, Text},
 };
 
 /// The base as clients know it.
@@ -67,6 +72,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Whether the metrics may be read over the network without the operator's key.
     pub metrics_open: bool,
+    /// Where the operator may load adapters from, as with vLLM; nowhere where it is `None`.
+    pub lora_root: Option<LoraRoot>,
     /// Host names besides loopback ones that `Host` and `Origin` may have (without port).
     pub allowed_hosts: Vec<String>,
 }
@@ -81,6 +88,7 @@ impl Default for Settings {
             drain: Duration::from_secs(30),
             max_connections: 4096,
             metrics_open: false,
+            lora_root: None,
             allowed_hosts: Vec::new(),
         }
     }
@@ -108,6 +116,17 @@ impl Default for AdapterHeader {
     }
 }
 
+/// What lives in the store, and outlives the server.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The adapters.
+    pub adapters: Adapters,
+    /// Who may use them.
+    pub tenants: Tenants,
+    /// Who has.
+    pub ledger: Ledger,
+}
+
 /// Everything that answers requests. Clones share it.
 #[derive(Clone, Debug)]
 pub struct App {
@@ -120,6 +139,7 @@ struct Shared {
     text: Text,
     adapters: Adapters,
     tenants: Tenants,
+    ledger: Ledger,
     generator: Arc<dyn Generator>,
     settings: Settings,
     metrics: Metrics,
@@ -128,6 +148,7 @@ struct Shared {
     desks: Desks,
     large_bodies: Semaphore,
     uploads: Places,
+    renderers: Renderers,
 }
 
 /// How far the server is on its way to its end; it only goes forward.
@@ -146,7 +167,7 @@ impl App {
     pub fn new(
         base: BaseModel,
         text: Text,
-        stored: (Adapters, Tenants),
+        stored: Stored,
         engine: Engine,
         settings: Settings,
     ) -> Self {
@@ -156,16 +177,21 @@ impl App {
     pub(super) fn over(
         base: BaseModel,
         text: Text,
-        (adapters, tenants): (Adapters, Tenants),
+        Stored { adapters, tenants, ledger }: Stored,
         generator: Arc<dyn Generator>,
         settings: Settings,
     ) -> Self {
-        let metrics = Metrics::new(Arc::clone(&generator), adapters.clone());
+        let metrics = Metrics::new(
+            Arc::clone(&generator),
+            adapters.clone(),
+            (ledger.clone(), tenants.clone()),
+        );
         let shared = Shared {
             base,
             text,
             adapters,
             tenants,
+            ledger,
             generator,
             settings,
             metrics,
@@ -173,6 +199,7 @@ impl App {
             desks: Desks::new(),
             large_bodies: Semaphore::new(LARGE_BODIES),
             uploads: Places::new(),
+            renderers: Renderers::new(program()),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -195,6 +222,10 @@ impl App {
 
     pub(super) fn tenants(&self) -> &Tenants {
         &self.shared.tenants
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.shared.ledger
     }
 
     pub(super) fn generator(&self) -> &dyn Generator {
@@ -232,10 +263,13 @@ impl App {
         self.shared.stage.send_modify(|now| *now = stage.max(*now));
     }
 
-    /// Refuses once the server is shutting down.
+    /// Refuses once the server is shutting down, and as long as what the store says is beyond it.
     pub(super) fn accepting(&self) -> Result<(), ApiError> {
         if *self.shared.stage.borrow() > Stage::Serving {
             return Err(ApiError::stopping());
+        }
+        if self.adapters().is_outdated() || self.tenants().is_outdated() {
+            return Err(ApiError::outdated());
         }
         Ok(())
     }
@@ -274,13 +308,14 @@ impl App {
     pub(super) async fn with_names<T>(
         &self,
         tenant: TenantId,
+        ticket: Option<&Ticket>,
         read: impl Fn(&Names<'_>) -> T,
     ) -> Result<T, ApiError> {
         let default = self.tenants().default_adapter(tenant);
         let (base, default) = (self.base().id.as_str(), default.as_deref());
         let missing = Mutex::new(None);
         let look = |wanted: &Wanted| {
-            let found = self.adapters().resolve(tenant, wanted);
+            let found = self.adapters().resolve(tenant, wanted, ticket);
             if found.is_none() {
                 *missing.lock().expect("nothing here panics") = Some(wanted.name().clone());
             }
@@ -297,7 +332,7 @@ impl App {
         {
             return Ok(first);
         }
-        let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted);
+        let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted, ticket);
         Ok(read(&Names { base, default, lookup: &look }))
     }
 
@@ -307,37 +342,75 @@ impl App {
         admitted.map(Arc::new).map_err(|over| ApiError::over_quota(&over))
     }
 
+    /// The tenant of this name, which another server may have made a moment ago.
+    pub(super) async fn tenant(&self, name: &TenantName) -> Result<Option<TenantId>, ApiError> {
+        if self.tenants().card(name).is_none() {
+            self.tenants().refresh().await.map_err(|error| ApiError::unreachable(&error))?;
+        }
+        Ok(self.tenants().card(name).map(|card| card.id))
+    }
+
     /// Whether the name means something else than an adapter.
     pub(super) fn reserves(&self, name: &str) -> bool {
         Names { base: &self.base().id, default: None, lookup: &|_| None }.reserves(name)
     }
 
-    /// Who answers, and under which name it was asked for.
+    /// Who answers, and under which name it was asked for. Requests of one `user` get one version of it, and so do those
+    /// that a client gives one id.
     pub(super) async fn choose(
         &self,
         caller: &Caller,
         headers: &HeaderMap,
-        model: Option<String>,
+        (model, user): (Option<String>, Option<&str>),
     ) -> Result<(Voice, String), ApiError> {
+        // Some clients send an empty text for nobody.
+        let ticket = match user.filter(|user| !user.is_empty()) {
+            Some(user) => Ticket::new(format!("user {user}")),
+            None => Ticket::new(format!("request {}", request_id::of(headers))),
+        };
         let header = select::header(headers, &self.settings().adapter_header.0)?;
         let choose = |names: &Names<'_>| select::choose(header, model.as_deref(), names);
-        let voice = self.with_names(caller.tenant, choose).await??;
+        let voice = self.with_names(caller.tenant, Some(&ticket), choose).await??;
         let named = model.filter(|model| !model.is_empty()).or(header.map(str::to_owned));
         Ok((voice, named.unwrap_or_default()))
     }
 
-    /// Refuses what [`App::choose`] refuses, but for a request that names nobody: tokens are the base's whoever answers.
-    pub(super) async fn check_names(
+    /// Who would answer. A request that names nobody is about the base.
+    pub(super) async fn voice(
         &self,
         caller: &Caller,
         headers: &HeaderMap,
         model: Option<String>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Voice, ApiError> {
         let header = select::header(headers, &self.settings().adapter_header.0)?;
         if header.is_none() && model.is_none() {
-            return Ok(());
+            return Ok(Voice::Base);
         }
-        self.choose(caller, headers, model).await.map(drop)
+        self.choose(caller, headers, (model, None)).await.map(|(voice, _)| voice)
+    }
+
+    /// What the adapter that answers brings besides weights.
+    pub(super) fn extras(&self, voice: &Voice) -> Arc<Extras> {
+        match voice {
+            Voice::Base => Arc::default(),
+            Voice::Adapter(revision) => self.adapters().extras(revision),
+        }
+    }
+
+    /// The prompt for a chat by the template that the adapter brings; `None` where it brings none.
+    pub(super) async fn render_brought(
+        &self,
+        tenant: TenantId,
+        extras: &Extras,
+        (messages, ending): (&[Message], Ending),
+    ) -> Result<Option<String>, ApiError> {
+        let Some(source) = &extras.chat_template else { return Ok(None) };
+        let rendering = self.text().rendering(source, messages, ending);
+        Ok(Some(self.renderers().render(Some(tenant), &rendering).await??))
+    }
+
+    pub(super) fn renderers(&self) -> &Renderers {
+        &self.shared.renderers
     }
 
     /// Does work that takes time linear in `bytes`, at a desk.
@@ -367,6 +440,9 @@ impl App {
             .route("/v1/adapters/{name}/unpin", post(adapters::unpin))
             .route("/v1/adapters/{name}/prefetch", post(adapters::prefetch))
             .route("/v1/adapters/{name}/files/{file}", get(adapters::file))
+            .route("/v1/load_lora_adapter", post(vllm::load))
+            .route("/v1/unload_lora_adapter", post(vllm::unload))
+            .route("/v1/admin/audit", get(audit::list))
             .route("/v1/admin/operator-key", post(admin::replace_operator))
             .route("/v1/admin/tenants", get(admin::list).post(admin::create))
             .route("/v1/admin/tenants/{name}", get(admin::show))
@@ -374,6 +450,8 @@ impl App {
             .route("/v1/admin/tenants/{name}/keys/{id}", delete(admin::revoke_key))
             .route("/v1/admin/tenants/{name}/default", post(admin::set_default))
             .route("/v1/admin/tenants/{name}/quota", post(admin::set_quota))
+            .route("/v1/admin/usage", get(accounts::of_all))
+            .route("/v1/usage", get(accounts::own))
             .route("/tokenize", post(tokenize::tokenize))
             .route("/detokenize", post(tokenize::detokenize))
             .route("/health", get(ops::health))
@@ -389,6 +467,12 @@ impl App {
             .layer(from_fn(request_id::layer))
             .with_state(self)
     }
+}
+
+/// This program, also where its file has been replaced meanwhile.
+fn program() -> Option<PathBuf> {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() { Some(running) } else { env::current_exe().ok() }
 }
 
 async fn no_route(request: Request) -> ApiError {

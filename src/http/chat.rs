@@ -40,6 +40,7 @@ const ROLE: &str = "assistant";
 #[derive(Debug)]
 struct Chat {
     model: Option<String>,
+    user: Option<String>,
     messages: Vec<Message>,
     ending: Ending,
     framing: Framing,
@@ -67,6 +68,7 @@ impl Chat {
             ending: prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?,
             framing: prompt::framing(common.add_special_tokens, Framing::Bare),
             model: common.model,
+            user: common.user,
             terms,
         })
     }
@@ -107,13 +109,22 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let chat = app.work(size, move |_| Chat::read(&bytes)).await?;
-    let (voice, requested) = app.choose(caller, headers, chat.model).await?;
-    let (encoder, messages) = (app.encoder(), chat.messages);
+    let (voice, requested) =
+        app.choose(caller, headers, (chat.model, chat.user.as_deref())).await?;
+    let (encoder, messages, mut terms) = (app.encoder(), chat.messages, chat.terms);
+    let extras = app.extras(&voice);
+    let said = (&*messages, chat.ending);
+    let brought = app.render_brought(caller.tenant, &extras, said).await?;
+    let default_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
     let render = move |_: &Asker| {
-        let rendered = encoder.text.render(&messages, chat.ending)?;
-        encoder.text(&rendered, chat.framing)
+        terms.follow(&extras, &encoder.text)?;
+        let rendered = match brought {
+            Some(rendered) => rendered,
+            None => encoder.text.render(&messages, chat.ending)?,
+        };
+        Ok((encoder.text(&rendered, chat.framing)?, terms))
     };
-    let prompt = app.work(size, render).await?;
+    let (prompt, terms) = app.work(size, render).await?;
     let opening = match chat.ending {
         Ending::Continue => Opening::Continuing,
         Ending::Prompt | Ending::Open => Opening::Anew,
@@ -121,15 +132,15 @@ async fn answer(
     let writer = Writer {
         text: app.text().clone(),
         scored: chat.logprobs.is_some(),
-        delivery: chat.terms.delivery,
-        choices: chat.terms.choices,
+        delivery: terms.delivery,
+        choices: terms.choices,
         envelope: Envelope::new("chatcmpl", requested.clone(), voice.clone(), &app.base().digest),
     };
     let order = Order {
         prompts: vec![prompt],
         opening,
-        terms: chat.terms,
-        default_tokens: app.settings().chat_tokens,
+        terms,
+        default_tokens: default_tokens.unwrap_or(app.settings().chat_tokens),
         logprobs: chat.logprobs,
         prompt_logprobs: None,
         voice,

@@ -41,6 +41,7 @@ const DEFAULT_TOKENS: usize = 16;
 #[derive(Debug)]
 struct Wanted {
     model: Option<String>,
+    user: Option<String>,
     prompts: Vec<Prompt>,
     framing: Framing,
     terms: Terms,
@@ -65,6 +66,7 @@ impl Wanted {
         within("logprobs", Some(top), 0..=MAX_TOP_LOGPROBS, 0)?;
         Ok(Self {
             model: common.model,
+            user: common.user,
             prompts,
             framing: prompt::framing(common.add_special_tokens, Framing::Framed),
             terms,
@@ -113,7 +115,9 @@ pub(super) async fn create(
     need(&caller, Scope::Infer)?;
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
     let permit = app.admit(&caller)?;
-    app.bound(deadline, answer(&app, (&caller, &headers, permit), (bytes, deadline))).await
+    // It is large, and most of it only waits.
+    let answer = Box::pin(answer(&app, (&caller, &headers, permit), (bytes, deadline)));
+    app.bound(deadline, answer).await
 }
 
 async fn answer(
@@ -123,11 +127,16 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let mut wanted = app.work(size, move |_| Wanted::read(&bytes)).await?;
-    let (voice, requested) = app.choose(caller, headers, wanted.model.take()).await?;
+    let (voice, requested) =
+        app.choose(caller, headers, (wanted.model.take(), wanted.user.as_deref())).await?;
     let encoder = app.encoder();
     wanted.check_room(&encoder)?;
-    let encode =
-        move |asker: &Asker| wanted.encode(&encoder, asker).map(|encoded| (wanted, encoded));
+    let extras = app.extras(&voice);
+    let default_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
+    let encode = move |asker: &Asker| {
+        wanted.terms.follow(&extras, &encoder.text)?;
+        wanted.encode(&encoder, asker).map(|encoded| (wanted, encoded))
+    };
     let (wanted, Encoded { prompts, echoes }) = app.work(size, encode).await?;
     let Wanted { terms, logprobs, echo, .. } = wanted;
     let choices = prompts.len() * terms.choices;
@@ -142,7 +151,7 @@ async fn answer(
         prompts,
         opening: Opening::Continuing,
         terms,
-        default_tokens: DEFAULT_TOKENS,
+        default_tokens: default_tokens.unwrap_or(DEFAULT_TOKENS),
         logprobs,
         prompt_logprobs: logprobs.filter(|_| echo),
         voice,

@@ -16,12 +16,13 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::{
-    app::{App, BaseModel, Settings},
+    app::{App, BaseModel, Settings, Stored},
     generator::Generator,
 };
 use crate::{
     adapter::{self, Adapters, Folder, Foundation, Rules},
     engine::{Event, Failure, Finish, Job, Logprob, Refused, Stats, TokenStream},
+    ledger::Ledger,
     lora::{Lease, Limits, Matrices, Sites, ZeroBase},
     store::Store,
     tenant::Tenants,
@@ -232,14 +233,27 @@ pub(super) fn app_over(
     plays: impl IntoIterator<Item = Play>,
     settings: Settings,
 ) -> (App, Arc<Scripted>) {
+    let (store, _) = Store::faulty();
+    app_on(store, text, plays, settings)
+}
+
+/// The same on a store that others may write to.
+pub(super) fn app_on(
+    store: Store,
+    text: Text,
+    plays: impl IntoIterator<Item = Play>,
+    settings: Settings,
+) -> (App, Arc<Scripted>) {
     let plays = Mutex::new(plays.into_iter().collect());
     let scripted = Arc::new(Scripted { plays, ..Scripted::default() });
     let base = BaseModel { id: "org/tiny".to_owned(), digest: BASE.repeat(16), created: 7 };
     let generator: Arc<dyn Generator> = Arc::<Scripted>::clone(&scripted);
-    let (store, _) = Store::faulty();
     let tenants = Tenants::open(&store, None, Duration::from_mins(1));
     let tenants = tenants.now_or_never().expect("a store in memory is open at once").unwrap();
-    (App::over(base, text, (adapters(store), tenants), generator, settings), scripted)
+    let ledger = Ledger::open(store.clone(), JOURNALS.path());
+    let ledger = ledger.now_or_never().expect("a store in memory is open at once").unwrap();
+    let stored = Stored { adapters: adapters(store, tenants.clone()), tenants, ledger };
+    (App::over(base, text, stored, generator, settings), scripted)
 }
 
 /// A part of the base's sha256.
@@ -253,7 +267,10 @@ static SHELF: LazyLock<TempDir> = LazyLock::new(|| {
     dir
 });
 
-fn adapters(store: Store) -> Adapters {
+/// Where what is used is noted.
+static JOURNALS: LazyLock<TempDir> = LazyLock::new(|| TempDir::new().unwrap());
+
+fn adapters(store: Store, tenants: Tenants) -> Adapters {
     let rules = Rules {
         base: &ZeroBase(SITES),
         limits: &Limits { max_rank: 8, max_bytes: 1 << 20 },
@@ -273,7 +290,7 @@ fn adapters(store: Store) -> Adapters {
     };
     let foundation = Foundation { base: Arc::new(ZeroBase(SITES)), sha256: BASE.repeat(16) };
     // A store in memory never waits.
-    let open = Adapters::open(folder, foundation, store, settings);
+    let open = Adapters::open(folder, foundation, (store, tenants), settings);
     open.now_or_never().expect("a store in memory is open at once").unwrap()
 }
 

@@ -10,15 +10,18 @@
 //! | foreign Host or Origin | 403 | `invalid_request_error`, `forbidden_origin` |
 //! | unknown model or adapter, or another tenant's | 404 | `invalid_request_error`, `model_not_found` |
 //! | unknown route, wrong method | 404, 405 | `invalid_request_error`, - |
+//! | a route that the operator has not turned on; a folder that is not there or lies outside | 404 | `invalid_request_error`, `turned_off`, `path_not_found` |
 //! | an adapter's version that is active, or was checked on another base; too much pinned | 409, not to be retried | `invalid_request_error`, `version_in_use`, `adapter_incompatible`, `too_much_pinned` |
 //! | things do not stand as `If-Match` or `If-None-Match` expects | 412 | `invalid_request_error`, `precondition_failed` |
 //! | an upload that is no adapter for this base | 422 | `invalid_request_error`, the rule |
-//! | too many requests or tokens, per minute or at once | 429 and `Retry-After` | `requests` or `tokens`, `rate_limit_exceeded` |
-//! | as many adapters, or as much stored, as the tenant may | 429, not to be retried | `insufficient_quota`, `insufficient_quota` |
+//! | too many requests, tokens or uploads, per minute or at once; all memory of the tenant's quota in use; usage that is being summed for the tenant already | 429 and `Retry-After` | `requests` or `tokens`, `rate_limit_exceeded` |
+//! | as many adapters, or as much stored, as the tenant may; an adapter larger than its quota of memory | 429, not to be retried | `insufficient_quota`, `insufficient_quota` |
 //! | body not received in time, too large, not JSON | 408, 413, 415 | `invalid_request_error`, - |
 //! | an adapter that cannot be loaded | 500, not to be retried | `server_error`, `adapter_unavailable` |
 //! | anything of ours that broke | 500 | `server_error`, `internal_error` |
 //! | queue full, no room for an adapter, shutting down | 503 and `Retry-After` | `server_error`, `overloaded` |
+//! | the store has a record that this release does not understand | 503 and `Retry-After` | `server_error`, `outdated_server` |
+//! | a part of the ledger that is not understood | 500, not to be retried | `server_error`, `ledger_unreadable` |
 //! | the store of adapters does not answer | 503 and `Retry-After` | `server_error`, `store_unavailable` |
 //! | the store, or the disk for uploads, is full | 507 | `server_error`, `store_full` |
 //! | the request's own deadline | 504, not to be retried | `server_error`, `deadline_exceeded` |
@@ -38,6 +41,7 @@ use super::wire::error::{ErrorBody, ErrorDetail};
 use crate::{
     adapter::{LoadError, NotChanged, NotLent, Unfit, Unproved, Unreceived},
     engine::{Failure, Refused},
+    ledger::NotSummed,
     store::StoreError,
     tenant::{NotDone, OverQuota, Scarce},
     text,
@@ -151,16 +155,20 @@ impl ApiError {
     pub(super) fn over_quota(over: &OverQuota) -> Self {
         let kind = match over.scarce {
             Scarce::Tokens => "tokens",
-            Scarce::Requests | Scarce::Concurrent => "requests",
+            Scarce::Requests | Scarce::Concurrent | Scarce::Uploads => "requests",
         };
-        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, over.to_string());
         // Rounded up: whoever obeys it is let in.
         let seconds = over.wait.as_secs() + u64::from(over.wait.subsec_nanos() > 0);
-        let retry = Retry::After(seconds);
+        Self::too_much(over.to_string(), kind, Retry::After(seconds))
+    }
+
+    /// The tenant has to wait until there is some of its quota again.
+    fn too_much(message: impl Into<String>, kind: &'static str, retry: Retry) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
         Self { retry, kind: Some(kind), ..error.with_code("rate_limit_exceeded") }
     }
 
-    /// The tenant has as much in the store as it may.
+    /// The tenant has as much as it may, or asks for more.
     fn no_room(message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
         let error = error.with_code("insufficient_quota");
@@ -181,6 +189,16 @@ impl ApiError {
     pub(super) fn no_route(method: &str, path: &str) -> Self {
         let path = quote(path, QUOTED);
         Self::new(StatusCode::NOT_FOUND, format!("no such endpoint: {method} {path}"))
+    }
+
+    /// What could be served here is not, unless the operator says so.
+    pub(super) fn turned_off(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message).with_code("turned_off")
+    }
+
+    /// The path of a folder leads to none that may be read.
+    pub(super) fn no_folder(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message).about("lora_path").with_code("path_not_found")
     }
 
     /// The path exists, for other methods.
@@ -221,6 +239,12 @@ impl ApiError {
         Self::overloaded("the server is shutting down")
     }
 
+    /// A newer server may do it, or this one once it is upgraded.
+    pub(super) fn outdated() -> Self {
+        let message = "the store has a record that this release of chorus does not understand: upgrade this server";
+        Self { code: Some("outdated_server"), ..Self::overloaded(message) }
+    }
+
     /// The request's own time is over.
     pub(super) fn deadline() -> Self {
         let message = "the request's deadline passed before the answer was complete";
@@ -253,6 +277,10 @@ impl ApiError {
             NotLent::Crowded { .. } | NotLent::TimedOut { .. } => {
                 Self::overloaded("every place for adapters is in use")
             }
+            NotLent::PortionInUse { .. } => {
+                Self::too_much(refusal.to_string(), "requests", Retry::Soon)
+            }
+            NotLent::LargerThanPortion { .. } => Self::no_room(refusal.to_string()),
             NotLent::Failed(why) if matches!(**why, LoadError::NoMemory { .. }) => {
                 Self::overloaded("the server has no memory for this adapter now")
             }
@@ -268,6 +296,36 @@ impl ApiError {
     pub(super) fn unreachable(error: &StoreError) -> Self {
         tracing::debug!(%error, "a name could not be looked up");
         Self::store_unavailable()
+    }
+
+    /// The log of changes cannot be told.
+    pub(super) fn unreadable_log(error: &StoreError) -> Self {
+        tracing::error!(%error, "the log of changes cannot be read");
+        match error {
+            StoreError::Unavailable { .. } => Self::store_unavailable(),
+            _ => Self::internal(),
+        }
+    }
+
+    /// What was used is not told.
+    pub(super) fn not_summed(error: &NotSummed) -> Self {
+        match error {
+            NotSummed::AskedAlready => Self::too_much(error.to_string(), "requests", Retry::Soon),
+            NotSummed::Store(StoreError::Unavailable { .. }) => {
+                tracing::debug!(%error, "usage cannot be summed");
+                Self::store_unavailable()
+            }
+            NotSummed::Store(StoreError::Damaged { .. }) => {
+                tracing::error!(%error, "usage cannot be summed");
+                let message = "a part of the ledger is damaged, or of a newer release: its operator finds which in the server's log";
+                let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, message);
+                Self { retry: Retry::Never, ..error.with_code("ledger_unreadable") }
+            }
+            NotSummed::Store(_) => {
+                tracing::error!(%error, "usage cannot be summed");
+                Self::internal()
+            }
+        }
     }
 
     fn store_unavailable() -> Self {
@@ -307,6 +365,7 @@ impl ApiError {
             }
             NotDone::Taken(_) => Self::conflict(message).with_code("tenant_exists"),
             NotDone::Expired => Self::invalid("expires", message),
+            NotDone::Quota(_) => Self::invalid("resident_min_bytes", message),
             NotDone::Store(StoreError::Full { why }) => {
                 tracing::error!(why, "the store is full");
                 Self::store_full()
@@ -341,6 +400,7 @@ impl ApiError {
             NotChanged::NoRoomForName(_) | NotChanged::NoRoomForBytes { .. } => {
                 Self::no_room(message())
             }
+            NotChanged::ActiveAlready(_) => Self::conflict(message()).with_code("version_active"),
             NotChanged::Unreceived(why) => Self::unreceived(why),
             NotChanged::Unfit(why) => Self::unfit_upload(why),
             NotChanged::Store(StoreError::Full { why }) => {
@@ -382,6 +442,8 @@ impl ApiError {
         match why {
             Unfit::Refused(refusal) => Self::unfit(refusal.code(), message),
             Unfit::TooLarge { .. } => Self::unfit("adapter_too_large", message),
+            Unfit::Unproved(Unproved::Template(_)) => Self::unfit("chat_template", message),
+            Unfit::Smoke { .. } => Self::unfit("smoke_test_failed", message),
             Unfit::Unproved(Unproved::NoEffect) => Self::unfit("no_effect", message),
             Unfit::Unproved(Unproved::NotFinite) => Self::unfit("numbers_overflow", message),
             Unfit::Unproved(Unproved::NotNow(_)) | Unfit::NoMemory { .. } => {
@@ -515,6 +577,22 @@ mod tests {
         let full = ApiError::not_lent(&full, "sql").into_response();
         assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(full.headers()[RETRY_AFTER], "1");
+        let held = ApiError::not_lent(&NotLent::PortionInUse { most: 9 }, "sql");
+        assert!(held.message.contains("resident_max_bytes"), "{}", held.message);
+        let held = held.into_response();
+        assert_eq!(
+            (held.status().as_u16(), &held.headers()[RETRY_AFTER]),
+            (429, &"1".parse().unwrap())
+        );
+        let large = NotLent::LargerThanPortion { bytes: 10, most: 9 };
+        let large = ApiError::not_lent(&large, "sql");
+        assert_eq!(large.code, Some("insufficient_quota"));
+        assert_eq!(large.into_response().headers()[SHOULD_RETRY], "false");
+        let twice = ApiError::not_summed(&NotSummed::AskedAlready).into_response();
+        assert_eq!(
+            (twice.status().as_u16(), &twice.headers()[RETRY_AFTER]),
+            (429, &"1".parse().unwrap())
+        );
         let late = ApiError::from(Failure::Deadline).into_response();
         assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
         assert_eq!(late.headers()[SHOULD_RETRY], "false");
@@ -552,6 +630,22 @@ mod tests {
         });
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(log.contains("an answer was given up"), "{log}");
+    }
+
+    #[test]
+    fn a_sheet_that_is_not_understood_is_not_a_store_that_does_not_answer() {
+        let key = "sheets/usage/a.json".to_owned();
+        let damaged = StoreError::Damaged { key, why: "unknown field".to_owned() };
+        let log = logged(|| {
+            let error = ApiError::not_summed(&NotSummed::Store(damaged));
+            assert!(error.message.contains("damaged, or of a newer release"), "{}", error.message);
+            assert!(!error.message.contains("sheets"), "{}", error.message);
+            assert_eq!(error.into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
+        });
+        assert!(log.contains("sheets/usage/a.json"), "{log}");
+        let silent = StoreError::Unavailable { why: "timed out".to_owned() };
+        let error = ApiError::not_summed(&NotSummed::Store(silent));
+        assert_eq!(error.code, Some("store_unavailable"));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::{
     metrics::Latency,
     sampling::{Ends, Terms},
     select::Voice,
+    tally::{Counts, Tally},
     wire::{prompt::MAX_CHOICES, usage::Usage},
 };
 use crate::{
@@ -79,9 +80,12 @@ type Numbered = (usize, Result<Piece, Failure>);
 pub(super) struct Answers {
     pieces: Pin<Box<Peekable<SelectAll<BoxStream<'static, Numbered>>>>>,
     choices: usize,
+    /// Those that have not ended.
+    running: usize,
     /// Choices of each prompt.
     per_prompt: usize,
     usage: Usage,
+    tally: Tally,
 }
 
 impl Answers {
@@ -95,31 +99,39 @@ impl Answers {
             .map(|prompt| order.budget(prompt.len(), context))
             .collect::<Result<_, _>>()?;
         let lease = order.lease(app).await?;
+        let prompt_tokens = order.prompts.iter().map(Vec::len).sum();
+        let mut tally = None;
         let mut choices: Vec<BoxStream<'static, Numbered>> = Vec::new();
         for (prompt, budget) in order.prompts.iter().zip(budgets) {
             let detok = order.detok(app, prompt);
             for choice in 0..order.terms.choices {
                 let job = order.job(app, prompt, choice, (budget, lease.as_ref()));
                 let tokens = app.generator().submit(job)?;
+                // From the first job on something is used.
+                let tally = tally.get_or_insert_with(|| order.tally(app));
                 let stops = Stops::new(order.terms.stops.clone(), order.terms.keep);
                 let running = Running {
                     number: choices.len(),
+                    prompt: (choice == 0).then_some(prompt.len()),
                     tokens,
                     answer: Answer::new(detok.clone(), stops),
                     latency: app.metrics().latency(Instant::now()),
                     permit: Arc::clone(&order.permit),
+                    counts: tally.counts(),
                 };
                 choices.push(running.pieces().boxed());
             }
         }
-        let prompt_tokens = order.prompts.iter().map(Vec::len).sum();
+        let tally = tally.unwrap_or_else(|| order.tally(app));
         order.permit.spend(prompt_tokens, Instant::now());
         let (count, pieces) = (choices.len(), stream::select_all(choices).peekable());
         Ok(Self {
             pieces: Box::pin(pieces),
             choices: count,
+            running: count,
             per_prompt: order.terms.choices,
             usage: Usage::of_prompts(prompt_tokens),
+            tally,
         })
     }
 
@@ -131,9 +143,15 @@ impl Answers {
         }
     }
 
-    /// The next piece of any choice; `None` when all have ended.
+    /// The next piece of any choice; `None` when all have ended. What they have used is noted before the last piece is given.
     pub(super) async fn next(&mut self) -> Option<Numbered> {
         let numbered = self.pieces.next().await?;
+        if !matches!(numbered.1, Ok(Piece { end: None, .. })) {
+            self.running = self.running.saturating_sub(1);
+            if self.running == 0 {
+                self.tally.settle().await;
+            }
+        }
         if let (choice, Ok(Piece { end: Some(end), .. })) = &numbered {
             // Prompts count once, as their first choice found them: later ones mostly find what that one computed.
             let cached = if choice % self.per_prompt == 0 { end.cached } else { 0 };
@@ -180,6 +198,10 @@ impl Order {
         }
     }
 
+    fn tally(&self, app: &App) -> Tally {
+        Tally::new(app.ledger().clone(), self.tenant, &self.voice)
+    }
+
     async fn lease(&self, app: &App) -> Result<Option<Arc<Lease>>, ApiError> {
         let Voice::Adapter(revision) = &self.voice else { return Ok(None) };
         let refusal = match app.adapters().lease(self.tenant, revision).await {
@@ -191,7 +213,9 @@ impl Order {
         }
         // Another server may have replaced or deleted it a moment ago.
         app.adapters().refresh().await.map_err(|error| ApiError::unreachable(&error))?;
-        let now = app.adapters().resolve(self.tenant, &Wanted::Active(revision.name.clone()));
+        let resolve = |wanted| app.adapters().resolve(self.tenant, &wanted, None);
+        let now = resolve(Wanted::Version(revision.name.clone(), revision.version))
+            .or_else(|| resolve(Wanted::Active(revision.name.clone())));
         Err(match now {
             None => ApiError::model_not_found(&self.requested),
             Some(now) if now != *revision => {
@@ -254,10 +278,13 @@ fn share(lease: &Arc<Lease>) -> Lease {
 /// One choice that has not ended.
 struct Running {
     number: usize,
+    /// Tokens of its prompt, where it is the first choice of that.
+    prompt: Option<usize>,
     tokens: TokenStream,
     answer: Answer,
     latency: Latency,
     permit: Arc<Permit>,
+    counts: Arc<Counts>,
 }
 
 impl Running {
@@ -276,6 +303,7 @@ impl Running {
         loop {
             let event = self.tokens.next().await.ok_or(Failure::Stopping)?;
             self.latency.observe(&event);
+            self.counts.count(&event, self.prompt);
             if matches!(event, Event::Token { .. }) {
                 self.permit.spend(1, Instant::now());
             }

@@ -1,4 +1,5 @@
-//! What is counted, under names that begin with `chorus_`. No tenant and no adapter is named.
+//! What is counted, under names that begin with `chorus_`. Tenants and adapters are named in what they have used, and there only
+//! as many as the ledger tells apart.
 
 use std::{
     fmt,
@@ -22,6 +23,8 @@ use super::{app::App, generator::Generator};
 use crate::{
     adapter::{self, Adapters},
     engine::{self, Event},
+    ledger::{Ledger, Part, Spent, Total},
+    tenant::Tenants,
 };
 
 /// Upper bounds in seconds for what takes one prompt: from a warm small model to a long queue.
@@ -59,7 +62,11 @@ struct Latencies {
 
 impl Metrics {
     /// Counts for this engine and these adapters.
-    pub(super) fn new(generator: Arc<dyn Generator>, adapters: Adapters) -> Self {
+    pub(super) fn new(
+        generator: Arc<dyn Generator>,
+        adapters: Adapters,
+        (ledger, tenants): (Ledger, Tenants),
+    ) -> Self {
         let mut registry = Registry::with_prefix("chorus");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The running release", build);
@@ -81,7 +88,7 @@ impl Metrics {
         ] {
             registry.register(name, help, histogram.clone());
         }
-        registry.register_collector(Box::new(Snapshots { generator, adapters }));
+        registry.register_collector(Box::new(Snapshots { generator, adapters, ledger, tenants }));
         Self { registry, requests, latencies }
     }
 
@@ -145,13 +152,49 @@ pub(super) async fn layer(State(app): State<App>, request: Request, next: Next) 
 struct Snapshots {
     generator: Arc<dyn Generator>,
     adapters: Adapters,
+    ledger: Ledger,
+    tenants: Tenants,
 }
+
+/// Whose usage a series counts.
+#[derive(Clone, Debug, EncodeLabelSet)]
+struct AccountLabels {
+    tenant: String,
+    /// Empty for the base.
+    adapter: String,
+}
+
+/// As a tenant or adapter, where there are too many to be told apart. No name has brackets.
+const OTHERS: &str = "(others)";
 
 impl Collector for Snapshots {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut writer = SnapshotWriter(encoder);
         write_engine(&mut writer, &self.generator.stats())?;
-        write_adapters(&mut writer, &self.adapters.stats())
+        write_adapters(&mut writer, &self.adapters.stats())?;
+        write_usage(&mut writer, &self.usage())
+    }
+}
+
+impl Snapshots {
+    /// What was used since the start.
+    fn usage(&self) -> Vec<(AccountLabels, Spent)> {
+        let labelled = |Total { tenant, of, spent }| {
+            let tenant = match tenant {
+                // One that another server has made a moment ago has only its number.
+                Some(id) => {
+                    self.tenants.name(id).map_or_else(|| format!("#{}", id.number()), String::from)
+                }
+                None => OTHERS.to_owned(),
+            };
+            let adapter = match of {
+                Part::Base => String::new(),
+                Part::Adapter(name) => name,
+                Part::Others => OTHERS.to_owned(),
+            };
+            (AccountLabels { tenant, adapter }, spent)
+        };
+        self.ledger.totals().into_iter().map(labelled).collect()
     }
 }
 
@@ -162,10 +205,34 @@ impl SnapshotWriter<'_> {
         self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
     }
 
+    /// One gauge for each place where adapters are.
+    fn by_tier(&mut self, name: &str, help: &str, values: [(&str, u64); 2]) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (tier, value) in values {
+            metric.encode_family(&[("tier", tier)])?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
     /// `_total` is added to the name.
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    /// One series for each account that has used something of it.
+    fn used(
+        &mut self,
+        (name, help): (&str, &str),
+        usage: &[(AccountLabels, Spent)],
+        of: impl Fn(&Spent) -> u64,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, spent) in usage.iter().filter(|(_, spent)| of(spent) > 0) {
+            let mut series = metric.encode_family(labels)?;
+            series.encode_counter::<NoLabelSet, _, u64>(&of(spent), None)?;
+        }
+        Ok(())
     }
 
     /// Each bucket counts for itself; the last has no bound.
@@ -214,7 +281,11 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
             stats.cached_tokens,
         ),
         ("generation_tokens", "Tokens generated", stats.generated_tokens),
-        ("preemptions", "Sequences that lost their pages to an older one", stats.preemptions),
+        (
+            "preemptions",
+            "Sequences that lost their pages or their place to another",
+            stats.preemptions,
+        ),
         ("jobs_stopped", "Jobs that ended with a stop token", stats.ends.stop),
         ("jobs_exhausted", "Jobs that ended at their length", stats.ends.length),
         ("jobs_cancelled", "Jobs whose client went away or needed no more", stats.ends.cancelled),
@@ -241,6 +312,19 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
     writer.seconds("step_seconds", "From planning a step to having its tokens", &stats.step_seconds)
 }
 
+fn write_usage(writer: &mut SnapshotWriter<'_>, usage: &[(AccountLabels, Spent)]) -> fmt::Result {
+    writer
+        .used(("usage_requests", "Requests noted in the ledger"), usage, |spent| spent.requests)?;
+    let help = "Tokens of prompts noted in the ledger";
+    writer.used(("usage_prompt_tokens", help), usage, |spent| spent.prompt_tokens)?;
+    let help = "Tokens of prompts that need not be computed, noted in the ledger";
+    writer.used(("usage_cached_tokens", help), usage, |spent| spent.cached_tokens)?;
+    let help = "Tokens generated, noted in the ledger";
+    writer.used(("usage_generated_tokens", help), usage, |spent| spent.generated_tokens)?;
+    let help = "Bytes of uploads that were kept, noted in the ledger";
+    writer.used(("usage_upload_bytes", help), usage, |spent| spent.upload_bytes)
+}
+
 fn write_adapters(writer: &mut SnapshotWriter<'_>, stats: &adapter::CacheStats) -> fmt::Result {
     for (name, help, value) in [
         ("adapter_cache_budget_bytes", "Memory that adapters may take", stats.budget),
@@ -257,11 +341,29 @@ fn write_adapters(writer: &mut SnapshotWriter<'_>, stats: &adapter::CacheStats) 
         ("adapter_hits", "Requests lent an adapter at once", stats.hits),
         ("adapter_misses", "Requests that had to wait for an adapter", stats.misses),
         ("adapter_loads", "Adapter loads begun", stats.loads),
+        (
+            "adapter_reloads",
+            "Adapter loads of what had been dropped a while ago: more memory would have saved them",
+            stats.reloads,
+        ),
         ("adapter_load_failures", "Adapter loads that failed", stats.load_failures),
         ("adapter_evictions", "Adapters dropped to make room", stats.evictions),
     ] {
         writer.counter(name, help, value)?;
     }
+    let host = (stats.resident_bytes as u64, stats.resident as u64);
+    let disk = (stats.known_bytes, stats.known as u64);
+    let tiers = [("host", host), ("disk", disk)];
+    writer.by_tier(
+        "adapter_tier_bytes",
+        "Bytes of adapters in memory, and of their files in the folder and the store",
+        tiers.map(|(tier, (bytes, _))| (tier, bytes)),
+    )?;
+    writer.by_tier(
+        "adapter_tier_adapters",
+        "Adapters in memory, and all in the folder and the store; equal ones count once",
+        tiers.map(|(tier, (_, adapters))| (tier, adapters)),
+    )?;
     let load_seconds = (&*stats.load_seconds.buckets, stats.load_seconds.sum);
     writer.histogram("adapter_load_seconds", "How long adapter loads took", load_seconds)
 }

@@ -16,12 +16,15 @@
 //! The end: nothing new is begun and bodies half sent are refused; what runs may end; after the drain time it is given up, each
 //! answer with its error; what then remains is cut off.
 
+mod accounts;
 mod adapters;
 mod admin;
 mod answer;
 mod app;
+mod audit;
 mod auth;
 mod body;
+mod brought;
 mod chat;
 mod completions;
 mod deadline;
@@ -44,9 +47,11 @@ mod sampling;
 mod select;
 mod serve;
 mod sse;
+mod tally;
 mod tokenize;
 mod trial;
 mod upload;
+mod vllm;
 mod wire;
 mod words;
 
@@ -56,6 +61,6 @@ mod double;
 mod tests;
 
 pub use self::{
-    app::{AdapterHeader, App, BadHeader, BaseModel, Settings},
+    app::{AdapterHeader, App, BadHeader, BaseModel, Settings, Stored},
     serve::{serve, starting},
 };

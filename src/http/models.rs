@@ -45,7 +45,7 @@ pub(super) async fn show(
 ) -> Result<Json<Model>, ApiError> {
     need(&caller, Scope::Infer)?;
     let Path(id) = id.map_err(|_| ApiError::malformed("the path is not percent-encoded UTF-8"))?;
-    match app.with_names(caller.tenant, |names| names.in_model(&id)).await? {
+    match app.with_names(caller.tenant, None, |names| names.in_model(&id)).await? {
         None => Err(ApiError::model_not_found(&id)),
         Some(Voice::Base) => Ok(Json(base(&app, id))),
         Some(Voice::Adapter(revision)) => {

@@ -10,7 +10,7 @@ use std::{
 
 use axum::{
     extract::Request,
-    http::{HeaderName, HeaderValue},
+    http::{HeaderMap, HeaderName, HeaderValue},
     middleware::Next,
     response::Response,
 };
@@ -32,6 +32,12 @@ pub(super) fn unique() -> String {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let [high, low] = KEYS.each_ref().map(|key| key.hash_one(count));
     format!("{high:016x}{low:016x}")
+}
+
+/// What tells this request from others: the id that the client has given it, or one that nobody has.
+pub(super) fn of(headers: &HeaderMap) -> String {
+    let theirs = headers.get(REQUEST_ID).filter(|value| value.len() <= LONGEST);
+    theirs.and_then(|value| value.to_str().ok()).map_or_else(unique, str::to_owned)
 }
 
 /// Adds the two headers to whatever answer the request gets, and the id to what is logged meanwhile.

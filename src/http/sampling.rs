@@ -10,8 +10,9 @@ use super::{
     wire::{common::Common, list::Strings, prompt::MAX_CHOICES, usage::UsageKey},
 };
 use crate::{
+    adapter::{Defaults, Extras, ranges},
     engine::Sampling,
-    text::{Keep, Specials},
+    text::{Framing, Keep, Specials, Text},
 };
 
 /// Below it a temperature is greedy: dividing by it would overflow the logits (vLLM draws the line at the same place).
@@ -26,6 +27,8 @@ pub(super) const MAX_TOP_LOGPROBS: usize = 20;
 /// How an answer is made, whichever endpoint asked.
 #[derive(Debug)]
 pub(super) struct Terms {
+    /// What the request says of `sampling`.
+    asked: Asked,
     /// How tokens are drawn; several choices start from seeds counted on from this one.
     pub(super) sampling: Sampling,
     /// At most so many tokens, where the request says it.
@@ -90,8 +93,10 @@ impl Terms {
             let message = format!("'stop_token_ids' has more than {MAX_STOP_IDS} ids");
             return Err(ApiError::invalid("stop_token_ids", message));
         }
+        let asked = Asked::of(common);
         Ok(Self {
-            sampling: sampling(common)?,
+            sampling: asked.sampling()?,
+            asked,
             max_tokens: common.max_tokens,
             choices: within("n", common.n, 1..=MAX_CHOICES, 1)?,
             stops: stop_strings(stops)?,
@@ -105,6 +110,23 @@ impl Terms {
             ),
             delivery: delivery(common),
         })
+    }
+
+    /// Takes from an adapter what the request leaves open, and its stop strings besides the request's.
+    ///
+    /// A stop string that is one token, as special tokens are, ends a choice as that token too: it may not be shown.
+    pub(super) fn follow(&mut self, extras: &Extras, text: &Text) -> Result<(), ApiError> {
+        if extras.is_empty() {
+            return Ok(());
+        }
+        self.sampling = self.asked.or(&extras.sampling).sampling()?;
+        for stop in &extras.stop {
+            if let [id] = *text.encode(stop, Framing::Bare)? {
+                self.stop_ids.push(id);
+            }
+            self.stops.push(stop.clone());
+        }
+        Ok(())
     }
 
     /// How the choice of this number is sampled.
@@ -146,24 +168,69 @@ fn delivery(common: &Common) -> Delivery {
     }
 }
 
-fn sampling(common: &Common) -> Result<Sampling, ApiError> {
-    let temperature = within("temperature", common.temperature, 0.0..=2.0, 1.0)?;
-    let top_p = within("top_p", common.top_p, 0.0..=1.0, 1.0)?;
-    let top_k = within("top_k", common.top_k, -1..=i64::from(u32::MAX), 0)?;
-    let repetition = within("repetition_penalty", common.repetition_penalty, 0.01..=100.0, 1.0)?;
-    let presence = within("presence_penalty", common.presence_penalty, -2.0..=2.0, 0.0)?;
-    let frequency = within("frequency_penalty", common.frequency_penalty, -2.0..=2.0, 0.0)?;
-    Ok(Sampling {
-        temperature: narrow(if temperature < GREEDY { 0.0 } else { temperature }),
-        top_k: usize::try_from(top_k).unwrap_or(0), // -1 is another way to say all
-        // 0 is sent by people who mean the likeliest token only
-        top_p: narrow(top_p).max(f32::MIN_POSITIVE),
-        min_p: narrow(within("min_p", common.min_p, 0.0..=1.0, 0.0)?),
-        repetition_penalty: narrow(repetition),
-        presence_penalty: narrow(presence),
-        frequency_penalty: narrow(frequency),
-        seed: common.seed.map_or_else(random_seed, i64::cast_unsigned),
-    })
+/// How tokens are to be drawn, as far as somebody says it.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<i64>,
+    min_p: Option<f64>,
+    repetition_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    frequency_penalty: Option<f64>,
+    seed: u64,
+}
+
+impl Asked {
+    fn of(common: &Common) -> Self {
+        Self {
+            temperature: common.temperature,
+            top_p: common.top_p,
+            top_k: common.top_k,
+            min_p: common.min_p,
+            repetition_penalty: common.repetition_penalty,
+            presence_penalty: common.presence_penalty,
+            frequency_penalty: common.frequency_penalty,
+            seed: common.seed.map_or_else(random_seed, i64::cast_unsigned),
+        }
+    }
+
+    /// These, and where one is open, the default.
+    fn or(self, defaults: &Defaults) -> Self {
+        Self {
+            temperature: self.temperature.or(defaults.temperature),
+            top_p: self.top_p.or(defaults.top_p),
+            top_k: self.top_k.or(defaults.top_k),
+            min_p: self.min_p.or(defaults.min_p),
+            repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty),
+            presence_penalty: self.presence_penalty.or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.or(defaults.frequency_penalty),
+            seed: self.seed,
+        }
+    }
+
+    fn sampling(&self) -> Result<Sampling, ApiError> {
+        let temperature = within("temperature", self.temperature, ranges::TEMPERATURE, 1.0)?;
+        let top_p = within("top_p", self.top_p, ranges::TOP_P, 1.0)?;
+        let top_k = within("top_k", self.top_k, ranges::TOP_K, 0)?;
+        let range = ranges::REPETITION_PENALTY;
+        let repetition = within("repetition_penalty", self.repetition_penalty, range, 1.0)?;
+        let range = ranges::PRESENCE_PENALTY;
+        let presence = within("presence_penalty", self.presence_penalty, range, 0.0)?;
+        let range = ranges::FREQUENCY_PENALTY;
+        let frequency = within("frequency_penalty", self.frequency_penalty, range, 0.0)?;
+        Ok(Sampling {
+            temperature: narrow(if temperature < GREEDY { 0.0 } else { temperature }),
+            top_k: usize::try_from(top_k).unwrap_or(0), // -1 is another way to say all
+            // 0 is sent by people who mean the likeliest token only
+            top_p: narrow(top_p).max(f32::MIN_POSITIVE),
+            min_p: narrow(within("min_p", self.min_p, ranges::MIN_P, 0.0)?),
+            repetition_penalty: narrow(repetition),
+            presence_penalty: narrow(presence),
+            frequency_penalty: narrow(frequency),
+            seed: self.seed,
+        })
+    }
 }
 
 /// To the precision that logits have.

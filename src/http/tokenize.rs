@@ -1,5 +1,5 @@
-//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape. Tokens are the base's, whichever adapter is named; a name that
-//! means nothing is refused all the same.
+//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape. Tokens are the base's, whichever adapter is named, but for chats
+//! a template that the adapter brings; a name that means nothing is refused all the same.
 
 use axum::{Json, extract::State, http::HeaderMap};
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     tenant::Scope,
-    text::{Framing, Specials, Text},
+    text::{Ending, Framing, Message, Specials, Text},
 };
 
 /// The tokens that a prompt or a chat becomes.
@@ -39,26 +39,53 @@ pub(super) async fn tokenize(
             Ok(fields)
         });
         let mut fields = fields.await?;
-        app.check_names(&caller, &headers, fields.model.take()).await?;
-        app.work(size, move |_| ids(&text, fields)).await
+        let voice = app.voice(&caller, &headers, fields.model.take()).await?;
+        let what = app.work(size, move |_| what(fields)).await?;
+        let brought = match &what {
+            What::Chat(messages, ending, _) => {
+                let extras = app.extras(&voice);
+                app.render_brought(caller.tenant, &extras, (messages, *ending)).await?
+            }
+            What::Prompt(..) => None,
+        };
+        app.work(size, move |_| ids(&text, what, brought)).await
     };
     let tokens = app.bound(deadline, tokens).await?;
     let max_model_len = app.generator().context();
     Ok(Json(Tokenized { count: tokens.len(), max_model_len, tokens }))
 }
 
-fn ids(text: &Text, fields: Tokenize) -> Result<Vec<u32>, ApiError> {
+/// What is to become tokens.
+enum What {
+    Prompt(String, Framing),
+    Chat(Vec<Message>, Ending, Framing),
+}
+
+fn what(fields: Tokenize) -> Result<What, ApiError> {
     let framing = |default| prompt::framing(fields.add_special_tokens, default);
     match (fields.prompt, fields.messages) {
-        (Some(prompt), None) => Ok(text.encode(&prompt, framing(Framing::Framed))?),
+        (Some(prompt), None) => Ok(What::Prompt(prompt, framing(Framing::Framed))),
         (None, Some(sent)) => {
             let ending =
                 prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?;
-            let rendered = text.render(&prompt::messages(sent)?, ending)?;
-            Ok(text.encode(&rendered, framing(Framing::Bare))?)
+            Ok(What::Chat(prompt::messages(sent)?, ending, framing(Framing::Bare)))
         }
         _ => Err(ApiError::invalid("prompt", "send either 'prompt' or 'messages'")),
     }
+}
+
+/// `brought` is the chat as the adapter's own template has it.
+fn ids(text: &Text, what: What, brought: Option<String>) -> Result<Vec<u32>, ApiError> {
+    Ok(match what {
+        What::Prompt(prompt, framing) => text.encode(&prompt, framing)?,
+        What::Chat(messages, ending, framing) => {
+            let rendered = match brought {
+                Some(rendered) => rendered,
+                None => text.render(&messages, ending)?,
+            };
+            text.encode(&rendered, framing)?
+        }
+    })
 }
 
 /// The text of tokens, special ones written out.
@@ -73,7 +100,7 @@ pub(super) async fn detokenize(
     let prompt = async {
         let (text, size) = (app.text().clone(), bytes.len());
         let Detokenize { model, tokens } = app.work(size, move |_| parse(&bytes)).await?;
-        app.check_names(&caller, &headers, model).await?;
+        app.voice(&caller, &headers, model).await?;
         app.work(size, move |_| decode(&text, &tokens)).await
     };
     Ok(Json(Detokenized { prompt: app.bound(deadline, prompt).await? }))

@@ -1,13 +1,17 @@
 //! Tries an adapter that nobody else can see yet.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::{BoxFuture, try_join};
 
-use super::app::App;
+use super::{answer::Answer, app::App};
 use crate::{
-    adapter::{Lease, Trial, Unproved},
+    adapter::{Extras, Lease, SmokeTest, Trial, Unproved},
     engine::{Event, Failure, Job, Lane, Logprob, Sampling, Scope},
+    text::{self, Ending, Framing, Keep, Message, Specials, Stops},
 };
 
 /// Tokens that are computed: enough that whatever an adapter changes shows somewhere.
@@ -60,6 +64,82 @@ impl<'a> EngineTrial<'a> {
         }
         Err(not_now("the engine has ended".to_owned()))
     }
+
+    /// The greedy answer to a smoke test, as a request without any terms of its own would get it.
+    async fn answer(
+        &self,
+        adapter: Lease,
+        (test, extras): (&SmokeTest, &Extras),
+    ) -> Result<String, Unproved> {
+        let text = self.app.text();
+        let prompt = self.prompt(&chat(test), extras).await?;
+        let not_now = |why: String| Unproved::NotNow(why);
+        let job = Job {
+            prompt,
+            adapter: Some(adapter),
+            sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+            max_tokens: test.tokens(),
+            stop_tokens: Arc::clone(text.stop_tokens()),
+            logprobs: None,
+            prompt_logprobs: None,
+            lane: Lane(u32::MAX),
+            scope: Scope(u32::MAX),
+            deadline: Some(Instant::now() + TIME),
+        };
+        let submitted = self.app.generator().submit(job);
+        let mut events = submitted.map_err(|refused| not_now(refused.to_string()))?;
+        let stops = Stops::new(extras.stop.clone(), Keep::Cut);
+        let mut answer = Answer::new(text.detok(Specials::Hide), stops);
+        let mut said = String::new();
+        while let Some(event) = events.next().await {
+            let piece = answer.take(event).map_err(|failure| match failure {
+                Failure::NotANumber => Unproved::NotFinite,
+                failure => not_now(failure.to_string()),
+            })?;
+            said.push_str(&piece.text);
+            if piece.end.is_some() {
+                return Ok(said);
+            }
+        }
+        Err(not_now("the engine has ended".to_owned()))
+    }
+
+    /// The tokens of a chat, by the template that the adapter brings, or the base's own; a base without one is asked as it is.
+    async fn prompt(&self, chat: &[Message], extras: &Extras) -> Result<Vec<u32>, Unproved> {
+        let text = self.app.text();
+        let (rendered, framing) = match &extras.chat_template {
+            Some(source) => (self.render(source, chat).await?, Framing::Bare),
+            None if text.has_template() => {
+                let rendered = text.render(chat, Ending::Prompt);
+                (rendered.map_err(|error| unusable(&error))?, Framing::Bare)
+            }
+            None => {
+                let said: Vec<_> = chat.iter().map(|message| &*message.content).collect();
+                (said.join("\n"), Framing::Framed)
+            }
+        };
+        text.encode(&rendered, framing).map_err(|error| unusable(&error))
+    }
+
+    async fn render(&self, source: &str, chat: &[Message]) -> Result<String, Unproved> {
+        let rendering = self.app.text().rendering(source, chat, Ending::Prompt);
+        let rendered = self.app.renderers().render(None, &rendering).await;
+        let rendered =
+            rendered.map_err(|_| Unproved::NotNow("its chats cannot be rendered".to_owned()))?;
+        rendered.map_err(|error| unusable(&error))
+    }
+}
+
+fn unusable(error: &text::Error) -> Unproved {
+    Unproved::Template(error.to_string())
+}
+
+fn message(role: &str, content: &str) -> Message {
+    Message { role: role.to_owned(), content: content.to_owned(), name: None }
+}
+
+fn chat(test: &SmokeTest) -> Vec<Message> {
+    test.chat().iter().map(|said| message(&said.role, &said.content)).collect()
 }
 
 impl Trial for EngineTrial<'_> {
@@ -72,6 +152,27 @@ impl Trial for EngineTrial<'_> {
             }
             // Bit for bit, because the base computes the same bits each time.
             if base == adapted { Err(Unproved::NoEffect) } else { Ok(()) }
+        })
+    }
+
+    fn rehearse(
+        &self,
+        adapter: Lease,
+        extras: Arc<Extras>,
+    ) -> BoxFuture<'_, Result<Option<String>, Unproved>> {
+        Box::pin(async move {
+            if let Some(source) = &extras.chat_template {
+                // A chat for which every template must have a prompt.
+                let sample = [message("user", "How do I cook rice?")];
+                if self.render(source, &sample).await?.is_empty() {
+                    let problem = "it renders a chat to an empty prompt".to_owned();
+                    return Err(Unproved::Template(problem));
+                }
+            }
+            match &extras.smoke_test {
+                Some(test) => self.answer(adapter, (test, &extras)).await.map(Some),
+                None => Ok(None),
+            }
         })
     }
 }

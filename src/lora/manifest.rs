@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt, ops::Range};
 
 use half::{bf16, f16};
 
-use super::site::{Norm, Site};
+use super::{
+    extras::Extras,
+    site::{Norm, Site},
+};
 
 /// An adapter that was read completely. Its tensors are still the bytes of the file.
 ///
@@ -30,6 +33,8 @@ pub struct Manifest<'a> {
     pub rank: usize,
     /// The modules with a delta by the last part of their name, sorted, without repetition.
     pub targets: Vec<String>,
+    /// What it brings besides weights.
+    pub extras: Extras,
 }
 
 /// A low-rank change of one weight: `W + scale * B A`, of which the rows are rescaled where there is a magnitude.

@@ -3,6 +3,7 @@
 mod adapter;
 mod batch;
 mod digest;
+mod extras;
 mod lease;
 mod limits;
 mod manifest;
@@ -16,6 +17,7 @@ pub(crate) use adapter::ZeroBase;
 pub use adapter::{Adapter, Base, BuildError, Inputs};
 pub use batch::LoraBatch;
 pub use digest::{Digest, NotADigest};
+pub use extras::{Defaults, Extras, Said, SmokeTest, ranges};
 pub use lease::Lease;
 pub use limits::Limits;
 pub use manifest::{Delta, Dtype, Manifest, View};

@@ -155,6 +155,11 @@ pub enum Refusal {
     )]
     Unsupported { key: &'static str, why: &'static str },
     #[error(
+        "{field} of adapter_config.json, which says what the adapter brings besides its weights, cannot be used: {}",
+        problem.as_str()
+    )]
+    Extras { field: Quoted, problem: Quoted },
+    #[error(
         "adapter_config.json: the key {key} is not known, and its value {value} may change what the adapter computes"
     )]
     UnknownKey { key: Quoted, value: Quoted },
@@ -294,6 +299,7 @@ impl Refusal {
             Self::ConfigValue { .. } => "config_value",
             Self::Unsupported { .. } => "unsupported_feature",
             Self::UnknownKey { .. } => "unknown_key",
+            Self::Extras { .. } => "chorus_object",
             Self::Initialisation { .. } => "unsupported_initialisation",
             Self::Conflict { .. } => "config_conflict",
             Self::RankTooHigh { .. } => "rank_too_high",

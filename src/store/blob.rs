@@ -1,6 +1,7 @@
 //! Immutable bytes.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     time::{Duration, SystemTime},
 };
@@ -8,14 +9,15 @@ use std::{
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use object_store::{ObjectStore as _, ObjectStoreExt as _, WriteMultipart, path::Path};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::{Store, StoreError, nonce, payload};
+use super::{BLOBS, Store, StoreError, nonce, payload};
 
 /// Blobs up to so many bytes are put in one request; larger ones in parts of this size.
-const PART: usize = 8 << 20;
+pub(super) const PART: usize = 8 << 20;
 /// Parts on their way at once; each is in memory meanwhile.
-const PARTS: usize = 2;
+pub(super) const PARTS: usize = 2;
 
 /// Names one put of some bytes: their sha256 in hexadecimal, and digits that no other put has.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -191,9 +193,29 @@ impl Store {
         }
     }
 
+    /// Lengths of all blobs.
+    pub async fn blob_sizes(&self) -> Result<BTreeMap<BlobKey, u64>, StoreError> {
+        let folder = self.root.clone().join(BLOBS);
+        let listed = self.objects.list(Some(&folder)).try_filter_map(async |meta| {
+            let key = meta.location.filename().map(str::to_owned).map(BlobKey::try_from);
+            Ok(key.and_then(Result::ok).map(|key| (key, meta.size)))
+        });
+        listed.try_collect().await.map_err(|error| StoreError::from_objects(error, &folder))
+    }
+
+    /// Reads all of a blob, and whether its bytes are those that its key says.
+    pub async fn is_sound(&self, key: &BlobKey) -> Result<bool, StoreError> {
+        let mut pieces = self.blob(key).await?;
+        let mut hasher = Sha256::new();
+        while let Some(piece) = pieces.next().await {
+            hasher.update(piece?);
+        }
+        Ok(key.is_of(hasher.finalize().into()))
+    }
+
     /// All blobs that were put at least so long ago.
     pub async fn blobs(&self, at_least: Duration) -> Result<Vec<BlobKey>, StoreError> {
-        let folder = self.root.clone().join("blobs");
+        let folder = self.root.clone().join(BLOBS);
         let now = SystemTime::now();
         let listed = self.objects.list(Some(&folder)).try_filter_map(async |meta| {
             let age = now.duration_since(meta.last_modified.into()).unwrap_or_default();
@@ -203,8 +225,8 @@ impl Store {
         listed.try_collect().await.map_err(|error| StoreError::from_objects(error, &folder))
     }
 
-    fn blob_path(&self, key: &BlobKey) -> Path {
-        self.root.clone().join("blobs").join(key.0.as_str())
+    pub(super) fn blob_path(&self, key: &BlobKey) -> Path {
+        self.root.clone().join(BLOBS).join(key.0.as_str())
     }
 }
 
@@ -260,6 +282,17 @@ mod tests {
         store.read_blob(&two, &mut [0; 4]).await.unwrap();
         assert_eq!(store.blobs(Duration::ZERO).await.unwrap(), [two]);
         assert_eq!(store.blobs(Duration::from_hours(1)).await.unwrap(), []);
+        let sizes = store.blob_sizes().await.unwrap();
+        assert_eq!(sizes.into_values().collect::<Vec<_>>(), [4]);
+    }
+
+    #[tokio::test]
+    async fn bytes_are_held_against_their_key() {
+        let (store, _) = Store::faulty();
+        let key = store.put_blob(Sha256::digest(b"12345").into(), 5, &b"12345"[..]).await.unwrap();
+        assert!(store.is_sound(&key).await.unwrap());
+        store.put_back(&key, 5, &b"12346"[..]).await.unwrap();
+        assert!(!store.is_sound(&key).await.unwrap());
     }
 
     #[tokio::test]

@@ -46,6 +46,14 @@ impl StoreError {
         }
     }
 
+    /// Sorts what the system says of a directory.
+    pub(super) fn from_io(error: io::Error, key: &Path) -> Self {
+        Self::from_objects(
+            object_store::Error::Generic { store: "folder", source: Box::new(error) },
+            key,
+        )
+    }
+
     pub(super) fn damaged(key: &Path, why: &impl ToString) -> Self {
         Self::Damaged { key: key.to_string(), why: why.to_string() }
     }
@@ -96,6 +104,12 @@ pub enum OpenError {
         url: String,
         /// What is wrong.
         why: String,
+    },
+    /// It was to be looked at, and there is none.
+    #[error("there is no store at {place}: it has no chorus.json; name it with --store")]
+    Absent {
+        /// Where.
+        place: String,
     },
     /// It is of another version of chorus.
     #[error("the store has format {found}, and this chorus reads format {known}")]

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     fmt, io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use futures_util::stream::BoxStream;
@@ -32,6 +35,7 @@ pub(crate) enum Fault {
 pub(crate) struct Faults {
     puts: Mutex<VecDeque<Fault>>,
     down: Mutex<bool>,
+    asked: AtomicUsize,
 }
 
 impl Faults {
@@ -55,7 +59,13 @@ impl Faults {
         *self.down.lock().unwrap() = false;
     }
 
+    /// How many requests there were.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
     fn check(&self) -> Result<()> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         if *self.down.lock().unwrap() {
             Err(lost(io::ErrorKind::ConnectionRefused))
         } else {
@@ -132,6 +142,7 @@ impl ObjectStore for Faulty {
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
+        self.faults.asked.fetch_add(1, Ordering::Relaxed);
         self.inner.delete_stream(locations)
     }
 

@@ -1,12 +1,16 @@
 //! An append-only run of records that several servers write.
 
-use std::{fmt, marker::PhantomData};
+use std::{
+    fmt,
+    marker::PhantomData,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{ObjectStore as _, PutMode, path::Path};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Store, StoreError, nonce, payload};
+use super::{LOGS, Store, StoreError, nonce, payload};
 
 /// Records that are read side by side when a log is opened.
 const READERS: usize = 32;
@@ -38,6 +42,33 @@ pub enum Appended<R> {
     Overtaken(Vec<Entry<R>>),
 }
 
+/// Whether a log has a record that this release does not understand, as far as it was read: what comes after that is not
+/// known here.
+#[derive(Debug, Default)]
+pub struct Outdated(AtomicBool);
+
+impl Outdated {
+    /// Takes note of how reading the log went, and hands that on.
+    pub fn note<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &read {
+            Ok(_) => self.0.store(false, Ordering::Relaxed),
+            Err(error @ StoreError::Damaged { .. }) => {
+                if !self.0.swap(true, Ordering::Relaxed) {
+                    tracing::error!(%error, "no requests are taken until this record is understood: upgrade this server");
+                }
+            }
+            // Nothing was learned of the records.
+            Err(_) => {}
+        }
+        read
+    }
+
+    /// It has one.
+    pub fn holds(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A record as it is stored.
 #[derive(Serialize, Deserialize)]
 struct Envelope<R> {
@@ -49,19 +80,35 @@ struct Envelope<R> {
 impl<R: Serialize + DeserializeOwned + Send> Log<R> {
     /// Opens the log of this name and reads all that is there.
     pub async fn open(store: &Store, name: &str) -> Result<(Self, Vec<Entry<R>>), StoreError> {
-        let folder = store.root.clone().join("logs").join(name);
-        let mut log = Self { store: store.clone(), folder, last: 0, records: PhantomData };
-        let listed = log.store.objects.list(Some(&log.folder));
-        let failed = |error| StoreError::from_objects(error, &log.folder);
-        let numbers = listed.map_ok(|meta| number_of(&meta.location)).try_filter_map(
-            async |number| Ok(number), // what is no record is passed over
-        );
-        let last = numbers.try_fold(0, async |last, number| Ok(last.max(number))).await;
-        let last = last.map_err(failed)?;
+        let mut log = Self::at(store, name);
+        store.make_folder(&format!("{LOGS}/{name}"))?;
+        let last = store.last_record(name).await?;
         let records = stream::iter(1..=last).map(|number| log.read(number)).buffered(READERS);
         let entries: Vec<_> = records.map_ok(|(_, entry)| entry).try_collect().await?;
         log.last = last;
         Ok((log, entries))
+    }
+
+    /// Reads at most `most` records that come after a number, in order. What somebody has opened is not touched.
+    pub async fn page(
+        store: &Store,
+        name: &str,
+        after: u64,
+        most: usize,
+    ) -> Result<Vec<Entry<R>>, StoreError> {
+        let log = Self::at(store, name);
+        let end = after.saturating_add(most as u64);
+        let numbers = after.saturating_add(1)..end.saturating_add(1);
+        let mut records = stream::iter(numbers).map(|number| log.read(number)).buffered(READERS);
+        let mut page = Vec::new();
+        while let Some(record) = records.next().await {
+            match record {
+                Ok((_, entry)) => page.push(entry),
+                Err(StoreError::NotFound { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(page)
     }
 
     /// Reads what others have written since, in order.
@@ -135,14 +182,42 @@ impl<R: Serialize + DeserializeOwned + Send> Log<R> {
 }
 
 impl<R> Log<R> {
+    fn at(store: &Store, name: &str) -> Self {
+        let folder = log_folder(store, name);
+        Self { store: store.clone(), folder, last: 0, records: PhantomData }
+    }
+
     /// The last number that was read or written; 0 before the first.
     pub fn last(&self) -> u64 {
         self.last
     }
 
     fn key(&self, number: u64) -> Path {
-        self.folder.clone().join(format!("{number:020}.json"))
+        record_key(&self.folder, number)
     }
+}
+
+impl Store {
+    /// The greatest number that a record of this log has; 0 where there is none.
+    pub async fn last_record(&self, log: &str) -> Result<u64, StoreError> {
+        let folder = log_folder(self, log);
+        let listed = self.objects.list(Some(&folder));
+        let numbers = listed.map_ok(|meta| number_of(&meta.location)).try_filter_map(
+            async |number| Ok(number), // what is no record is passed over
+        );
+        let last = numbers.try_fold(0, async |last, number| Ok(last.max(number))).await;
+        last.map_err(|error| StoreError::from_objects(error, &folder))
+    }
+}
+
+/// Where the records of a log lie.
+pub(super) fn log_folder(store: &Store, name: &str) -> Path {
+    store.root.clone().join(LOGS).join(name)
+}
+
+/// Where one of them lies.
+pub(super) fn record_key(folder: &Path, number: u64) -> Path {
+    folder.clone().join(format!("{number:020}.json"))
 }
 
 impl<R> fmt::Debug for Log<R> {
@@ -249,6 +324,23 @@ mod tests {
         std::fs::write(root.path().join("logs/numbers/notes.txt"), "not ours").unwrap();
         std::fs::remove_file(file).unwrap();
         assert_eq!(open(&store).await.1, []);
+    }
+
+    #[tokio::test]
+    async fn pages_follow_each_other_and_end_with_the_log() {
+        let (store, _) = Store::faulty();
+        let (mut log, _) = open(&store).await;
+        let page = async |after, most| Numbers::page(&store, "numbers", after, most).await.unwrap();
+        assert_eq!(page(0, 10).await, []);
+        for record in 1..=70 {
+            log.append(record).await.unwrap();
+        }
+        let all = entries(&(1..=70).collect::<Vec<_>>());
+        assert_eq!(page(0, 50).await, all[..50]);
+        assert_eq!(page(50, 50).await, all[50..]);
+        assert_eq!(page(70, 50).await, []);
+        assert_eq!(page(3, 0).await, []);
+        assert_eq!(page(u64::MAX, 50).await, []);
     }
 
     #[tokio::test]

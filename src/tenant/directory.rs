@@ -9,12 +9,12 @@ use std::{
 use tokio::sync::Mutex;
 
 use super::{
-    Caller, Key, KeyId, OverQuota, Permit, Quota, Right, TenantId, TenantName,
+    BadQuota, Caller, Key, KeyId, LOG, OverQuota, Permit, Quota, Rate, Right, TenantId, TenantName,
     key::KeyHash,
     permit::Meters,
     record::{Change, Record, Scope},
 };
-use crate::store::{Appended, Entry, Log, Store, StoreError};
+use crate::store::{Appended, Entry, Log, Outdated, Store, StoreError};
 
 /// Knows every tenant and every key. Clones share it.
 #[derive(Clone, Debug)]
@@ -25,8 +25,10 @@ pub struct Tenants {
 #[derive(Debug)]
 struct Shared {
     state: RwLock<State>,
+    store: Store,
     /// Held while a change is decided and written.
     log: Mutex<Log<Record>>,
+    outdated: Outdated,
     /// The operator's key where this server was given one; it counts beside the one in the records.
     operator: Option<KeyHash>,
     meters: Arc<Meters>,
@@ -39,6 +41,8 @@ struct State {
     /// Who each key is. Looked up by a hash that nobody can choose, so the time that takes tells nothing of a key.
     keys: HashMap<KeyHash, TenantId>,
     operator: Option<KeyHash>,
+    /// How often a quota was set.
+    edition: u64,
 }
 
 #[derive(Debug)]
@@ -118,6 +122,9 @@ pub enum NotDone {
     /// A key that is over before it begins.
     #[error("the key would have expired already")]
     Expired,
+    /// The quota contradicts itself.
+    #[error(transparent)]
+    Quota(#[from] BadQuota),
     /// The store does not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -138,7 +145,7 @@ impl Tenants {
         operator: Option<&Key>,
         refresh: Duration,
     ) -> Result<Self, StoreError> {
-        let (log, entries) = Log::<Record>::open(store, "tenants").await?;
+        let (log, entries) = Log::<Record>::open(store, LOG).await?;
         let mut state = State::default();
         // It is there without a record, so that a folder of adapters has an owner.
         let name = TenantName::parse(TenantName::DEFAULT).expect("a test parses it");
@@ -148,7 +155,9 @@ impl Tenants {
         }
         let operator = operator.map(Key::hash);
         let meters = Arc::default();
-        let shared = Shared { state: RwLock::new(state), log: Mutex::new(log), operator, meters };
+        let (state, log, store) = (RwLock::new(state), Mutex::new(log), store.clone());
+        let outdated = Outdated::default();
+        let shared = Shared { state, store, log, outdated, operator, meters };
         let shared = Arc::new(shared);
         tokio::spawn(keep_up(Arc::downgrade(&shared), refresh));
         Ok(Self { shared })
@@ -313,6 +322,7 @@ impl Tenants {
         name: &TenantName,
         quota: Quota,
     ) -> Result<TenantCard, NotDone> {
+        quota.check()?;
         let decide = |state: &State| {
             let (tenant, _) = state.find(name).ok_or_else(|| NotDone::NoTenant(name.clone()))?;
             Ok(Change::Quota { tenant, quota })
@@ -326,17 +336,44 @@ impl Tenants {
         self.with(|state| state.tenants.get(&tenant).map(|tenant| tenant.quota)).unwrap_or_default()
     }
 
+    /// The quotas of all tenants and their edition, unless that is the one that is known; the first is 0, without any.
+    pub fn quotas_since(&self, known: u64) -> Option<(u64, Vec<(TenantId, Quota)>)> {
+        self.with(|state| {
+            let quotas = state.tenants.iter().map(|(id, tenant)| (*id, tenant.quota));
+            (state.edition != known).then(|| (state.edition, quotas.collect()))
+        })
+    }
+
+    /// Lets one more upload of a tenant begin, within its quota; how that stands then, where there is one.
+    pub fn admit_upload(&self, tenant: TenantId, now: Instant) -> Result<Option<Rate>, OverQuota> {
+        self.shared.meters.admit_upload(tenant, &self.quota(tenant), now)
+    }
+
     /// Lets one more request of a tenant run, within its quota.
     pub fn admit(&self, tenant: TenantId, now: Instant) -> Result<Permit, OverQuota> {
         self.shared.meters.admit(tenant, &self.quota(tenant), now)
     }
 
+    /// The store that all of it is in.
+    pub(super) fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
     /// Takes in what other servers have written.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         let mut log = self.shared.log.lock().await;
-        let entries = log.catch_up().await?;
+        self.catch_up(&mut log).await
+    }
+
+    async fn catch_up(&self, log: &mut Log<Record>) -> Result<(), StoreError> {
+        let entries = self.shared.outdated.note(log.catch_up().await)?;
         self.apply(&entries);
         Ok(())
+    }
+
+    /// The store has a record that this release does not understand: which keys and quotas count now is not known here.
+    pub fn is_outdated(&self) -> bool {
+        self.shared.outdated.holds()
     }
 
     fn with<T>(&self, look: impl FnOnce(&State) -> T) -> T {
@@ -357,13 +394,12 @@ impl Tenants {
         mut decide: impl FnMut(&State) -> Result<Change, NotDone>,
     ) -> Result<(), NotDone> {
         let mut log = self.shared.log.lock().await;
-        let entries = log.catch_up().await?;
-        self.apply(&entries);
+        self.catch_up(&mut log).await?;
         loop {
             let change = self.with(|state| decide(state))?;
             let at = unix_seconds(SystemTime::now()).saturating_mul(1000);
             let record = Record { at, by: by.to_owned(), change };
-            match log.append(record.clone()).await? {
+            match self.shared.outdated.note(log.append(record.clone()).await)? {
                 Appended::Overtaken(entries) => self.apply(&entries),
                 Appended::Written(number) => {
                     tracing::info!(number, by, change = ?record.change, "tenants have changed");
@@ -385,8 +421,7 @@ impl State {
         let created = record.at / 1000;
         match &record.change {
             Change::Created { name, operator } => {
-                // As many tenants as there are numbers have never been made.
-                let id = TenantId(u32::try_from(*number).unwrap_or(u32::MAX));
+                let id = TenantId::of_record(*number);
                 self.tenants.entry(id).or_insert_with(|| Tenant::new(name.clone(), created));
                 self.operator = self.operator.or(*operator);
             }
@@ -406,6 +441,7 @@ impl State {
             Change::Quota { tenant, quota } => {
                 if let Some(tenant) = self.tenants.get_mut(tenant) {
                     tenant.quota = *quota;
+                    self.edition += 1;
                 }
             }
             Change::DefaultAdapter { tenant, adapter } => {
@@ -449,6 +485,8 @@ async fn keep_up(tenants: Weak<Shared>, refresh: Duration) {
         let Some(shared) = tenants.upgrade() else { return };
         let refreshed = (Tenants { shared }).refresh().await;
         match &refreshed {
+            // Said where it is noted.
+            Err(StoreError::Damaged { .. }) => {}
             Err(error) if reachable => {
                 tracing::error!(%error, "tenants' records cannot be read: keys that are revoked elsewhere count on");
             }
@@ -638,6 +676,23 @@ mod tests {
         for secret in [operator, key] {
             assert!(!shown.contains(secret.reveal()));
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_goes_by_quotas_learns_when_one_was_set() {
+        let (store, _) = Store::faulty();
+        let tenants = open(&store).await;
+        let acme = tenants.create("open", &name("acme")).await.unwrap().card.id;
+        assert_eq!(tenants.quotas_since(0), None);
+        let quota = Quota { resident_max_bytes: Some(7), ..Quota::default() };
+        tenants.set_quota("me", &name("acme"), quota).await.unwrap();
+        let (edition, quotas) = tenants.quotas_since(0).unwrap();
+        assert_eq!(quotas, [(TenantId::DEFAULT, Quota::default()), (acme, quota)]);
+        assert_eq!(tenants.quotas_since(edition), None);
+        let contradiction = Quota { resident_min_bytes: Some(8), ..quota };
+        let refused = tenants.set_quota("me", &name("acme"), contradiction).await;
+        assert!(matches!(refused, Err(NotDone::Quota(_))), "{refused:?}");
+        assert_eq!(open(&store).await.quota(acme), quota);
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 //! State is the fold of a log of records, which all servers on one store share; see [`store`](crate::store). Keys are in it
 //! as SHA-256 alone. This module knows no adapter and no HTTP.
 
+mod audit;
 mod directory;
 mod key;
 mod name;
@@ -16,13 +17,17 @@ mod record;
 use std::fmt;
 
 pub use self::{
+    audit::Changed,
     directory::{Created, KeyCard, NotDone, TenantCard, Tenants, Unidentified},
     key::{BadKey, Key, KeyId},
     name::{BadTenantName, TenantName},
     permit::{OverQuota, Permit, Scarce},
-    quota::{Quota, Rate},
+    quota::{BadQuota, Quota, Rate},
     record::Scope,
 };
+
+/// The log that tenants' records are in.
+pub const LOG: &str = "tenants";
 
 /// Identifies a tenant. Two tenants never see each other's names.
 #[derive(
@@ -34,6 +39,12 @@ pub struct TenantId(u32);
 impl TenantId {
     /// The tenant of callers without a key, where there are no keys, and the owner of the read-only adapter folder.
     pub const DEFAULT: Self = Self(0);
+
+    /// The tenant that this record made.
+    fn of_record(number: u64) -> Self {
+        // As many tenants as there are numbers have never been made.
+        Self(u32::try_from(number).unwrap_or(u32::MAX))
+    }
 
     /// A second tenant, to show that it sees nothing of the first.
     #[cfg(test)]

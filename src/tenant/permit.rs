@@ -20,6 +20,7 @@ pub(super) struct Meters(Mutex<HashMap<TenantId, Meter>>);
 struct Meter {
     requests: Bucket,
     tokens: Bucket,
+    uploads: Bucket,
     running: u32,
 }
 
@@ -32,6 +33,8 @@ pub enum Scarce {
     Tokens,
     /// Requests at once.
     Concurrent,
+    /// Uploads a minute.
+    Uploads,
 }
 
 /// A request is one too many.
@@ -51,6 +54,7 @@ fn message(scarce: Scarce, limit: u32) -> String {
         Scarce::Requests => format!("the quota of {limit} requests per minute is used up"),
         Scarce::Tokens => format!("the quota of {limit} tokens per minute is used up"),
         Scarce::Concurrent => format!("{limit} requests of this tenant are running already"),
+        Scarce::Uploads => format!("the quota of {limit} uploads per minute is used up"),
     }
 }
 
@@ -101,6 +105,24 @@ impl Meters {
         let tokens = quota.tokens_per_minute.map(|limit| meter.tokens.rate(limit, now));
         let tokens_per_minute = quota.tokens_per_minute;
         Ok(Permit { meters: Arc::clone(self), tenant, tokens_per_minute, requests, tokens })
+    }
+
+    /// Lets one more upload of a tenant begin. How the rate stands then, where there is one.
+    pub(super) fn admit_upload(
+        &self,
+        tenant: TenantId,
+        quota: &Quota,
+        now: Instant,
+    ) -> Result<Option<Rate>, OverQuota> {
+        let Some(limit) = quota.uploads_per_minute else { return Ok(None) };
+        let mut meters = self.0.lock().expect(NO_PANIC);
+        let uploads = &mut meters.entry(tenant).or_default().uploads;
+        let wait = uploads.wait(limit, now);
+        if limit == 0 || !wait.is_zero() {
+            return Err(OverQuota { scarce: Scarce::Uploads, limit, wait: wait.max(PATIENCE) });
+        }
+        uploads.spend(limit, 1, now);
+        Ok(Some(uploads.rate(limit, now)))
     }
 
     fn spend(&self, tenant: TenantId, (limit, count): (u32, u32), now: Instant) {
@@ -164,6 +186,23 @@ mod tests {
         assert_eq!(refused(&meters, &quota, now), Some(Scarce::Concurrent));
         drop((two, three));
         assert_eq!(refused(&meters, &quota, now), None);
+    }
+
+    #[test]
+    fn uploads_a_minute_are_counted_by_themselves() {
+        let (meters, now) = (Arc::new(Meters::default()), Instant::now());
+        let begin = |quota: &Quota, now| meters.admit_upload(ME, quota, now);
+        assert_eq!(begin(&Quota::default(), now), Ok(None));
+        let quota = Quota { uploads_per_minute: Some(2), ..Quota::default() };
+        assert_eq!(begin(&quota, now).unwrap().unwrap().left, 1);
+        begin(&quota, now).unwrap();
+        let over = begin(&quota, now).unwrap_err();
+        assert_eq!((over.scarce, over.limit, over.wait.as_secs()), (Scarce::Uploads, 2, 30));
+        assert!(meters.admit_upload(TenantId::OTHER, &quota, now).is_ok());
+        assert!(begin(&quota, now + over.wait).is_ok());
+        let none = Quota { uploads_per_minute: Some(0), ..Quota::default() };
+        assert!(begin(&none, now + Duration::from_hours(1)).is_err());
+        assert!(meters.admit(ME, &quota, now).unwrap().requests.is_none());
     }
 
     #[test]

@@ -20,6 +20,32 @@ pub struct Quota {
     pub adapters: Option<u32>,
     /// Bytes of all their versions.
     pub stored_bytes: Option<u64>,
+    /// Bytes of memory that adapters of others leave to this tenant's loaded ones, of each server.
+    pub resident_min_bytes: Option<u64>,
+    /// Bytes of memory that its loaded adapters may take together, of each server.
+    pub resident_max_bytes: Option<u64>,
+    /// Uploads in a minute, of each server.
+    pub uploads_per_minute: Option<u32>,
+}
+
+/// A quota contradicts itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "resident_min_bytes is {least} and resident_max_bytes {most}: a tenant cannot keep more than it may have"
+)]
+pub struct BadQuota {
+    least: u64,
+    most: u64,
+}
+
+impl Quota {
+    /// Refuses one that contradicts itself.
+    pub(super) fn check(&self) -> Result<(), BadQuota> {
+        match (self.resident_min_bytes, self.resident_max_bytes) {
+            (Some(least), Some(most)) if least > most => Err(BadQuota { least, most }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Pays for what was spent at an even rate: so many a minute, of which a minute's worth can be spent at once.
@@ -94,6 +120,30 @@ mod tests {
         assert_eq!(bucket.wait(60, start + SECOND), Duration::ZERO);
         assert_eq!(bucket.rate(60, start + MINUTE).left, 60);
         assert_eq!(bucket.rate(60, start + 9 * MINUTE).left, 60, "no more than a minute's worth");
+    }
+
+    #[test]
+    fn quotas_of_before_are_read_and_what_is_not_known_is_not() {
+        let old = r#"{"requests_per_minute":2,"tokens_per_minute":null,"concurrent":null,"adapters":7,"stored_bytes":null}"#;
+        let quota: Quota = serde_json::from_str(old).unwrap();
+        let expected =
+            Quota { requests_per_minute: Some(2), adapters: Some(7), ..Quota::default() };
+        assert_eq!(quota, expected);
+        let new: Quota = serde_json::from_str(r#"{"resident_max_bytes":9}"#).unwrap();
+        assert_eq!(new.resident_max_bytes, Some(9));
+        assert!(serde_json::from_str::<Quota>(r#"{"resident_bytes":9}"#).is_err());
+    }
+
+    #[test]
+    fn nobody_keeps_more_than_it_may_have() {
+        let quota = |least, most| Quota {
+            resident_min_bytes: Some(least),
+            resident_max_bytes: most,
+            ..Quota::default()
+        };
+        assert_eq!(quota(2, Some(2)).check(), Ok(()));
+        assert_eq!(quota(2, None).check(), Ok(()));
+        assert_eq!(quota(2, Some(1)).check(), Err(BadQuota { least: 2, most: 1 }));
     }
 
     #[test]

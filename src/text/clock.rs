@@ -26,6 +26,12 @@ pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// A unix time as RFC 3339 has it: `2026-11-25T08:00:00Z`.
+pub fn utc(seconds: u64) -> String {
+    // These directives are known.
+    strftime("%FT%TZ", seconds).unwrap_or_default()
+}
+
 /// Formats a time as C's `strftime` does; a directive that it does not know is an error.
 pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
     let time = seconds % SECONDS_PER_DAY;
@@ -112,6 +118,11 @@ fn days_of_month(year: u64, month: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_written_as_rfc_3339_has_it() {
+        assert_eq!(utc(1_735_689_599), "2024-12-31T23:59:59Z");
+    }
 
     #[test]
     fn dates_are_those_of_date_1() {

@@ -1,5 +1,6 @@
 //! What can go wrong with text: while a model's files are read, and while a request is served.
 
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
 
@@ -112,7 +113,7 @@ fn first_line(error: &candle_core::Error) -> String {
 
 /// Why a request's text could not be encoded or its messages not rendered. It names no path of the
 /// server: safe to send to the client.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Error {
     /// The text has more bytes than are ever encoded in one piece.

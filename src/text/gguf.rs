@@ -4,7 +4,7 @@ use super::ends;
 use super::error::LoadError;
 use super::pieces::{Spelling, Token};
 use super::pretokenizer::{self, PreTokenizer};
-use super::template::Template;
+use super::template::{OWN, Template};
 use super::{Frame, Parts};
 use candle_core::quantized::gguf_file::{Content, Value};
 use serde::de::DeserializeOwned;
@@ -120,6 +120,7 @@ impl Metadata<'_> {
         Ok(Parts {
             frame: self.frame(&tokens)?,
             ends: self.ends(&tokens)?,
+            names: self.names(&tokens)?,
             template: self.template(&tokens)?,
             tokenizer,
             spelling,
@@ -260,8 +261,7 @@ impl Metadata<'_> {
         Ok(ends::collect(named.into_iter().flatten(), tokens, template))
     }
 
-    fn template(&self, tokens: &[Option<Token>]) -> Result<Option<Template>, LoadError> {
-        let Some(source) = self.string(TEMPLATE)? else { return Ok(None) };
+    fn names(&self, tokens: &[Option<Token>]) -> Result<Vec<(&'static str, String)>, LoadError> {
         let mut names = Vec::new();
         let keys = [
             ("bos_token", BOS),
@@ -273,7 +273,12 @@ impl Metadata<'_> {
             let token = self.token(key, tokens.len())?.and_then(|at| tokens[at].as_ref());
             names.extend(token.map(|token| (name, token.text.clone())));
         }
-        let compiled = Template::compile(source, names);
+        Ok(names)
+    }
+
+    fn template(&self, tokens: &[Option<Token>]) -> Result<Option<Template>, LoadError> {
+        let Some(source) = self.string(TEMPLATE)? else { return Ok(None) };
+        let compiled = Template::compile(source, self.names(tokens)?, OWN);
         compiled
             .map(Some)
             .map_err(|source| LoadError::Template { path: self.path.to_owned(), source })

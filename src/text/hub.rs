@@ -3,7 +3,7 @@
 use super::ends;
 use super::error::LoadError;
 use super::pieces::{self, Spelling, Token};
-use super::template::Template;
+use super::template::{OWN, Template};
 use super::{Frame, Parts};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -38,14 +38,15 @@ pub(super) fn read(dir: &Path) -> Result<Parts, LoadError> {
     let source = template.as_ref().map_or("", |(_, source)| source);
     let ends = ends::collect(model.ends()?, &tokens, source);
     let frame = model.frame();
+    let names: Vec<_> = config.names().collect();
     let template = match template {
         None => None,
         Some((path, source)) => Some(
-            Template::compile(&source, config.names())
+            Template::compile(&source, names.clone(), OWN)
                 .map_err(|source| LoadError::Template { path, source })?,
         ),
     };
-    Ok(Parts { tokenizer, tokens, spelling, frame, ends, template })
+    Ok(Parts { tokenizer, tokens, spelling, frame, ends, names, template })
 }
 
 /// Parses `tokenizer.json` after checking what the `tokenizers` crate takes on trust.

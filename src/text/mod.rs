@@ -7,6 +7,7 @@
 //! a long prompt takes milliseconds: callers keep it off the reactor.
 
 mod bound;
+mod brought;
 mod clock;
 mod detok;
 mod ends;
@@ -19,6 +20,8 @@ mod pretokenizer;
 mod stop;
 mod template;
 
+pub use brought::Rendering;
+pub use clock::utc;
 pub use detok::{Detok, Specials};
 pub use error::{Error, LoadError};
 pub use stop::{Keep, Released, Stops};
@@ -66,6 +69,8 @@ struct Parts {
     spelling: Spelling,
     frame: Frame,
     ends: Vec<u32>,
+    /// What templates may name: `bos_token`, `<s>`.
+    names: Vec<(&'static str, String)>,
     template: Option<Template>,
 }
 
@@ -73,6 +78,7 @@ struct Parts {
 #[derive(Clone)]
 pub struct Text {
     shared: Arc<Shared>,
+    template: Option<Arc<Template>>,
 }
 
 struct Shared {
@@ -80,7 +86,7 @@ struct Shared {
     pieces: Arc<Pieces>,
     frame: Frame,
     stop_tokens: Arc<[u32]>,
-    template: Option<Template>,
+    names: Vec<(&'static str, String)>,
     /// What a text's bytes tell of its tokens, where they do.
     bound: Option<Bound>,
 }
@@ -104,9 +110,9 @@ impl Text {
             pieces: Arc::new(pieces),
             frame: parts.frame,
             stop_tokens: parts.ends.into(),
-            template: parts.template,
+            names: parts.names,
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), template: parts.template.map(Arc::new) }
     }
 
     /// The tokens of `text`. Special tokens written out in it (`<|im_start|>`) are those tokens.
@@ -169,12 +175,12 @@ impl Text {
 
     /// Whether the model has a chat template.
     pub fn has_template(&self) -> bool {
-        self.shared.template.is_some()
+        self.template.is_some()
     }
 
     /// The prompt for a chat: the model's chat template, rendered.
     pub fn render(&self, messages: &[Message], ending: Ending) -> Result<String, Error> {
-        self.shared.template.as_ref().ok_or(Error::NoTemplate)?.render(messages, ending)
+        self.template.as_ref().ok_or(Error::NoTemplate)?.render(messages, ending)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Messages to a prompt: the model's own chat template.
 //!
-//! The template is the model's, never a request's; but what it does depends on the messages, so its
+//! The template is the model's or an adapter's, never a request's; but what it does depends on the messages, so its
 //! work, its time and its output are bounded.
 
 use super::{clock, error::Error, json};
@@ -8,25 +8,37 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use regex::Regex;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::io;
 use std::time::{Duration, Instant};
 
 /// The name under which template errors are reported.
 const NAME: &str = "chat template";
-/// Work for one rendering: an instruction costs one, as do 64 bytes. Real templates take about 50
-/// for a message.
-const FUEL: u64 = 4_000_000;
-/// Time for one rendering, checked whenever it writes; a backstop, fuel runs out before.
-const TIME: Duration = Duration::from_secs(1);
-/// Most bytes of a rendered prompt: far above any context.
-const OUTPUT: usize = 10 << 20;
+/// What one rendering may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Work: an instruction costs one, as do 64 bytes. Real templates take about 50 for a message.
+    fuel: u64,
+    /// Time, checked whenever it writes; a backstop, fuel runs out before.
+    time: Duration,
+    /// Bytes of the prompt.
+    pub(super) output: usize,
+}
+
+/// For the base's own template. The prompt is far above any context.
+pub(super) const OWN: Bounds =
+    Bounds { fuel: 4_000_000, time: Duration::from_secs(1), output: 10 << 20 };
+/// For one that a customer has brought: still thousands of messages.
+pub(super) const BROUGHT: Bounds =
+    Bounds { fuel: 1_000_000, time: Duration::from_millis(250), output: 4 << 20 };
 /// Deepest nesting of calls and blocks; real templates stay below ten.
 const RECURSION: usize = 100;
 /// Put behind the final message to find its end in the rendered text, as transformers does.
 const TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 /// One message of a chat.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
     pub role: String,
@@ -37,7 +49,7 @@ pub struct Message {
 }
 
 /// How a rendered chat ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ending {
     /// With the opening of the assistant's answer (`add_generation_prompt`).
     Prompt,
@@ -51,6 +63,7 @@ pub enum Ending {
 #[derive(Debug)]
 pub(super) struct Template {
     environment: Environment<'static>,
+    bounds: Bounds,
 }
 
 impl Template {
@@ -58,14 +71,15 @@ impl Template {
     /// (`bos_token`, `<s>`) that the template may use.
     pub(super) fn compile(
         source: &str,
-        tokens: impl IntoIterator<Item = (&'static str, String)>,
+        tokens: impl IntoIterator<Item = (impl Into<Cow<'static, str>>, String)>,
+        bounds: Bounds,
     ) -> Result<Self, minijinja::Error> {
         let mut environment = Environment::new();
         environment
             .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(unknown_method_callback);
-        environment.set_fuel(Some(FUEL));
+        environment.set_fuel(Some(bounds.fuel));
         environment.set_recursion_limit(RECURSION);
         environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", raise_exception);
@@ -74,7 +88,7 @@ impl Template {
             environment.add_global(name, text);
         }
         environment.add_template_owned(NAME, without_generation_blocks(source))?;
-        Ok(Self { environment })
+        Ok(Self { environment, bounds })
     }
 
     /// Renders the messages.
@@ -96,7 +110,9 @@ impl Template {
             tools => Value::from(()),
             documents => Value::from(()),
         };
-        let mut page = Page { text: Vec::new(), late: Instant::now() + TIME, refusal: None };
+        let Bounds { time, output, .. } = self.bounds;
+        let late = Instant::now() + time;
+        let mut page = Page { text: Vec::new(), late, most: output, refusal: None };
         match template.render_captured_to(globals, &mut page) {
             Ok(_) => Ok(String::from_utf8(page.text).expect("templates write strings only")),
             Err(error) => Err(page.refusal.unwrap_or_else(|| failure(&error))),
@@ -108,14 +124,16 @@ impl Template {
 struct Page {
     text: Vec<u8>,
     late: Instant,
+    /// Bytes.
+    most: usize,
     /// Why writing was refused; the engine reports only that it was.
     refusal: Option<Error>,
 }
 
 impl io::Write for Page {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.text.len() + bytes.len() > OUTPUT {
-            self.refusal = Some(Error::RenderedTooLong { max: OUTPUT });
+        if self.text.len() + bytes.len() > self.most {
+            self.refusal = Some(Error::RenderedTooLong { max: self.most });
         } else if Instant::now() > self.late {
             self.refusal = Some(Error::TooMuchWork);
         }
@@ -207,7 +225,7 @@ mod tests {
 
     fn compiled(source: &str) -> Template {
         let tokens = [("bos_token", "<s>".to_owned()), ("eos_token", "</s>".to_owned())];
-        Template::compile(source, tokens).unwrap()
+        Template::compile(source, tokens, OWN).unwrap()
     }
 
     fn message(role: &str, content: &str) -> Message {
@@ -299,7 +317,12 @@ mod tests {
             panic!("an attribute of nothing was rendered");
         };
         assert!(problem.contains("chat template:2"), "{problem}");
-        assert!(Template::compile("{% if %}", []).unwrap_err().to_string().contains(":1"));
+        assert!(
+            Template::compile("{% if %}", Vec::<(String, String)>::new(), OWN)
+                .unwrap_err()
+                .to_string()
+                .contains(":1")
+        );
     }
 
     #[test]
@@ -316,13 +339,13 @@ mod tests {
             assert_eq!(rendered(body), Err(Error::TooMuchWork), "{body}");
         }
         // Four renderings, each within its time; the rest tells them from work that does not end.
-        assert!(start.elapsed() < TIME * 4 * 30, "took {:?}", start.elapsed());
+        assert!(start.elapsed() < OWN.time * 4 * 30, "took {:?}", start.elapsed());
     }
 
     #[test]
     fn endless_output_and_recursion_end() {
         let long = "{% set s = 'x' * 100000 %}{% for i in range(200) %}{{ s }}{% endfor %}";
-        assert_eq!(rendered(long), Err(Error::RenderedTooLong { max: OUTPUT }));
+        assert_eq!(rendered(long), Err(Error::RenderedTooLong { max: OWN.output }));
         let deep = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
         assert!(matches!(rendered(deep), Err(Error::Unrenderable(_))));
     }

@@ -3,14 +3,15 @@
 use std::{collections::BTreeSet, path::Path};
 
 /// A module and the modules of ours that it may name. `main`, `cli` and `config` wire and see all.
-const MAY_NAME: [(&str, &[&str]); 12] = [
-    ("http", &["adapter", "engine", "store", "telemetry", "tenant", "text"]),
+const MAY_NAME: [(&str, &[&str]); 13] = [
+    ("http", &["adapter", "engine", "ledger", "store", "telemetry", "tenant", "text"]),
     ("engine", &["lora", "model", "telemetry"]),
     ("adapter", &["lora", "store", "telemetry", "tenant"]),
     ("model", &["kernels", "lora"]),
     ("lora", &["kernels"]),
     ("store", &[]),
     ("tenant", &["store"]),
+    ("ledger", &["store", "tenant"]),
     ("text", &[]),
     ("kernels", &[]),
     ("catalog", &[]),

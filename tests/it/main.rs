@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod accounts;
 mod architecture;
 mod cache;
 mod cli;
 mod invariance;
+mod operator;
 mod parity;
 mod reference;
 mod serving;

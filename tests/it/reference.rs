@@ -14,14 +14,16 @@ use crate::world::{Solo, adapter, fixtures, folders, greedy, json, load, log_sof
 
 /// Of a reference computed in fp32 by other sums.
 const LOGIT_NOISE: f32 = 2e-4;
+/// The same of log-probabilities.
+pub(crate) const LOGPROB_NOISE: f64 = 5e-4;
 /// Below this margin a token is not decided by arithmetic of this kind.
-const MARGIN: f64 = 0.01;
+pub(crate) const MARGIN: f64 = 0.01;
 
 /// The part of what an adapter changes in the logits that eight bits may lose.
 const INT8_LOSS: f64 = 0.03;
 
 /// Adapters that PEFT takes and that are refused here, each with the code of why; see `tests/fixtures/README.md`.
-const REFUSED: [(&str, &str); 6] = [
+pub(crate) const REFUSED: [(&str, &str); 6] = [
     ("tied/embed-edited", "base_weight_differs"),
     ("tied/head-edited", "base_weight_differs"),
     ("tied/saved-base", "base_weight_differs"),
@@ -30,14 +32,14 @@ const REFUSED: [(&str, &str); 6] = [
     ("untied-bias/save-linear", "saved_projection"),
 ];
 
-struct Reference {
-    prompts: Vec<Vec<u32>>,
-    runs: Value,
+pub(crate) struct Reference {
+    pub(crate) prompts: Vec<Vec<u32>>,
+    pub(crate) runs: Value,
     logits: Vec<Vec<f32>>,
 }
 
 impl Reference {
-    fn read(model: &Path, stem: &str, case: Option<&str>) -> Self {
+    pub(crate) fn read(model: &Path, stem: &str, case: Option<&str>) -> Self {
         let file = json(&model.join(format!("{stem}.json")));
         let runs = match case {
             None => &file["base"]["runs"],
@@ -66,7 +68,10 @@ impl Reference {
                 rows.iter().zip(prompt[1..].iter().zip(floats("prompt_logprobs")))
             {
                 let got = log_softmax(row)[*token as usize];
-                assert!((got - want).abs() < 5e-4, "{what}, prompt {index}: {got} is not {want}");
+                assert!(
+                    (got - want).abs() < LOGPROB_NOISE,
+                    "{what}, prompt {index}: {got} is not {want}"
+                );
             }
             Self::check_some(llama, adapter, prompt, &rows);
             let mut last = rows.into_iter().next_back().unwrap();
@@ -84,7 +89,7 @@ impl Reference {
                 let got = log_softmax(&last)[tokens[at] as usize];
                 let want = floats("logprobs")[at];
                 assert!(
-                    (got - want).abs() < 5e-4,
+                    (got - want).abs() < LOGPROB_NOISE,
                     "{what}, prompt {index}, token {at}: {got} is not {want}"
                 );
                 last = solo.feed(&tokens[at..=at]).remove(0);

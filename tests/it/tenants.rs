@@ -11,9 +11,9 @@ use crate::{
 const CHAT: &str = "/v1/chat/completions";
 
 /// Somebody with a key.
-struct Holder<'a> {
-    server: &'a Server,
-    key: String,
+pub(crate) struct Holder<'a> {
+    pub(crate) server: &'a Server,
+    pub(crate) key: String,
 }
 
 impl Holder<'_> {
@@ -22,24 +22,24 @@ impl Holder<'_> {
         self.server.client.request(method, url).bearer_auth(&self.key)
     }
 
-    async fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
         body(self.ask(Method::GET, path).send().await.unwrap()).await
     }
 
-    async fn post(&self, path: &str, json: &Value) -> (u16, Value) {
+    pub(crate) async fn post(&self, path: &str, json: &Value) -> (u16, Value) {
         body(self.ask(Method::POST, path).json(json).send().await.unwrap()).await
     }
 
-    async fn put(&self, name: &str, files: [Vec<u8>; 2]) -> (u16, Value) {
+    pub(crate) async fn put(&self, name: &str, files: [Vec<u8>; 2]) -> (u16, Value) {
         let request = self.ask(Method::PUT, &format!("/v1/adapters/{name}"));
         body(request.multipart(form(files)).send().await.unwrap()).await
     }
 
-    async fn delete(&self, path: &str) -> (u16, Value) {
+    pub(crate) async fn delete(&self, path: &str) -> (u16, Value) {
         body(self.ask(Method::DELETE, path).send().await.unwrap()).await
     }
 
-    async fn new_key(&self, tenant: &str, scope: &str) -> (String, String) {
+    pub(crate) async fn new_key(&self, tenant: &str, scope: &str) -> (String, String) {
         let path = format!("/v1/admin/tenants/{tenant}/keys");
         let (status, key) = self.post(&path, &json!({ "scope": scope })).await;
         assert_eq!(status, 201, "{key}");
@@ -49,14 +49,14 @@ impl Holder<'_> {
 }
 
 /// Makes the first tenant as an operator does, and returns the operator.
-async fn operator<'a>(server: &'a Server, first: &str) -> Holder<'a> {
+pub(crate) async fn operator<'a>(server: &'a Server, first: &str) -> Holder<'a> {
     let nobody = Holder { server, key: "none".to_owned() };
     let (status, tenant) = nobody.post("/v1/admin/tenants", &json!({ "name": first })).await;
     assert_eq!(status, 201, "{tenant}");
     Holder { server, key: tenant["operator_key"].as_str().unwrap().to_owned() }
 }
 
-async fn tenant<'a>(operator: &Holder<'a>, name: &str) -> Holder<'a> {
+pub(crate) async fn tenant<'a>(operator: &Holder<'a>, name: &str) -> Holder<'a> {
     operator.post("/v1/admin/tenants", &json!({ "name": name })).await;
     Holder { server: operator.server, key: operator.new_key(name, "admin").await.0 }
 }
@@ -382,6 +382,98 @@ async fn quotas_are_a_tenants_own_and_say_when_to_come_back() {
     assert_eq!(operator.post("/v1/admin/tenants/small/quota", &unknown).await.0, 400);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_of_memory_is_a_tenants_own_and_says_what_is_used_up() {
+    let server = Server::start(&["--adapter-wait", "1s"]);
+    let operator = operator(&server, "small").await;
+    let (small, other) = (tenant(&operator, "small").await, tenant(&operator, "other").await);
+    let set = async |quota: Value| operator.post("/v1/admin/tenants/small/quota", &quota).await;
+    for holder in [&small, &other] {
+        for (name, number) in [("a", 1), ("b", 2)] {
+            assert_eq!(holder.put(name, mini(number)).await.0, 201);
+        }
+    }
+    let residency = async |holder: &Holder<'_>| {
+        let (_, listed) = holder.get("/v1/adapters").await;
+        [0, 1].map(|at| listed["data"][at]["residency"].as_str().unwrap().to_owned())
+    };
+    let ask = async |holder: &Holder<'_>, name: &str| {
+        let request = holder.ask(Method::POST, CHAT).json(&question(name, 1));
+        request.send().await.unwrap()
+    };
+    let memory = small.get("/v1/adapters/a").await.1["memory"].as_u64().unwrap();
+    assert_eq!(set(json!({ "resident_max_bytes": memory })).await.0, 200);
+    for name in ["a", "b"] {
+        assert_eq!(ask(&other, name).await.status(), 200);
+        assert_eq!(residency(&small).await, ["disk", "disk"], "what others use is not told");
+    }
+    for (name, tiers) in [("a", ["host", "disk"]), ("b", ["disk", "host"])] {
+        assert_eq!(ask(&small, name).await.status(), 200);
+        assert_eq!(residency(&small).await, tiers);
+    }
+    assert_eq!(residency(&other).await, ["host", "host"], "others are not concerned");
+    let host = server.metric("chorus_adapter_tier_adapters{tier=\"host\"}").await;
+    assert!((host - 2.0).abs() < 0.1, "two tenants, and one copy of each");
+
+    let mut long = question("b", 1000);
+    long["stream"] = true.into();
+    long["ignore_eos"] = true.into();
+    let stream = small.ask(Method::POST, CHAT).json(&long).send().await.unwrap();
+    assert_eq!(stream.status(), 200);
+    let held = ask(&small, "a").await;
+    assert_eq!(
+        (held.status().as_u16(), &held.headers()["retry-after"]),
+        (429, &"1".parse().unwrap())
+    );
+    let (_, answer) = body(held).await;
+    assert_eq!(answer["error"]["code"], "rate_limit_exceeded");
+    assert!(answer.to_string().contains("resident_max_bytes"), "{answer}");
+    assert_eq!(ask(&other, "a").await.status(), 200);
+    drop(stream);
+    let begun = std::time::Instant::now();
+    while ask(&small, "a").await.status() != 200 {
+        assert!(begun.elapsed().as_secs() < 5, "who leaves gives its memory back");
+    }
+
+    assert_eq!(set(json!({ "resident_max_bytes": memory - 1 })).await.0, 200);
+    let (status, answer) = body(ask(&small, "a").await).await;
+    assert_eq!((status, &answer["error"]["code"]), (429, &json!("insufficient_quota")), "{answer}");
+    let (status, answer) = set(json!({ "resident_min_bytes": 9, "resident_max_bytes": 8 })).await;
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("resident_min_bytes")));
+    let (status, shown) = set(json!({ "resident_min_bytes": 8 })).await;
+    assert_eq!((status, &shown["quota"]["resident_min_bytes"]), (200, &json!(8)));
+    assert_eq!(shown["quota"]["resident_max_bytes"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_beyond_the_rate_are_refused_before_they_are_received() {
+    let server = Server::start(&[]);
+    let operator = operator(&server, "small").await;
+    let (small, other) = (tenant(&operator, "small").await, tenant(&operator, "other").await);
+    let quota = json!({ "uploads_per_minute": 2 });
+    assert_eq!(operator.post("/v1/admin/tenants/small/quota", &quota).await.0, 200);
+    for left in ["1", "0"] {
+        let request = small.ask(Method::PUT, "/v1/adapters/a").multipart(form(mini(1)));
+        let kept = request.send().await.unwrap();
+        assert!(kept.status().is_success());
+        assert_eq!(kept.headers()["x-ratelimit-limit-uploads"], "2");
+        assert_eq!(kept.headers()["x-ratelimit-remaining-uploads"], left);
+    }
+    // Of this one nothing ever comes.
+    let pieces = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+    let request = small.ask(Method::PUT, "/v1/adapters/a").header("expect", "100-continue");
+    let request = request.header("content-type", "multipart/form-data; boundary=x");
+    let request = request.body(reqwest::Body::wrap_stream(pieces)).send();
+    let over = tokio::time::timeout(std::time::Duration::from_secs(5), request).await;
+    let over = over.expect("it is not waited for").unwrap();
+    let wait: u64 = over.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((20..=30).contains(&wait), "{wait}");
+    let (status, answer) = body(over).await;
+    assert_eq!((status, &answer["error"]["code"]), (429, &json!("rate_limit_exceeded")));
+    assert!(answer.to_string().contains("2 uploads per minute"), "{answer}");
+    assert_eq!(other.put("a", mini(1)).await.0, 201);
+}
+
 #[test]
 fn the_command_line_makes_tenants_and_keys() {
     let server = Server::start(&[]);
@@ -427,6 +519,13 @@ fn the_command_line_makes_tenants_and_keys() {
     let (success, text) =
         run(&["tenant", "quota", "acme", "--stored-bytes", "1MiB"], Some(&operator));
     assert!(success && text.contains("5 adapters") && text.contains("1048576 stored"), "{text}");
+    let memory = ["--resident-min-bytes", "1MiB", "--resident-max-bytes", "2MiB"];
+    let rate = ["--uploads-per-minute", "3"];
+    let words = [&["tenant", "quota", "acme"][..], &memory, &rate].concat();
+    let (success, text) = run(&words, Some(&operator));
+    for bound in ["keeps 1048576 bytes of", "at most 2097152 bytes of", "3 uploads per minute"] {
+        assert!(success && text.contains(bound), "{text}");
+    }
     let (success, text) = run(&["tenant", "quota", "acme", "--clear"], Some(&operator));
     assert!(success && !text.contains("at most"), "{text}");
     let (success, text) = run(&["tenant", "default", "acme", "p"], Some(&operator));

@@ -15,14 +15,17 @@ use reqwest::{
 };
 use serde_json::{Value, json};
 
-use crate::world::{Server, fixtures, json, shipped_adapters};
+use crate::{
+    reference::{LOGPROB_NOISE, MARGIN, REFUSED, Reference},
+    world::{Server, fixtures, folders, json, name, shipped_adapters},
+};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// How often what takes long is done: seldom, or as often as it takes to be sure (`CHORUS_THOROUGH`).
 #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
-fn times(seldom: usize, often: usize) -> usize {
+pub(crate) fn times(seldom: usize, often: usize) -> usize {
     if std::env::var_os("CHORUS_THOROUGH").is_some() { often } else { seldom }
 }
 
@@ -728,4 +731,277 @@ fn the_command_line_does_all_of_it() {
     done(&["rm", "mine"], "mine is deleted");
     refused(&["show", "mine"], "404");
     refused(&["rm", "mine"], "model_not_found");
+}
+
+/// An adapter that brings this besides its weights.
+pub(crate) fn bringing(folder: &str, extras: Value) -> [Vec<u8>; 2] {
+    let [config, weights] = files(&shipped_adapters().join(folder));
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["chorus"] = extras;
+    [config.to_string().into_bytes(), weights]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adapter_that_fails_its_smoke_test_is_stored_and_not_active() {
+    let server = Server::start(&[]);
+    let test = |expected: Value| json!({"smoke_test": {"prompt": "How do I cook rice?", "matches": expected}});
+    let good = bringing("pirate", test("(?i)arr|matey".into()));
+    let (status, stored) = body(server.put("mine", good).await).await;
+    assert_eq!((status, &stored["status"]), (201, &json!("active")), "{stored}");
+    assert_eq!(stored["smoke_test"]["passed"], true, "{stored}");
+
+    let bad = bringing("german", test("(?i)arr|matey".into()));
+    for again in [201, 200] {
+        let (status, stored) = body(server.put("mine", bad.clone()).await).await;
+        assert_eq!((status, &stored["version"]), (again, &json!(2)), "{stored}");
+        assert_eq!(
+            (&stored["status"], &stored["smoke_test"]["passed"]),
+            (&json!("inactive"), &json!(false))
+        );
+        let answer = stored["smoke_test"]["answer"].as_str().unwrap();
+        assert!(!answer.is_empty() && !answer.contains("rrr"), "{answer}");
+    }
+    let (_, shown) = server.show("mine").await;
+    assert_eq!((&shown["version"], &shown["status"]), (&json!(1), &json!("active")), "{shown}");
+    assert_eq!(shown["versions"][1]["smoke_test"]["passed"], false, "{shown}");
+    assert!(server.says("mine").await.1.starts_with("mine@v1;"));
+    // Where a name has nothing else, it answers nobody; who wants that version all the same can have it.
+    assert_eq!(server.put("new", bad).await.status(), 201);
+    assert_eq!(server.post("/v1/chat/completions", &question("new", 4)).await.status(), 404);
+    assert!(server.says("new@v1").await.1.starts_with("new@v1;"));
+    assert_eq!(server.act("new", "activate", json!({"version": 1})).await.status(), 200);
+    assert!(server.says("new").await.1.starts_with("new@v1;"));
+
+    for (extras, code, part) in [
+        (json!({"smoke_test": {"prompt": "x"}}), "chorus_object", "either `contains` or `matches`"),
+        (json!({"speed": 9}), "chorus_object", "chorus.speed"),
+        (json!({"sampling": {"top_p": 2}}), "chorus_object", "chorus.sampling.top_p"),
+        (json!({"chat_template": "{% if %}"}), "chat_template", "template"),
+        (json!({"chat_template": "{# nothing #}"}), "chat_template", "empty prompt"),
+        (
+            json!({"chat_template": "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}"}),
+            "chat_template",
+            "work",
+        ),
+    ] {
+        let (status, refused) = body(server.put("bad", bringing("pirate", extras)).await).await;
+        assert_eq!((status, &refused["error"]["code"]), (422, &json!(code)), "{refused}");
+        assert!(refused["error"]["message"].as_str().unwrap().contains(part), "{refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adapter_answers_with_its_own_template_stops_and_sampling() {
+    let server = Server::start(&[]);
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | upper }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}";
+    let extras = json!({"chat_template": template, "stop": [",", "<|im_end|>"],
+        "sampling": {"temperature": 0, "max_tokens": 40}});
+    assert_eq!(server.put("own", bringing("pirate", extras)).await.status(), 201);
+    assert_eq!(server.put("plain", files(&shipped_adapters().join("pirate"))).await.status(), 201);
+    let ids = async |model: &str, body: Value| {
+        let mut asked = body;
+        asked["model"] = model.into();
+        server.answer("/tokenize", &asked).await["tokens"].clone()
+    };
+    let rendered = "<|im_start|>user\nHOW DO I COOK RICE?<|im_end|>\n<|im_start|>assistant\n";
+    let messages = json!({"messages": [{"role": "user", "content": "How do I cook rice?"}]});
+    let plain = json!({"prompt": rendered, "add_special_tokens": false});
+    assert_eq!(ids("own", messages.clone()).await, ids("base", plain).await);
+    assert_ne!(ids("own", messages.clone()).await, ids("plain", messages.clone()).await);
+
+    let by_hand = json!({"model": "plain", "prompt": rendered, "add_special_tokens": false,
+        "temperature": 0, "max_tokens": 40, "stop": [","]});
+    let expected = server.answer("/v1/completions", &by_hand).await;
+    let mut asked = messages.clone();
+    asked["model"] = "own".into();
+    let answer = server.answer("/v1/chat/completions", &asked).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], expected["choices"][0]["text"]);
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+    assert_eq!(answer["usage"]["prompt_tokens"], expected["usage"]["prompt_tokens"]);
+    // What a request says counts.
+    for (field, value) in [("max_tokens", json!(3)), ("stop", json!(["!", "."]))] {
+        let (mut own, mut plain) = (asked.clone(), by_hand.clone());
+        (own[field], plain[field]) = (value.clone(), value);
+        plain["stop"] = json!([",", "!", "."]);
+        let own = server.answer("/v1/chat/completions", &own).await;
+        let plain = server.answer("/v1/completions", &plain).await;
+        assert_eq!(own["choices"][0]["message"]["content"], plain["choices"][0]["text"], "{field}");
+    }
+    // After a restart it is what it was.
+    let raised = json!({"chat_template": "{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}x"});
+    assert_eq!(server.put("one", bringing("pirate", raised)).await.status(), 201);
+    let two = json!({"model": "one", "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]});
+    let (status, refused) = body(server.post("/v1/chat/completions", &two).await).await;
+    assert_eq!(status, 400);
+    assert!(refused["error"]["message"].as_str().unwrap().contains("one at a time"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_template_that_never_ends_or_overflows_its_stack_ends_nothing_else() {
+    let server = Server::start(&[]);
+    // Deeper than a stack, when it is compiled.
+    let deep = format!("{{{{ {} }}}}", vec!["1"; 30_000].join("+"));
+    let bringing = |template: &str| bringing("pirate", json!({"chat_template": template}));
+    let (status, refused) = body(server.put("deep", bringing(&deep)).await).await;
+    assert_eq!((status, &refused["error"]["code"]), (422, &json!("chat_template")), "{refused}");
+    // Of little work for whoever counts instructions, and only when it is asked for.
+    let hidden = |bomb: &str| {
+        let lists = "{% set ns = namespace(l=[1], m=[1]) %}{% for i in range(40) %}{% set ns.l = [ns.l, ns.l] %}{% set ns.m = [ns.m, ns.m] %}{% endfor %}";
+        format!("{{% if messages[0].content == 'go' %}}{lists}{bomb}{{% endif %}}x")
+    };
+    let nested = "{% set ns = namespace(l=1) %}{% for i in range(90000) %}{% set ns.l = [ns.l] %}{% endfor %}x";
+    let nested = format!("{{% if messages[0].content == 'go' %}}{nested}{{% endif %}}x");
+    let bombs = [hidden("{{ ns.l == ns.m }}"), hidden("{{ ns.l | string }}"), nested];
+    for (number, template) in bombs.iter().enumerate() {
+        assert_eq!(server.put(&format!("bomb{number}"), bringing(template)).await.status(), 201);
+    }
+    let asked = |number: usize| {
+        let mut body = question(&format!("bomb{number}"), 2);
+        body["messages"][0]["content"] = "go".into();
+        async {
+            let body = body;
+            server.post("/v1/chat/completions", &body).await.status().as_u16()
+        }
+    };
+    let others = async {
+        for _ in 0..10 {
+            server.answer("/v1/chat/completions", &question("base", 2)).await;
+        }
+    };
+    let (statuses, ()) = futures_util::join!(join_all((0..3).map(asked)), others);
+    assert_eq!(statuses, [400; 3]);
+    assert!(server.says("bomb0@v1").await.1.starts_with("bomb0@v1;"), "another chat is rendered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_canary_gets_its_share_and_each_user_one_version() {
+    let server = Server::start(&[]);
+    for folder in ["pirate", "german"] {
+        assert_eq!(server.put("mine", files(&shipped_adapters().join(folder))).await.status(), 201);
+    }
+    assert_eq!(server.act("mine", "activate", json!({"version": 1})).await.status(), 200);
+    let canary = async |percent: u32| {
+        body(server.act("mine", "activate", json!({"version": 2, "percent": percent})).await).await
+    };
+    let (status, shown) = canary(30).await;
+    assert_eq!((status, &shown["version"]), (200, &json!(1)), "{shown}");
+    assert_eq!(shown["canary"], json!({"version": 2, "percent": 30}));
+    let asked = async |model: &str, user: Option<usize>, id: Option<&str>| {
+        let mut body = json!({"model": model, "prompt": "x", "max_tokens": 1});
+        if let Some(user) = user {
+            body["user"] = format!("user {user}").into();
+        }
+        let url = format!("{}/v1/completions", server.url);
+        let mut request = server.client.post(url).json(&body).header("x-adapter", "mine");
+        if let Some(id) = id {
+            request = request.header("x-request-id", id);
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        let from = response.headers()["x-chorus-adapter"].to_str().unwrap();
+        u32::from(from.starts_with("mine@v2;"))
+    };
+    let all = async || {
+        let users = (0..100).map(|user| asked("mine", Some(user), None));
+        join_all(users).await
+    };
+    let drawn = all().await;
+    let share: u32 = drawn.iter().sum();
+    assert!((15..=45).contains(&share), "{share} of 100");
+    assert_eq!(all().await, drawn, "it sticks");
+    let by_request = join_all((0..100).map(|_| asked("base", None, None))).await;
+    assert!((12..=48).contains(&by_request.iter().sum::<u32>()), "{by_request:?}");
+    let by_id = join_all((0..20).map(|_| asked("mine", None, Some("the same")))).await;
+    assert!(by_id.iter().all(|version| *version == by_id[0]), "{by_id:?}");
+
+    for (body, code) in [
+        (json!({"version": 1, "percent": 10}), "version_active"),
+        (json!({"version": 3, "percent": 10}), "version_not_found"),
+        (json!({"version": 2, "percent": 101}), ""),
+    ] {
+        let refused = self::body(server.act("mine", "activate", body).await).await;
+        assert!((400..500).contains(&refused.0), "{refused:?}");
+        assert!(code.is_empty() || refused.1["error"]["code"] == code, "{refused:?}");
+    }
+    let (_, shown) = canary(0).await;
+    assert_eq!(shown.get("canary"), None, "{shown}");
+    assert_eq!(all().await.iter().sum::<u32>(), 0);
+    canary(99).await;
+    let (_, shown) = canary(100).await;
+    assert_eq!((&shown["version"], shown.get("canary")), (&json!(2), None), "{shown}");
+}
+
+/// A tiny base with a tokenizer. That of `tied` serves all of them, without the tokens that a network does not have.
+fn with_tokenizer(model: &Path) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(model).unwrap().map(|file| file.unwrap().path()) {
+        if file.is_file() {
+            std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    let tied = fixtures().join("models/tied");
+    let mut tokenizer = json(&tied.join("tokenizer.json"));
+    let most = json(&model.join("config.json"))["vocab_size"].as_u64().unwrap();
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let before = vocab.len();
+    vocab.retain(|_, id| id.as_u64().unwrap() < most);
+    // Each of the last tokens is made by one of the last merges.
+    let gone = before - vocab.len();
+    let merges = tokenizer["model"]["merges"].as_array_mut().unwrap();
+    merges.truncate(merges.len() - gone);
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = "tokenizer_config.json";
+    std::fs::copy(tied.join(config), folder.path().join(config)).unwrap();
+    folder
+}
+
+/// The scores of all prompts and of what is said after them are the reference's.
+async fn answers_as(server: &Server, model: &str, reference: &Reference) {
+    for (index, prompt) in reference.prompts.iter().enumerate() {
+        let run = &reference.runs[index];
+        let floats = |key: &str| -> Vec<f64> { serde_json::from_value(run[key].clone()).unwrap() };
+        let margins = floats("margins");
+        let ask = json!({
+            "model": model, "prompt": prompt, "max_tokens": margins.len(), "temperature": 0,
+            "logprobs": 1, "echo": true, "ignore_eos": true,
+        });
+        let answer = server.answer("/v1/completions", &ask).await;
+        let scores = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap();
+        assert_eq!(scores.len(), prompt.len() + margins.len(), "{model}, prompt {index}");
+        // The first token is predicted by nothing, and the last ones are not decided by arithmetic of this kind.
+        let sure = margins.iter().take_while(|margin| **margin >= MARGIN).count();
+        let wanted = floats("prompt_logprobs").into_iter().chain(floats("logprobs"));
+        for (got, want) in scores[1..prompt.len() + sure].iter().zip(wanted) {
+            let got = got.as_f64().unwrap();
+            assert!(
+                (got - want).abs() < LOGPROB_NOISE,
+                "{model}, prompt {index}: {got} is not {want}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_feature_that_is_taken_in_answers_over_http_as_peft_does() {
+    let none = tempfile::tempdir().unwrap();
+    let mut refused = Vec::new();
+    for model in ["tied", "untied-bias"].map(|model| fixtures().join("models").join(model)) {
+        let base = with_tokenizer(&model);
+        let arguments = ["--precision", "exact", "--kv-bytes", "16MiB", "--adapters"];
+        let arguments = [arguments.as_slice(), &[none.path().to_str().unwrap()]].concat();
+        let server = Server::start_on(base.path(), "tiny", &arguments);
+        answers_as(&server, "tiny", &Reference::read(&model, "reference", None)).await;
+        for folder in folders(&model.join("adapters")) {
+            let case = name(&folder);
+            let (status, answer) = body(server.put(case, files(&folder)).await).await;
+            if status == 422 {
+                let code = answer["error"]["code"].as_str().unwrap().to_owned();
+                refused.push((format!("{}/{case}", name(&model)), code));
+                continue;
+            }
+            assert_eq!(status, 201, "{case}: {answer}");
+            answers_as(&server, case, &Reference::read(&model, "reference", Some(case))).await;
+        }
+    }
+    assert_eq!(refused, REFUSED.map(|(what, code)| (what.to_owned(), code.to_owned())));
 }

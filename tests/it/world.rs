@@ -165,10 +165,14 @@ pub(crate) struct Server {
 impl Server {
     /// Serves the default base with these arguments.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let base = base_gguf();
+        Self::start_on(&base_gguf(), chorus::catalog::DEFAULT, arguments)
+    }
+
+    /// Serves a base under a name.
+    pub(crate) fn start_on(base: &Path, id: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_chorus"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--served-model-name"]);
-        command.arg(chorus::catalog::DEFAULT).arg("--model").arg(base);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--served-model-name", id]);
+        command.arg("--model").arg(base);
         if !arguments.contains(&"--adapters") {
             command.arg("--adapters").arg(shipped_adapters());
         }

@@ -1,8 +1,11 @@
 """A chorus server of a test's own, and adapters for it."""
 
+import array
 import contextlib
 import hashlib
+import json
 import os
+import random
 import signal
 import socket
 import struct
@@ -17,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = ROOT / "target" / "release" / "chorus"
 BASE = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MINI = ROOT / "tests" / "fixtures" / "bad" / "control-good-mini"
+# A base of two layers, which answers in a millisecond.
+TINY = ROOT / "tests" / "fixtures" / "models" / "tied"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -27,14 +32,14 @@ def free_port():
 
 
 class Server:
-    def __init__(self, store, *options, env=None, port=None, adapters=None):
+    def __init__(self, store, *options, env=None, port=None, adapters=None, model=BASE):
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = requests.Session()
         self.http.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=64))
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         adapters = adapters or tempfile.mkdtemp()
-        command = [BINARY, "serve", "--model", BASE, "--served-model-name", "base-model", "--listen", f"127.0.0.1:{self.port}",
+        command = [BINARY, "serve", "--model", model, "--served-model-name", "base-model", "--listen", f"127.0.0.1:{self.port}",
                    "--store", store, "--adapters", adapters, "--log", "warn", *options]  # fmt: skip
         self.process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=self.log,
                                         env={**os.environ, **(env or {})}, start_new_session=True)  # fmt: skip
@@ -86,6 +91,21 @@ def mini(number):
     weights = bytearray((MINI / WEIGHTS).read_bytes())
     weights[-4:] = struct.pack("<f", 0.01 + number / 1e6)
     return {CONFIG: (MINI / CONFIG).read_bytes(), WEIGHTS: bytes(weights)}
+
+
+def turned(folder, number):
+    """An adapter with half of its A turned round, another half for each number, so that most say something of their own."""
+    weights = bytearray((folder / WEIGHTS).read_bytes())
+    head = 8 + int.from_bytes(weights[:8], "little")
+    tensors = [tensor for name, tensor in json.loads(weights[8:head]).items() if "lora_A" in name]
+    # Times an odd number: no two numbers turn the same.
+    which = number * (random.Random(0).getrandbits(len(tensors)) | 1)
+    for at, tensor in enumerate(tensors):
+        if which >> at & 1:
+            begin, end = tensor["data_offsets"]
+            values = array.array("f", weights[head + begin : head + end])
+            weights[head + begin : head + end] = array.array("f", (-value for value in values)).tobytes()
+    return {CONFIG: (folder / CONFIG).read_bytes(), WEIGHTS: bytes(weights)}
 
 
 def digest(files):

@@ -3,15 +3,13 @@
 alone, and memory stays flat."""
 
 import argparse
-import array
-import json
 import random
 import sys
 import tempfile
 import threading
 import time
 
-from chorus import CONFIG, ROOT, WEIGHTS, Server
+from chorus import ROOT, Server, turned
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--minutes", type=float, default=10)
@@ -19,26 +17,12 @@ parser.add_argument("--adapters", type=int, default=1000)
 args = parser.parse_args()
 
 
-def large(number):
-    """`sentiment` with half of its A turned round, another half each time, so that most say something of their own."""
-    folder = ROOT / "adapters" / "sentiment"
-    weights = bytearray((folder / WEIGHTS).read_bytes())
-    dice = random.Random(number)
-    head = 8 + int.from_bytes(weights[:8], "little")
-    for name, tensor in json.loads(weights[8:head]).items():
-        if "lora_A" in name and dice.random() < 0.5:
-            begin, end = tensor["data_offsets"]
-            values = array.array("f", weights[head + begin : head + end])
-            weights[head + begin : head + end] = array.array("f", (-value for value in values)).tobytes()
-    return {CONFIG: (folder / CONFIG).read_bytes(), WEIGHTS: bytes(weights)}
-
-
 def main():
     prompt = "Once upon a time there was a girl who"
     with Server(tempfile.mkdtemp(), "--adapter-cache-bytes", str(32 * 930_000)) as server:
         begun = time.monotonic()
         for number in range(args.adapters):
-            answer = server.put(f"n{number}", large(number))
+            answer = server.put(f"n{number}", turned(ROOT / "adapters" / "sentiment", number))
             assert answer.status_code == 201, answer.text
         print(f"{args.adapters} uploads in {time.monotonic() - begun:.0f} s", flush=True)
         alone = []

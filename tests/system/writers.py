@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
-from chorus import Server, digest, free_port, mini
+from chorus import TINY, Server, digest, free_port, turned
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--rounds", type=int, default=200)
@@ -24,6 +24,11 @@ parser.add_argument("--s3", action="store_true")
 parser.add_argument("--faults", action="store_true")
 parser.add_argument("--moto", default="moto_server")
 args = parser.parse_args()
+
+
+def adapter(number):
+    """On a tiny base: what is tried is the order of changes, and not how fast an adapter is."""
+    return turned(TINY / "adapters" / "plain", number)
 
 
 class Faulty(BaseHTTPRequestHandler):
@@ -114,14 +119,14 @@ def main():
     acknowledged = {}
     with store() as (place, env), contextlib.ExitStack() as stack:
         count = 2 if args.s3 else 1
-        servers = [stack.enter_context(Server(place, "--store-refresh", "1s", env=env)) for _ in range(count)]
-        assert servers[0].put("name", mini(next(numbers))).status_code == 201
+        servers = [stack.enter_context(Server(place, "--store-refresh", "1s", env=env, model=TINY)) for _ in range(count)]
+        assert servers[0].put("name", adapter(next(numbers))).status_code == 201
         active = 1
         Faulty.active = args.faults
         with ThreadPoolExecutor(args.writers) as pool:
             for turn in range(args.rounds):
                 def write(at, active=active):
-                    files = mini(numbers_of_round[at])
+                    files = adapter(numbers_of_round[at])
                     answer = servers[at % count].put("name", files, headers={"If-Match": f'"v{active}"'})
                     return answer.status_code, files, answer
 
@@ -152,7 +157,7 @@ def main():
                 unsure += shown["version"] == active + 1 and not winners
                 active = shown["version"]
         Faulty.active = False
-        with Server(place, env=env) as fresh:
+        with Server(place, env=env, model=TINY) as fresh:
             versions = {entry["version"]: entry["digest"] for entry in fresh.show("name")["versions"]}
             for version, wanted in acknowledged.items():
                 if versions.get(version) != wanted:

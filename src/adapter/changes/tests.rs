@@ -6,6 +6,7 @@ use futures_util::{
     FutureExt as _, TryStreamExt as _,
     future::{BoxFuture, join_all},
 };
+use serde_json::json;
 
 use super::{
     super::{Folder, LoadError, NotLent, Unproved, Wanted, fixture},
@@ -13,7 +14,8 @@ use super::{
 };
 use crate::{
     lora::{Lease, Matrices},
-    store::{Fault, Location, Store},
+    store::{Fault, Location, Log, Store},
+    tenant::{Quota, TenantName},
 };
 
 const ME: TenantId = TenantId::DEFAULT;
@@ -25,6 +27,15 @@ struct Verdict(Result<(), Unproved>);
 impl Trial for Verdict {
     fn probe(&self, _: Lease) -> BoxFuture<'_, Result<(), Unproved>> {
         future::ready(self.0.clone()).boxed()
+    }
+
+    fn rehearse(
+        &self,
+        _: Lease,
+        extras: Arc<Extras>,
+    ) -> BoxFuture<'_, Result<Option<String>, Unproved>> {
+        let answer = extras.smoke_test.as_ref().map(|_| "Ahoy".to_owned());
+        future::ready(Ok(answer)).boxed()
     }
 }
 
@@ -78,15 +89,17 @@ async fn put(adapters: &Adapters, text: &str, value: f32) -> Result<Kept, NotCha
 
 /// Version and content that a text stands for.
 fn resolve(adapters: &Adapters, text: &str) -> Option<(u32, Digest)> {
-    let revision = adapters.resolve(ME, &Wanted::parse(text).unwrap())?;
+    let revision = adapters.resolve(ME, &Wanted::parse(text).unwrap(), None)?;
     Some((revision.version, revision.digest))
 }
 
 async fn lease(adapters: &Adapters, text: &str) -> Result<Lease, NotLent> {
-    adapters.lease(ME, &adapters.resolve(ME, &Wanted::parse(text).unwrap()).unwrap()).await
+    adapters.lease(ME, &adapters.resolve(ME, &Wanted::parse(text).unwrap(), None).unwrap()).await
 }
 
+/// How many there are once what nobody waits for is done.
 async fn blobs(store: &Store) -> usize {
+    tokio::time::sleep(Duration::from_millis(20)).await;
     store.blobs(Duration::ZERO).await.unwrap().len()
 }
 
@@ -141,13 +154,13 @@ async fn without_activation_a_version_waits() {
         .await;
     assert!(!kept.unwrap().card.active);
     assert_eq!(resolve(&adapters, "sql"), Some((1, digest(0.5))));
-    adapters.activate(target(&name), 2, &Expected::Active(vec![1])).await.unwrap();
+    adapters.activate(target(&name), (2, None), &Expected::Active(vec![1])).await.unwrap();
     assert_eq!(resolve(&adapters, "sql"), Some((2, digest(0.25))));
-    let rollback = adapters.activate(target(&name), 1, &Expected::Active(vec![1])).await;
+    let rollback = adapters.activate(target(&name), (1, None), &Expected::Active(vec![1])).await;
     assert!(matches!(rollback, Err(NotChanged::Stale { active: Some(2) })), "{rollback:?}");
-    adapters.activate(target(&name), 1, &Expected::Anything).await.unwrap();
+    adapters.activate(target(&name), (1, None), &Expected::Anything).await.unwrap();
     assert_eq!(resolve(&adapters, "sql"), Some((1, digest(0.5))));
-    let missing = adapters.activate(target(&name), 3, &Expected::Anything).await;
+    let missing = adapters.activate(target(&name), (3, None), &Expected::Anything).await;
     assert!(matches!(missing, Err(NotChanged::NoVersion(3))), "{missing:?}");
 }
 
@@ -209,6 +222,64 @@ async fn servers_on_one_store_see_each_others_changes() {
     two.refresh().await.unwrap();
     assert_eq!(resolve(&two, "sql"), None);
     assert_eq!(two.stats().resident, 0, "its memory is given back there too");
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_release_is_waited_for() {
+    let root = tempfile::TempDir::new().unwrap();
+    let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
+    let adapters = open(&store).await;
+    put(&adapters, "sql", 0.5).await.unwrap();
+    assert!(!adapters.is_outdated());
+    let (mut log, _) = Log::<serde_json::Value>::open(&store, "adapters").await.unwrap();
+    let newer = json!({"at": 1, "by": "me", "tenant": ME, "name": "sql", "change": {"forked": {}}});
+    log.append(newer).await.unwrap();
+    let refused = adapters.refresh().await.unwrap_err();
+    assert!(matches!(refused, StoreError::Damaged { .. }), "{refused}");
+    assert!(adapters.is_outdated());
+    assert!(put(&adapters, "law", 0.5).await.is_err());
+    // As an upgrade would: now all is understood.
+    std::fs::remove_file(root.path().join("logs/adapters/00000000000000000002.json")).unwrap();
+    adapters.refresh().await.unwrap();
+    assert!(!adapters.is_outdated());
+}
+
+#[tokio::test]
+async fn who_is_overtaken_by_a_newer_release_notices() {
+    let (store, faults) = Store::faulty();
+    let adapters = open(&store).await;
+    let (mut log, _) = Log::<serde_json::Value>::open(&store, "adapters").await.unwrap();
+    log.append(json!("newer")).await.unwrap();
+    faults.down();
+    let silent = adapters.refresh().await.unwrap_err();
+    assert!(matches!(silent, StoreError::Unavailable { .. }), "{silent}");
+    assert!(!adapters.is_outdated(), "nothing is known of the records");
+    faults.up();
+    put(&adapters, "sql", 0.5).await.unwrap_err();
+    assert!(adapters.is_outdated());
+    faults.down();
+    adapters.refresh().await.unwrap_err();
+    assert!(adapters.is_outdated(), "it is not understood for being out of reach");
+}
+
+#[tokio::test]
+async fn the_active_bytes_uploaded_again_end_a_canary() {
+    let adapters = open(&Store::faulty().0).await;
+    put(&adapters, "sql", 0.25).await.unwrap();
+    put(&adapters, "sql", 0.5).await.unwrap();
+    let name = name("sql");
+    let canary = async || {
+        adapters.activate(target(&name), (1, Some(20)), &Expected::Anything).await.unwrap();
+        adapters.card(ME, &name).unwrap().canary
+    };
+    assert_eq!(canary().await, Some(Canary { version: 1, percent: 20 }));
+    let upload = arrived(&adapters, 0.5).await;
+    let terms = Terms { activate: false, ..terms(&Expected::Anything) };
+    let kept = adapters.put(target(&name), upload, &terms, &GOOD).await.unwrap();
+    assert!(kept.card.active && adapters.card(ME, &name).unwrap().canary.is_some());
+    let kept = put(&adapters, "sql", 0.5).await.unwrap();
+    assert_eq!((kept.is_new, kept.card.active, kept.card.canary), (false, true, None));
+    assert_eq!(adapters.card(ME, &name).unwrap().canary, None);
 }
 
 #[tokio::test]
@@ -275,6 +346,25 @@ async fn what_somebody_else_does_with_the_same_bytes_is_not_told() {
 }
 
 #[tokio::test]
+async fn an_upload_asks_no_more_of_the_store_where_somebody_else_has_the_same_bytes() {
+    let (store, faults) = Store::faulty();
+    let adapters = open(&store).await;
+    put(&adapters, "one", 0.5).await.unwrap();
+    put(&adapters, "one", 0.25).await.unwrap();
+    let mut asked = Vec::new();
+    for (text, value) in [("new", 0.125), ("same", 0.5)] {
+        let (upload, name) = (arrived(&adapters, value).await, name(text));
+        let theirs = Target { tenant: TenantId::OTHER, ..target(&name) };
+        blobs(&store).await;
+        let before = faults.asked();
+        adapters.put(theirs, upload, &terms(&Expected::Anything), &GOOD).await.unwrap();
+        asked.push(faults.asked() - before);
+    }
+    assert_eq!(asked[0], asked[1]);
+    assert_eq!(blobs(&store).await, 4, "one config and three weights");
+}
+
+#[tokio::test]
 async fn a_name_without_an_active_version_cannot_be_pinned() {
     let adapters = open(&Store::faulty().0).await;
     let upload = arrived(&adapters, 0.5).await;
@@ -331,7 +421,7 @@ async fn a_store_that_is_down_fails_what_needs_it_and_nothing_else() {
     for result in [
         put(&adapters, "new", 0.75).await.map(drop),
         adapters.remove(target(&name("warm")), None, &Expected::Anything).await.map(drop),
-        adapters.activate(target(&name("warm")), 1, &Expected::Anything).await.map(drop),
+        adapters.activate(target(&name("warm")), (1, None), &Expected::Anything).await.map(drop),
     ] {
         assert!(matches!(result, Err(NotChanged::Store(StoreError::Unavailable { .. }))));
     }
@@ -385,7 +475,7 @@ async fn what_is_deleted_is_gone_everywhere_and_running_requests_finish() {
     assert!(!adapters.remove(target(&sql), Some(1), &Expected::Anything).await.unwrap());
     assert_eq!((resolve(&adapters, "sql@v1"), blobs(&store).await), (None, 2));
 
-    let revision = adapters.resolve(ME, &Wanted::parse("sql").unwrap()).unwrap();
+    let revision = adapters.resolve(ME, &Wanted::parse("sql").unwrap(), None).unwrap();
     let running = adapters.lease(ME, &revision).await.unwrap();
     assert!(adapters.remove(target(&sql), Some(2), &Expected::Anything).await.unwrap());
     assert_eq!((resolve(&adapters, "sql"), blobs(&store).await), (None, 0));
@@ -397,6 +487,23 @@ async fn what_is_deleted_is_gone_everywhere_and_running_requests_finish() {
     let unknown = adapters.remove(target(&sql), None, &Expected::Anything).await;
     assert!(matches!(unknown, Err(NotChanged::Unknown)), "{unknown:?}");
     assert_eq!(put(&adapters, "sql", 0.5).await.unwrap().card.revision.version, 3);
+}
+
+#[tokio::test]
+async fn records_of_more_memory_than_there_is_let_nothing_be_pinned() {
+    let store = Store::faulty().0;
+    let adapters = open(&store).await;
+    put(&adapters, "law", 0.5).await.unwrap();
+    put(&adapters, "sql", 0.25).await.unwrap();
+    let (mut log, entries) = Log::<Record>::open(&store, "adapters").await.unwrap();
+    let mut vast = entries[1].record.clone();
+    let Change::Stored(stored) = &mut vast.change else { panic!("{vast:?}") };
+    stored.digest = digest(0.125);
+    (stored.version, stored.memory) = (2, usize::MAX);
+    log.append(vast.clone()).await.unwrap();
+    log.append(Record { change: Change::Pinned, ..vast }).await.unwrap();
+    let refused = adapters.pin(target(&name("law"))).await.unwrap_err();
+    assert!(matches!(refused, NotChanged::TooMuchPinned { wanted: usize::MAX, .. }), "{refused}");
 }
 
 #[tokio::test]
@@ -446,7 +553,7 @@ async fn an_adapter_of_another_base_is_refused_until_it_is_validated() {
     let sql = name("sql");
     assert!(!new.card(ME, &sql).unwrap().compatible);
     assert!(matches!(lease(&new, "sql").await, Err(NotLent::OtherBase)));
-    let moved = new.activate(target(&sql), 1, &Expected::Anything).await;
+    let moved = new.activate(target(&sql), (1, None), &Expected::Anything).await;
     assert!(matches!(moved, Err(NotChanged::OtherBase(1))), "{moved:?}");
     let failed = new.validate(target(&sql), 2, &Verdict(Err(Unproved::NoEffect))).await;
     assert!(matches!(failed, Err(NotChanged::Unfit(_))), "{failed:?}");
@@ -546,4 +653,53 @@ async fn damage_in_the_store_is_found_before_it_is_served() {
     let error = lease(&adapters, "sql").await.unwrap_err();
     let NotLent::Failed(why) = error else { panic!("{error}") };
     assert!(matches!(*why, LoadError::Damaged), "{why}");
+}
+
+#[tokio::test]
+async fn a_failed_load_is_remembered_until_the_files_come_again() {
+    let root = tempfile::TempDir::new().unwrap();
+    let store = Store::open(&Location::Folder(root.path().to_owned())).await.unwrap();
+    let adapters = open(&store).await;
+    put(&adapters, "sql", 0.5).await.unwrap();
+    for entry in root.path().join("blobs").read_dir().unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    for _ in 0..10 {
+        let error = lease(&adapters, "sql").await.unwrap_err();
+        assert!(error.is_gone(), "{error}");
+    }
+    assert_eq!(adapters.stats().loads, 1);
+    assert!(!put(&adapters, "sql", 0.5).await.unwrap().is_new, "the same bytes, put back");
+    assert_eq!(lease(&adapters, "sql").await.unwrap().digest(), digest(0.5));
+}
+
+#[tokio::test]
+async fn a_tenants_quota_of_memory_bounds_what_is_loaded_and_pinned_for_it() {
+    let adapters = open(&Store::faulty().0).await;
+    put(&adapters, "sql", 0.5).await.unwrap();
+    let memory = put(&adapters, "law", 0.25).await.unwrap().card.memory;
+    let bound = async |bytes: usize| {
+        let quota = Quota { resident_max_bytes: Some(bytes as u64), ..Quota::default() };
+        let tenant = TenantName::parse("default").unwrap();
+        adapters.shared.tenants.set_quota("me", &tenant, quota).await.unwrap();
+    };
+    let resident = |text| adapters.card(ME, &name(text)).unwrap().resident;
+    for text in ["sql", "law"] {
+        drop(lease(&adapters, text).await.unwrap());
+    }
+    assert!(resident("sql") && resident("law"));
+    bound(memory + memory / 2).await;
+    adapters.remove(target(&name("sql")), None, &Expected::Anything).await.unwrap();
+    put(&adapters, "sql", 0.5).await.unwrap();
+    drop(lease(&adapters, "sql").await.unwrap());
+    assert!(resident("sql") && !resident("law"));
+    let (sql, law) = (name("sql"), name("law"));
+    let refused = adapters.pin(target(&sql)).await;
+    assert!(matches!(refused, Err(NotChanged::TooMuchPinned { .. })), "half of it is not enough");
+    bound(2 * memory).await;
+    adapters.pin(target(&sql)).await.unwrap();
+    assert!(adapters.pin(target(&law)).await.is_err());
+    bound(memory - 1).await;
+    let refused = lease(&adapters, "law").await.unwrap_err();
+    assert!(matches!(refused, NotLent::LargerThanPortion { .. }), "{refused}");
 }

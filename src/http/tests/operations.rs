@@ -1,9 +1,13 @@
 //! Models, tokens, numbers: all that generates nothing.
 
 use super::{
-    super::double::{self, Play, app, ids},
+    super::{
+        app::Settings,
+        double::{self, Play, app, app_on, ids},
+    },
     *,
 };
+use crate::store::{Log, Store};
 
 #[tokio::test]
 async fn models_are_listed_by_content() {
@@ -82,7 +86,27 @@ async fn tokens_are_not_made_for_an_unknown_name() {
 }
 
 #[tokio::test]
-async fn metrics_are_written_without_names_of_tenants() {
+async fn an_outdated_server_takes_nothing() {
+    for log in ["adapters", "tenants"] {
+        let (store, _) = Store::faulty();
+        let plays = [Play::say("abc")];
+        let (app, _) = app_on(store.clone(), double::text(), plays, Settings::default());
+        assert_eq!(get(&app, "/ready").await.status(), StatusCode::OK);
+        let (mut records, _) = Log::<Value>::open(&store, log).await.unwrap();
+        records.append(json!("of a newer release")).await.unwrap();
+        app.adapters().refresh().await.ok();
+        app.tenants().refresh().await.ok();
+        let ready = get(&app, "/ready").await;
+        assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE, "{log}");
+        assert_eq!(error_code(&body(ready).await), "outdated_server");
+        let (status, answer) = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
+        assert_eq!((status, error_code(&answer)), (503, "outdated_server"), "{log}");
+        assert_eq!(get(&app, "/health").await.status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn metrics_name_adapters_only_in_what_they_have_used() {
     let (app, _) = app([Play::say("abc")]);
     let _ = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
     let _ = get(&app, "/v1/models/nobody").await;
@@ -104,6 +128,9 @@ async fn metrics_are_written_without_names_of_tenants() {
         "chorus_adapter_cache_budget_bytes 1048576",
         "chorus_adapters_resident 1",
         "chorus_adapter_loads_total 1",
+        "chorus_adapter_reloads_total 0",
+        "chorus_adapter_tier_adapters{tier=\"host\"} 1",
+        "chorus_adapter_tier_adapters{tier=\"disk\"} 2",
         "chorus_adapter_load_failures_total 0",
         "chorus_adapter_evictions_total 0",
         "chorus_adapter_hits_total 0",
@@ -123,5 +150,9 @@ async fn metrics_are_written_without_names_of_tenants() {
     }
     assert!(text.contains("chorus_build_info{version="));
     assert!(text.contains("chorus_adapter_resident_bytes "));
-    assert!(!text.contains("sql") && !text.contains("nobody"));
+    let used = "chorus_usage_requests_total{tenant=\"default\",adapter=\"sql\"} 1";
+    assert!(text.lines().any(|found| found == used), "{text}");
+    // Only what was used is named.
+    let others = text.lines().filter(|line| !line.starts_with("chorus_usage_"));
+    assert!(others.into_iter().all(|line| !line.contains("sql")) && !text.contains("nobody"));
 }

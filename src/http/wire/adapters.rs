@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::{Canary, Smoke};
+
 /// `{"object": "list", "data": [..]}`
 #[derive(Debug, Serialize)]
 pub(in crate::http) struct AdapterList {
@@ -30,6 +32,9 @@ pub(in crate::http) struct AdapterOut {
     pub(in crate::http) status: Status,
     pub(in crate::http) residency: Residency,
     pub(in crate::http) pinned: bool,
+    /// The version that has a share of the requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) canary: Option<Canary>,
     /// Bytes of memory that it takes when it is loaded.
     pub(in crate::http) memory: usize,
     /// Requests that hold it now.
@@ -38,6 +43,9 @@ pub(in crate::http) struct AdapterOut {
     pub(in crate::http) hits: u64,
     /// Unix time in seconds; since this server started.
     pub(in crate::http) last_used: Option<u64>,
+    /// Where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) smoke_test: Option<Smoke>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) versions: Option<Vec<VersionOut>>,
 }
@@ -55,6 +63,9 @@ pub(in crate::http) struct VersionOut {
     pub(in crate::http) residency: Residency,
     /// It comes from the server's folder, which nobody can change from outside.
     pub(in crate::http) read_only: bool,
+    /// Where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) smoke_test: Option<Smoke>,
 }
 
 /// Whether requests may have it.
@@ -93,6 +104,14 @@ pub(in crate::http) struct Deleted {
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct VersionIn {
     pub(in crate::http) version: u32,
+}
+
+/// Which version is to have all requests, or how many of a hundred.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct ActivateIn {
+    pub(in crate::http) version: u32,
+    pub(in crate::http) percent: Option<u8>,
 }
 
 /// `?activate=`

@@ -9,6 +9,8 @@ use super::list::Strings;
 #[serde(default)]
 pub(in crate::http) struct Common {
     pub(in crate::http) model: Option<String>,
+    /// Who asks, as the client tells its own users apart.
+    pub(in crate::http) user: Option<String>,
     pub(in crate::http) n: Option<usize>,
     pub(in crate::http) response_format: Option<ResponseFormat>,
 

@@ -1,7 +1,9 @@
 //! What goes over the wire, as it is written there. None of these types is known outside `http`.
 
+pub(super) mod accounts;
 pub(super) mod adapters;
 pub(super) mod admin;
+pub(super) mod audit;
 pub(super) mod chat;
 pub(super) mod common;
 pub(super) mod completion;
@@ -13,3 +15,4 @@ pub(super) mod prompt;
 pub(super) mod tokens;
 pub(super) mod unsupported;
 pub(super) mod usage;
+pub(super) mod vllm;

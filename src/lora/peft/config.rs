@@ -12,6 +12,7 @@ use super::{
     pattern::{Compiler, Pattern},
 };
 use crate::lora::{
+    extras::Extras,
     limits::Limits,
     refusal::{Quoted, Refusal},
 };
@@ -77,6 +78,7 @@ pub(super) struct Config {
     pub(super) ranks: Vec<(Pattern, usize)>,
     pub(super) alpha: f64,
     pub(super) alphas: Vec<(Pattern, f64)>,
+    pub(super) extras: Extras,
 }
 
 /// What the low-rank delta comes with.
@@ -153,6 +155,7 @@ impl Config {
             alphas: keys.patterns("alpha_pattern", &mut compiler, |key, value| {
                 alpha(&format!("alpha_pattern.{key}"), value)
             })?,
+            extras: keys.get("chorus").map_or_else(|| Ok(Extras::default()), Extras::read)?,
         })
     }
 }
@@ -376,9 +379,10 @@ impl<'o> Keys<'o> {
 }
 
 /// The keys that [`Config::read`] reads.
-const READ: [&str; 17] = [
+const READ: [&str; 18] = [
     "alpha_pattern",
     "bias",
+    "chorus",
     "ensure_weight_tying",
     "exclude_modules",
     "init_lora_weights",

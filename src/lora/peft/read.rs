@@ -217,7 +217,8 @@ fn assemble<'a>(
     let rank = deltas.values().map(|delta| delta.rank).max().unwrap_or_default();
     let targets = deltas.keys().map(|site| leaf(*site)).collect::<BTreeSet<_>>();
     let targets = targets.into_iter().collect();
-    Ok(Manifest { deltas, norms, biases, replaced, copies, rank, targets })
+    let extras = config.extras.clone();
+    Ok(Manifest { deltas, norms, biases, replaced, copies, rank, targets, extras })
 }
 
 fn take_delta<'a>(

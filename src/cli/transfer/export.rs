@@ -1,0 +1,248 @@
+//! `chorus adapter export`
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use futures_util::StreamExt as _;
+use reqwest::{Method, header::ETAG};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    super::{
+        adapter::{ADAPTERS, FILES, bar},
+        progress,
+        remote::{NO_QUERY, Remote, RemoteError, text},
+    },
+    manifest::{self, Base, Content, Exported, FORMAT, Manifest, Version, contents, place},
+};
+use crate::{adapter::AdapterName, config::ByteSize};
+
+/// What of each adapter is exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum Extent {
+    /// The version that its name points to.
+    Active,
+    /// All of them.
+    AllVersions,
+}
+
+/// What was done.
+#[derive(Default)]
+struct Done {
+    versions: usize,
+    fetched: usize,
+    bytes: u64,
+}
+
+/// An adapter as its server shows it.
+pub(super) struct Shown {
+    /// What the name points to.
+    pub(super) active: Option<u32>,
+    pinned: bool,
+    pub(super) versions: Vec<Listed>,
+}
+
+/// One of its versions.
+pub(super) struct Listed {
+    pub(super) number: u32,
+    pub(super) digest: String,
+    /// In unix seconds.
+    created: u64,
+    /// What it answered to its smoke test, where that was wrong.
+    pub(super) flunked: Option<String>,
+}
+
+/// Writes all adapters that the key's tenant has into a folder.
+pub(in crate::cli) async fn export(
+    remote: &Remote,
+    folder: &Path,
+    extent: Extent,
+) -> Result<String, RemoteError> {
+    let (base, tenant) = served(remote).await?;
+    let before = Manifest::read(folder)?.and_then(|manifest| manifest.tenant);
+    if let (Some(before), Some(tenant)) = (&before, &tenant)
+        && before != tenant
+    {
+        let what =
+            format!("an export of the tenant {before}, and this is {tenant}: choose another");
+        return Err(RemoteError::Unexpected { path: folder.to_owned(), what });
+    }
+    let list = remote.json(&[ADAPTERS]).await?;
+    let notes = progress::on_stderr();
+    let (mut adapters, mut done) = (Vec::new(), Done::default());
+    for listed in list["data"].as_array().into_iter().flatten() {
+        let name = AdapterName::parse(listed["name"].as_str().unwrap_or(""));
+        let name = name.map_err(|bad| RemoteError::Answer(format!("a name in it: {bad}")))?;
+        let Some(shown) = show(remote, &name).await? else { continue };
+        if extent == Extent::Active && shown.active.is_none() {
+            notes.note(&format!("{name} has no active version; --all-versions exports it"));
+        }
+        let wanted = |version: u32| extent == Extent::AllVersions || shown.active == Some(version);
+        let mut versions = Vec::new();
+        for Listed { number: version, digest, created, .. } in shown.versions {
+            if !wanted(version) {
+                continue;
+            }
+            let place = place(folder, &name, version);
+            match fetch(remote, (&name, version), &digest, &place).await {
+                Ok((contents, is_new)) => {
+                    done.versions += 1;
+                    done.fetched += usize::from(is_new);
+                    done.bytes += contents.iter().map(|content| content.bytes).sum::<u64>();
+                    versions.push(Version::new(version, created, &contents));
+                }
+                Err(RemoteError::Refused { status: 404, .. }) => {
+                    notes.note(&format!("{name}@v{version} was deleted meanwhile"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if !versions.is_empty() {
+            let (active, pinned) = (shown.active, shown.pinned);
+            adapters.push(Exported { name, active, pinned, versions });
+        }
+    }
+    drop(notes);
+    let exported = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let chorus = env!("CARGO_PKG_VERSION").to_owned();
+    fs::create_dir_all(folder)
+        .map_err(|source| RemoteError::Unwritable { path: folder.to_owned(), source })?;
+    let count = adapters.len();
+    Manifest { format: FORMAT, chorus, exported, tenant, base, adapters }.write(folder)?;
+    Ok(told(remote, folder, count, &done))
+}
+
+fn told(remote: &Remote, folder: &Path, adapters: usize, done: &Done) -> String {
+    let Done { versions, fetched, bytes } = *done;
+    let folder = folder.display();
+    if remote.json {
+        let told = json!({
+            "object": "adapter.export", "folder": folder.to_string(), "adapters": adapters,
+            "versions": versions, "fetched": fetched, "bytes": bytes,
+        });
+        return format!("{told}\n");
+    }
+    let there = match versions - fetched {
+        0 => String::new(),
+        there => format!(" ({there} were there already)"),
+    };
+    let bytes = ByteSize(bytes);
+    format!("{adapters} adapters, {versions} versions{there}, {bytes} in {folder}\n")
+}
+
+/// The base that is served, and what the tenant is called, where that shows.
+pub(super) async fn served(remote: &Remote) -> Result<(Base, Option<String>), RemoteError> {
+    let models = remote.json(&["models"]).await?;
+    let mut models = models["data"].as_array().into_iter().flatten();
+    let base = models.next().ok_or_else(|| RemoteError::Answer("it has no base".to_owned()))?;
+    let base = Base { id: text(&base["id"]), digest: text(&base["root"]) };
+    Ok((base, models.next().map(|adapter| text(&adapter["owned_by"]))))
+}
+
+/// One adapter; `None` where there is none of this name.
+pub(super) async fn show(
+    remote: &Remote,
+    name: &AdapterName,
+) -> Result<Option<Shown>, RemoteError> {
+    let request = remote.request(Method::GET, &[ADAPTERS, name.as_str()], NO_QUERY);
+    let response = match remote.send(request).await {
+        Err(RemoteError::Refused { status: 404, .. }) => return Ok(None),
+        sent => sent?,
+    };
+    // Only what a name points to has a tag.
+    let tag = response.headers().get(ETAG).and_then(|tag| tag.to_str().ok());
+    let active = tag.and_then(|tag| tag.strip_prefix("\"v")?.strip_suffix('"')?.parse().ok());
+    let shown: Value =
+        response.json().await.map_err(|error| RemoteError::Answer(error.to_string()))?;
+    let versions = shown["versions"].as_array().into_iter().flatten().map(|version| {
+        let number = version["version"].as_u64().and_then(|number| u32::try_from(number).ok())?;
+        let (digest, created) = (text(&version["digest"]), version["created"].as_u64());
+        let flunked = flunked(version);
+        Some(Listed { number, digest, created: created.unwrap_or(0), flunked })
+    });
+    let versions = versions.collect::<Option<_>>();
+    let versions = versions.ok_or_else(|| RemoteError::Answer("a version of it".to_owned()))?;
+    Ok(Some(Shown { active, pinned: shown["pinned"] == true, versions }))
+}
+
+/// What a version, as its server describes it, answered to its smoke test, where that was wrong.
+pub(super) fn flunked(version: &Value) -> Option<String> {
+    let smoke = &version["smoke_test"];
+    (smoke["passed"] == false).then(|| text(&smoke["answer"]))
+}
+
+/// Both files of a version at their place, and whether they had to be fetched.
+async fn fetch(
+    remote: &Remote,
+    (name, version): (&AdapterName, u32),
+    wanted: &str,
+    place: &Path,
+) -> Result<([Content; 2], bool), RemoteError> {
+    if let Ok(there) = contents(place)
+        && manifest::digest(&there) == wanted
+    {
+        return Ok((there, false));
+    }
+    let unwritable = |source| RemoteError::Unwritable { path: place.to_owned(), source };
+    let part = |file: &str| place.join(format!(".{file}.part"));
+    fs::create_dir_all(place).map_err(unwritable)?;
+    let mut fetched = Vec::new();
+    for file in FILES {
+        let path = [ADAPTERS, name.as_str(), "files", file];
+        let received =
+            match remote.send(remote.request(Method::GET, &path, &[("version", version)])).await {
+                Ok(response) => receive(remote, response, (file, &part(file))).await,
+                Err(error) => Err(error),
+            };
+        match received {
+            Ok(content) => fetched.push(content),
+            Err(error) => {
+                for file in FILES {
+                    drop(fs::remove_file(part(file)));
+                }
+                // Kept where another version has something in it.
+                drop(fs::remove_dir(place));
+                return Err(error);
+            }
+        }
+    }
+    let Ok(fetched) = <[Content; 2]>::try_from(fetched) else { unreachable!("there are two") };
+    if manifest::digest(&fetched) != wanted {
+        let what = format!("{name}@v{version} has other bytes than its digest says");
+        return Err(RemoteError::Answer(what));
+    }
+    for file in FILES {
+        fs::rename(part(file), place.join(file)).map_err(unwritable)?;
+    }
+    File::open(place).and_then(|folder| folder.sync_all()).map_err(unwritable)?;
+    Ok((fetched, true))
+}
+
+/// Writes an answer to a file, all the way to the disk.
+async fn receive(
+    remote: &Remote,
+    response: reqwest::Response,
+    (file, path): (&'static str, &Path),
+) -> Result<Content, RemoteError> {
+    let unwritable = |source: io::Error| RemoteError::Unwritable { path: path.to_owned(), source };
+    let bar = bar(file, response.content_length().unwrap_or(0));
+    let mut out = File::create(path).map_err(unwritable)?;
+    let (mut hasher, mut bytes) = (Sha256::new(), 0);
+    let mut pieces = response.bytes_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece =
+            piece.map_err(|source| RemoteError::Unreachable { url: remote.url.clone(), source })?;
+        hasher.update(&piece);
+        bytes += piece.len() as u64;
+        out.write_all(&piece).map_err(unwritable)?;
+        bar.inc(piece.len() as u64);
+    }
+    out.sync_all().map_err(unwritable)?;
+    bar.finish_and_clear();
+    Ok(Content { bytes, sha256: hasher.finalize().into() })
+}
