@@ -558,7 +558,8 @@ async fn steps_mix_adapters_prompts_and_answers() {
         assert_eq!(all(stream).await.len(), 21);
     }
     let stats = engine.stats();
-    assert!(stats.mixed_steps > 0 && stats.max_rows == 32, "{stats:?}");
+    // Where the first step has only one of them, the second has 31 rows, and none has more.
+    assert!(stats.mixed_steps > 0 && (31..=32).contains(&stats.max_rows), "{stats:?}");
     assert_eq!((stats.decode_seconds.count(), stats.prefill_seconds.count()), (7, 7));
     assert_eq!(stats.step_seconds.count(), stats.steps);
 }
