@@ -15,11 +15,11 @@ pub struct Canary {
     pub percent: u8,
 }
 
-/// What a request is told apart by: those with one ticket get one version, as long as the canary is what it is.
+/// What a request is told apart by: those with one lot get one version, as long as the canary is what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ticket(String);
+pub struct Lot(String);
 
-impl Ticket {
+impl Lot {
     /// Whose request it is, or which.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
@@ -31,9 +31,9 @@ impl Canary {
     ///
     /// Who does is another draw for each name and version, so that it is not always the same people, and a greater share
     /// takes more in and lets nobody out.
-    pub(super) fn draws(self, name: &AdapterName, Ticket(ticket): &Ticket) -> bool {
+    pub(super) fn draws(self, name: &AdapterName, Lot(lot): &Lot) -> bool {
         let mut hasher = Sha256::new();
-        for part in [name.as_str().as_bytes(), &self.version.to_be_bytes(), ticket.as_bytes()] {
+        for part in [name.as_str().as_bytes(), &self.version.to_be_bytes(), lot.as_bytes()] {
             hasher.update((part.len() as u64).to_be_bytes());
             hasher.update(part);
         }
@@ -51,7 +51,7 @@ mod tests {
     fn drawn(version: u32, percent: u8) -> Vec<bool> {
         let name = AdapterName::parse("sql").unwrap();
         let canary = Canary { version, percent };
-        (0..10_000).map(|user| canary.draws(&name, &Ticket::new(format!("user {user}")))).collect()
+        (0..10_000).map(|user| canary.draws(&name, &Lot::new(format!("user {user}")))).collect()
     }
 
     fn count(drawn: &[bool]) -> usize {

@@ -21,14 +21,15 @@ use tokio::{
 
 pub use self::{
     audit::Changed,
-    canary::{Canary, Ticket},
-    changes::{Expected, FileBytes, Kept, NotChanged, Room, Target, Terms},
+    canary::{Canary, Lot},
+    changes::{Expected, FileBytes, NotChanged, Target},
     check::{Smoke, Trial, Unfit, Unproved},
     files::BadFile,
     folder::{Facts, Folder, Found, Refused, Rules, ScanError, Unusable},
     load::LoadError,
     local::{LoraRoot, NotTaken},
     name::{AdapterName, BadName},
+    put::{Kept, Room, Terms},
     revision::{Revision, Wanted},
     stats::{CacheStats, Histogram},
     stock::{Copied, Depth, Fault, Flaw, Inventory, copy, inspect},
@@ -66,6 +67,7 @@ mod missing;
 mod name;
 mod pins;
 mod portions;
+mod put;
 mod record;
 mod registry;
 mod revision;
@@ -327,15 +329,15 @@ impl Adapters {
         Ok(Self { shared })
     }
 
-    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike. With a ticket a
+    /// Pins what a request asks for. `None` for what does not exist and for what is another tenant's alike. With a lot a
     /// name means its canary's version where that draws it.
     pub fn resolve(
         &self,
         tenant: TenantId,
         wanted: &Wanted,
-        ticket: Option<&Ticket>,
+        lot: Option<&Lot>,
     ) -> Option<Revision> {
-        self.shared.registry.resolve(tenant, wanted, ticket)
+        self.shared.registry.resolve(tenant, wanted, lot)
     }
 
     /// Asks the store for a name that is not known here, within bounds: another server may have taken it in a moment ago.

@@ -37,7 +37,7 @@ use super::{
     vllm,
 };
 use crate::{
-    adapter::{Adapters, Extras, LoraRoot, Ticket, Wanted},
+    adapter::{Adapters, Extras, LoraRoot, Lot, Wanted},
     engine::Engine,
     ledger::Ledger,
     tenant::{Caller, Permit, TenantId, TenantName, Tenants},
@@ -308,14 +308,14 @@ impl App {
     pub(super) async fn with_names<T>(
         &self,
         tenant: TenantId,
-        ticket: Option<&Ticket>,
+        lot: Option<&Lot>,
         read: impl Fn(&Names<'_>) -> T,
     ) -> Result<T, ApiError> {
         let default = self.tenants().default_adapter(tenant);
         let (base, default) = (self.base().id.as_str(), default.as_deref());
         let missing = Mutex::new(None);
         let look = |wanted: &Wanted| {
-            let found = self.adapters().resolve(tenant, wanted, ticket);
+            let found = self.adapters().resolve(tenant, wanted, lot);
             if found.is_none() {
                 *missing.lock().expect("nothing here panics") = Some(wanted.name().clone());
             }
@@ -332,7 +332,7 @@ impl App {
         {
             return Ok(first);
         }
-        let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted, ticket);
+        let look = |wanted: &Wanted| self.adapters().resolve(tenant, wanted, lot);
         Ok(read(&Names { base, default, lookup: &look }))
     }
 
@@ -364,13 +364,13 @@ impl App {
         (model, user): (Option<String>, Option<&str>),
     ) -> Result<(Voice, String), ApiError> {
         // Some clients send an empty text for nobody.
-        let ticket = match user.filter(|user| !user.is_empty()) {
-            Some(user) => Ticket::new(format!("user {user}")),
-            None => Ticket::new(format!("request {}", request_id::of(headers))),
+        let lot = match user.filter(|user| !user.is_empty()) {
+            Some(user) => Lot::new(format!("user {user}")),
+            None => Lot::new(format!("request {}", request_id::of(headers))),
         };
         let header = select::header(headers, &self.settings().adapter_header.0)?;
         let choose = |names: &Names<'_>| select::choose(header, model.as_deref(), names);
-        let voice = self.with_names(caller.tenant, Some(&ticket), choose).await??;
+        let voice = self.with_names(caller.tenant, Some(&lot), choose).await??;
         let named = model.filter(|model| !model.is_empty()).or(header.map(str::to_owned));
         Ok((voice, named.unwrap_or_default()))
     }

@@ -11,16 +11,19 @@ const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 
 /// Who has used something.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Account {
     /// Whose request it was.
     pub tenant: TenantId,
     /// The adapter that answered, or that was uploaded; `None` is the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<Used>,
 }
 
 /// A version of an adapter, as its tenant calls it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Used {
     /// Its name.
     pub name: String,
@@ -28,22 +31,30 @@ pub struct Used {
     pub version: u32,
 }
 
-/// How much was used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How much was used. What is zero is not written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 #[expect(missing_docs, reason = "the names say all there is")]
 pub struct Spent {
+    #[serde(skip_serializing_if = "is_zero")]
     pub requests: u64,
     /// Once for each prompt, however many choices it has.
+    #[serde(skip_serializing_if = "is_zero")]
     pub prompt_tokens: u64,
     /// Those of them that need not be computed.
+    #[serde(skip_serializing_if = "is_zero")]
     pub cached_tokens: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     pub generated_tokens: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     pub uploads: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     pub upload_bytes: u64,
 }
 
 /// One use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// When it ended, in unix seconds.
     pub at: u64,
@@ -123,32 +134,19 @@ impl Sums {
         self.0.is_empty()
     }
 
+    /// One use for each row, at the time of that.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.rows().map(|(at, account, spent)| Entry {
+            at,
+            account: account.clone(),
+            spent: *spent,
+        })
+    }
+
     /// By time, then by account.
     pub fn rows(&self) -> impl Iterator<Item = (u64, &Account, &Spent)> {
         self.0.iter().map(|((at, account), spent)| (*at, account, spent))
     }
-}
-
-/// An entry, or a row of sums, as it is written. What is zero is left out.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line {
-    at: u64,
-    tenant: TenantId,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    adapter: Option<(String, u32)>,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    requests: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    prompt_tokens: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    cached_tokens: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    generated_tokens: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    uploads: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    upload_bytes: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
@@ -156,70 +154,17 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-impl Line {
-    fn new(at: u64, account: &Account, spent: &Spent) -> Self {
-        let Spent {
-            requests,
-            prompt_tokens,
-            cached_tokens,
-            generated_tokens,
-            uploads,
-            upload_bytes,
-        } = *spent;
-        let adapter = account.adapter.as_ref().map(|used| (used.name.clone(), used.version));
-        let tenant = account.tenant;
-        Self {
-            at,
-            tenant,
-            adapter,
-            requests,
-            prompt_tokens,
-            cached_tokens,
-            generated_tokens,
-            uploads,
-            upload_bytes,
-        }
-    }
-
-    fn entry(self) -> Entry {
-        let Self { at, tenant, adapter, .. } = self;
-        let adapter = adapter.map(|(name, version)| Used { name, version });
-        let spent = Spent {
-            requests: self.requests,
-            prompt_tokens: self.prompt_tokens,
-            cached_tokens: self.cached_tokens,
-            generated_tokens: self.generated_tokens,
-            uploads: self.uploads,
-            upload_bytes: self.upload_bytes,
-        };
-        Entry { at, account: Account { tenant, adapter }, spent }
-    }
-}
-
-impl Serialize for Entry {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Line::new(self.at, &self.account, &self.spent).serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Entry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Line::deserialize(deserializer).map(Line::entry)
-    }
-}
-
 impl Serialize for Sums {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer
-            .collect_seq(self.rows().map(|(at, account, spent)| Line::new(at, account, spent)))
+        serializer.collect_seq(self.entries())
     }
 }
 
 impl<'de> Deserialize<'de> for Sums {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut sums = Self::default();
-        for line in Vec::<Line>::deserialize(deserializer)? {
-            sums.add(&line.entry());
+        for entry in Vec::<Entry>::deserialize(deserializer)? {
+            sums.add(&entry);
         }
         Ok(sums)
     }

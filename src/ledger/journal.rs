@@ -156,12 +156,7 @@ impl Journal {
         }
         let mut sums = Sums::default();
         self.behind.drain(..).for_each(|entry| sums.add(&entry));
-        let entries = sums.rows().map(|(at, account, spent)| Entry {
-            at,
-            account: account.clone(),
-            spent: *spent,
-        });
-        self.behind = entries.collect();
+        self.behind = sums.entries().collect();
     }
 
     /// Makes lines that are older than this outlive the system.

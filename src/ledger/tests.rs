@@ -308,10 +308,16 @@ async fn another_version_of_an_adapter_takes_no_series() {
 #[test]
 fn lines_are_written_as_they_are_documented() {
     let line = serde_json::to_string(&entry(7, Some("sql"), 3)).unwrap();
-    let expected = r#"{"at":7,"tenant":0,"adapter":["sql",2],"requests":1,"prompt_tokens":10,"generated_tokens":3}"#;
+    let expected = r#"{"at":7,"account":{"tenant":0,"adapter":{"name":"sql","version":2}},"spent":{"requests":1,"prompt_tokens":10,"generated_tokens":3}}"#;
     assert_eq!(line, expected);
     assert_eq!(serde_json::from_str::<Entry>(&line).unwrap(), entry(7, Some("sql"), 3));
-    for unknown in [r#"{"at":7,"tenant":0,"words":1}"#, r#"{"at":-7,"tenant":0}"#, "{}"] {
+    for unknown in [
+        r#"{"at":7,"account":{"tenant":0},"spent":{"words":1}}"#,
+        r#"{"at":7,"account":{"tenant":0,"team":1},"spent":{}}"#,
+        r#"{"at":7,"account":{"tenant":0},"spent":{},"why":"?"}"#,
+        r#"{"at":-7,"account":{"tenant":0},"spent":{}}"#,
+        "{}",
+    ] {
         assert!(serde_json::from_str::<Entry>(unknown).is_err(), "{unknown}");
     }
 }

@@ -15,8 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-import requests
-from chorus import BINARY, Server, digest, free_port, mini
+from chorus import BINARY, Server, digest, mini, moto, s3
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--copies", type=int, default=10)
@@ -31,20 +30,8 @@ def store():
     if not args.s3:
         yield tempfile.mkdtemp(), {}
         return
-    port = free_port()
-    moto = subprocess.Popen([args.moto, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with contextlib.suppress(requests.RequestException):
-                if requests.put(f"http://127.0.0.1:{port}/bucket", timeout=5).status_code == 200:
-                    break
-            time.sleep(0.1)
-        yield "s3://bucket/chorus", {
-            "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        }  # fmt: skip
-    finally:
-        moto.kill()
+    with moto(args.moto) as port:
+        yield s3(port)
 
 
 class Writers:

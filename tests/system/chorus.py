@@ -31,6 +31,47 @@ def free_port():
         return listener.getsockname()[1]
 
 
+@contextlib.contextmanager
+def moto(program):
+    """The port of an S3 in memory that has one bucket."""
+    port = free_port()
+    process = subprocess.Popen([program, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with contextlib.suppress(requests.RequestException):
+                if requests.put(f"http://127.0.0.1:{port}/bucket", timeout=5).status_code == 200:
+                    break
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.kill()
+
+
+def s3(port):
+    """A store in that bucket, and the variables that say how to reach it."""
+    return "s3://bucket/chorus", {
+        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def with_tenants(names, scope):
+    """A server, and a key of each of these tenants."""
+    operator = "operator-" + os.urandom(16).hex()
+    with Server(tempfile.mkdtemp(), env={"CHORUS_OPERATOR_KEY": operator}) as server:
+        def admin(path, json):
+            answer = server.http.post(server.url + "/v1/admin/tenants" + path, json=json, headers={"Authorization": f"Bearer {operator}"})
+            assert answer.status_code == 201, answer.text
+            return answer.json()
+
+        keys = []
+        for name in names:
+            admin("", {"name": name})
+            keys.append(admin(f"/{name}/keys", {"scope": scope})["key"])
+        yield server, keys
+
+
 class Server:
     def __init__(self, store, *options, env=None, port=None, adapters=None, model=BASE):
         self.port = port or free_port()

@@ -15,14 +15,12 @@ Said is the median of the rounds of each round's ratio, so that what else the ma
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import sys
-import tempfile
 import time
 
-from chorus import Server
+from chorus import with_tenants
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rounds", type=int, default=3)
@@ -145,17 +143,7 @@ async def measure(server, keys):
 
 
 def main():
-    operator = "operator-" + os.urandom(16).hex()
-    with Server(tempfile.mkdtemp(), env={"CHORUS_OPERATOR_KEY": operator}) as server:
-        def admin(path, json):
-            answer = server.http.post(server.url + "/v1/admin/tenants" + path, json=json, headers={"Authorization": f"Bearer {operator}"})
-            assert answer.status_code == 201, answer.text
-            return answer.json()
-
-        keys = []
-        for name in ("quiet", "loud"):
-            admin("", {"name": name})
-            keys.append(admin(f"/{name}/keys", {"scope": "infer"})["key"])
+    with with_tenants(("quiet", "loud"), "infer") as (server, keys):
         ratios = asyncio.run(measure(server, keys))
         if ratios["loud", "alone"] >= args.at_most:
             sys.exit("the loud tenant is heard")

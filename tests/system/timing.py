@@ -3,13 +3,11 @@
 two-sample Kolmogorov-Smirnov test (Smirnov 1948; p by the asymptotic series). Nothing else should run meanwhile."""
 
 import math
-import os
 import random
 import sys
-import tempfile
 import time
 
-from chorus import Server, mini
+from chorus import mini, with_tenants
 
 TEXT = {"prompt": "Once", "max_tokens": 1}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
@@ -46,17 +44,7 @@ def ks(one, two):
 
 
 def main():
-    operator = "operator-" + os.urandom(16).hex()
-    with Server(tempfile.mkdtemp(), env={"CHORUS_OPERATOR_KEY": operator}) as server:
-        def admin(path, json):
-            answer = server.http.post(server.url + "/v1/admin/tenants" + path, json=json, headers={"Authorization": f"Bearer {operator}"})
-            assert answer.status_code == 201, answer.text
-            return answer.json()
-
-        keys = []
-        for name in ("mine", "theirs"):
-            admin("", {"name": name})
-            keys.append(admin(f"/{name}/keys", {"scope": "admin"})["key"])
+    with with_tenants(("mine", "theirs"), "admin") as (server, keys):
         mine, theirs = ({"Authorization": f"Bearer {key}"} for key in keys)
         foreign, unknown = [f"foreign{n:04d}" for n in range(50)], [f"unknown{n:04d}" for n in range(50)]
         for at, name in enumerate(foreign):

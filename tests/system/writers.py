@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import http.client
 import random
-import subprocess
 import sys
 import tempfile
 import threading
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
-from chorus import TINY, Server, digest, free_port, turned
+from chorus import TINY, Server, digest, moto, s3, turned
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--rounds", type=int, default=200)
@@ -94,23 +93,11 @@ def store():
     if not args.s3:
         yield tempfile.mkdtemp(), {}
         return
-    port = free_port()
-    moto = subprocess.Popen([args.moto, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with contextlib.suppress(requests.RequestException):
-                if requests.put(f"http://127.0.0.1:{port}/bucket", timeout=5).status_code == 200:
-                    break
-            time.sleep(0.1)
+    with moto(args.moto) as port:
         Faulty.target = ("127.0.0.1", port)
         proxy = ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        yield "s3://bucket/chorus", {
-            "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}",
-        }  # fmt: skip
-    finally:
-        moto.kill()
+        yield s3(proxy.server_port)
 
 
 def main():

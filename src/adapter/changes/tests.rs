@@ -9,12 +9,14 @@ use futures_util::{
 use serde_json::json;
 
 use super::{
-    super::{Folder, LoadError, NotLent, Unproved, Wanted, fixture},
+    super::{
+        Folder, Kept, LoadError, NotLent, Room, Terms, Trial, Unproved, Upload, Wanted, fixture,
+    },
     *,
 };
 use crate::{
-    lora::{Lease, Matrices},
-    store::{Fault, Location, Log, Store},
+    lora::{Digest, Extras, Lease, Matrices},
+    store::{Fault, Location, Store},
     tenant::{Quota, TenantName},
 };
 
