@@ -120,13 +120,13 @@ pub(super) async fn put(
 }
 
 /// How an upload is to be kept.
-struct How {
-    expected: Expected,
-    activate: bool,
+pub(super) struct How {
+    pub(super) expected: Expected,
+    pub(super) activate: bool,
 }
 
 /// Keeps an upload that has been received, and notes it. It goes on although the client leaves: what is kept is noted.
-async fn keep(
+pub(super) async fn keep(
     app: App,
     (asked, name): (Asked, AdapterName),
     upload: Upload,
@@ -359,9 +359,9 @@ fn standing(card: &Card) -> (Status, Residency) {
 }
 
 /// Who asks, as the log of changes has it.
-struct Asked {
-    tenant: TenantId,
-    by: String,
+pub(super) struct Asked {
+    pub(super) tenant: TenantId,
+    pub(super) by: String,
 }
 
 impl Asked {
@@ -369,7 +369,7 @@ impl Asked {
         Self { tenant: caller.tenant, by: caller.to_string() }
     }
 
-    fn of<'a>(&'a self, name: &'a AdapterName) -> Target<'a> {
+    pub(super) fn of<'a>(&'a self, name: &'a AdapterName) -> Target<'a> {
         Target { tenant: self.tenant, name, by: &self.by }
     }
 }

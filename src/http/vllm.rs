@@ -8,20 +8,15 @@ use std::time::Instant;
 use axum::extract::State;
 
 use super::{
+    adapters::{Asked, How, keep},
     app::App,
     auth::Operator,
     body::{Payload, parse},
     error::ApiError,
-    tally,
-    trial::EngineTrial,
     wire::vllm::{LoadIn, UnloadIn},
 };
 use crate::{
-    adapter::{
-        AdapterName, BadFile, Card, Expected, Kept, LoraRoot, NotChanged, NotTaken, Room, Smoke,
-        Target, Terms,
-    },
-    ledger::Used,
+    adapter::{AdapterName, BadFile, Card, Expected, LoraRoot, NotChanged, NotTaken, Smoke},
     tenant::{NotDone, TenantId, TenantName},
 };
 
@@ -36,32 +31,23 @@ pub(super) async fn load(
     let (text, path) = (given("lora_name", lora_name)?, given("lora_path", lora_path)?);
     let name = name(&app, &text)?;
     let tenant = self::tenant(&app, tenant.as_deref()).await?;
-    let by = caller.to_string();
-    let target = Target { tenant, name: &name, by: &by };
+    let asked = Asked { tenant, by: caller.to_string() };
     let expected = if load_inplace { Expected::Anything } else { Expected::New };
     let refused = |error: NotChanged| match error {
         NotChanged::Stale { .. } => loaded_already(&name),
         error => ApiError::not_changed(&error, name.as_str()),
     };
     app.accepting()?;
-    app.adapters().expect(target, &expected).await.map_err(refused)?;
+    app.adapters().expect(asked.of(&name), &expected).await.map_err(refused)?;
     let admitted = app.tenants().admit_upload(tenant, Instant::now());
     admitted.map_err(|over| ApiError::over_quota(&over))?;
-    let _place = app.uploads().take(tenant).await?;
+    let place = app.uploads().take(tenant).await?;
     let upload = app.adapters().upload();
     let taken = async { root.take(&path, upload).await.map_err(|error| not_taken(&error)) };
     let upload = app.while_accepting(taken).await?;
-    let quota = app.tenants().quota(tenant);
-    let room = Room { adapters: quota.adapters, bytes: quota.stored_bytes };
-    let terms = Terms { expected: &expected, activate: true, room };
-    let trial = EngineTrial::new(&app);
-    let kept = app.adapters().put(target, upload, &terms, &trial).await.map_err(refused)?;
-    let Kept { card, is_new } = kept;
-    if is_new {
-        let used = Used { name: name.to_string(), version: card.revision.version };
-        app.ledger().note(tally::upload(tenant, used, card.bytes)).await;
-    }
-    answers_well(&card)?;
+    let how = How { expected, activate: true };
+    let kept = keep(app.clone(), (asked, name.clone()), upload, how, place).await;
+    answers_well(&kept.map_err(refused)?.card)?;
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }
 
@@ -90,9 +76,8 @@ pub(super) async fn unload(
     let text = given("lora_name", lora_name)?;
     let name = name(&app, &text)?;
     let tenant = self::tenant(&app, tenant.as_deref()).await?;
-    let by = caller.to_string();
-    let target = Target { tenant, name: &name, by: &by };
-    let removed = app.adapters().remove(target, None, &Expected::Anything).await;
+    let asked = Asked { tenant, by: caller.to_string() };
+    let removed = app.adapters().remove(asked.of(&name), None, &Expected::Anything).await;
     removed.map_err(|error| ApiError::not_changed(&error, name.as_str()))?;
     Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
 }
