@@ -221,8 +221,7 @@ async fn copy(args: CopyArgs) -> Result<(String, usize), CliError> {
     } else {
         let lost = faults.iter().map(|fault| fault_line(fault, &name(fault)) + "\n");
         let line = format!(
-            "copied {} records and {files} files of {} to {to}; {erased} files that nothing refers to were erased there\n",
-            records + others,
+            "copied {records} changes, {files} files of {} and {others} other objects to {to}; {erased} files that nothing refers to were erased there\n",
             ByteSize(*bytes)
         );
         lost.chain([line]).collect()

@@ -374,6 +374,7 @@ impl ApiError {
                 tracing::warn!(%error, "tenants were not changed");
                 Self::store_unavailable()
             }
+            NotDone::Store(StoreError::Damaged { .. }) => Self::outdated(),
             NotDone::Store(error) => {
                 tracing::error!(%error, "tenants were not changed");
                 Self::internal()
@@ -411,6 +412,8 @@ impl ApiError {
                 tracing::warn!(%why, "an adapter was not changed");
                 Self::store_unavailable()
             }
+            // A change is decided on all records before it, and one of them is not understood.
+            NotChanged::Store(StoreError::Damaged { .. }) => Self::outdated(),
             NotChanged::Store(_) => {
                 tracing::error!(%error, "an adapter was not changed");
                 Self::internal()

@@ -1,7 +1,13 @@
 //! `POST /tokenize` and `POST /detokenize`, in vLLM's shape. Tokens are the base's, whichever adapter is named, but for chats
 //! a template that the adapter brings; a name that means nothing is refused all the same.
 
-use axum::{Json, extract::State, http::HeaderMap};
+use axum::{
+    Json,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
 
 use super::{
     app::App,
@@ -9,14 +15,14 @@ use super::{
     body::{Payload, parse, refuse_unsupported},
     deadline::Deadline,
     error::ApiError,
-    prompt,
+    prompt, rates,
     wire::{
         tokens::{Detokenize, Detokenized, Tokenize, Tokenized},
         unsupported::RENDERED,
     },
 };
 use crate::{
-    tenant::Scope,
+    tenant::{Permit, Scope},
     text::{Ending, Framing, Message, Specials, Text},
 };
 
@@ -26,9 +32,10 @@ pub(super) async fn tokenize(
     By(caller): By,
     headers: HeaderMap,
     Payload(bytes): Payload,
-) -> Result<Json<Tokenized>, ApiError> {
+) -> Result<Response, ApiError> {
     need(&caller, Scope::Infer)?;
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
+    let permit = app.admit(&caller)?;
     let tokens = async {
         let (text, size) = (app.text().clone(), bytes.len());
         let fields = app.work(size, move |_| -> Result<Tokenize, ApiError> {
@@ -52,7 +59,14 @@ pub(super) async fn tokenize(
     };
     let tokens = app.bound(deadline, tokens).await?;
     let max_model_len = app.generator().context();
-    Ok(Json(Tokenized { count: tokens.len(), max_model_len, tokens }))
+    Ok(rated(Tokenized { count: tokens.len(), max_model_len, tokens }, &permit))
+}
+
+/// The answer with what is left of the caller's quota, of which it is a request like others: encoding is work.
+fn rated(answer: impl Serialize, permit: &Permit) -> Response {
+    let mut response = Json(answer).into_response();
+    rates::write(permit, response.headers_mut());
+    response
 }
 
 /// What is to become tokens.
@@ -94,16 +108,17 @@ pub(super) async fn detokenize(
     By(caller): By,
     headers: HeaderMap,
     Payload(bytes): Payload,
-) -> Result<Json<Detokenized>, ApiError> {
+) -> Result<Response, ApiError> {
     need(&caller, Scope::Infer)?;
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
+    let permit = app.admit(&caller)?;
     let prompt = async {
         let (text, size) = (app.text().clone(), bytes.len());
         let Detokenize { model, tokens } = app.work(size, move |_| parse(&bytes)).await?;
         app.voice(&caller, &headers, model).await?;
         app.work(size, move |_| decode(&text, &tokens)).await
     };
-    Ok(Json(Detokenized { prompt: app.bound(deadline, prompt).await? }))
+    Ok(rated(Detokenized { prompt: app.bound(deadline, prompt).await? }, &permit))
 }
 
 fn decode(text: &Text, tokens: &[u32]) -> Result<String, ApiError> {

@@ -347,6 +347,7 @@ async fn quotas_are_a_tenants_own_and_say_when_to_come_back() {
     let (status, answer) = body(over).await;
     assert_eq!((status, &answer["error"]["code"]), (429, &json!("rate_limit_exceeded")));
     assert_eq!(answer["error"]["type"], "requests");
+    assert_eq!(small.post("/tokenize", &json!({"model": "base", "prompt": "a"})).await.0, 429);
     assert_eq!(ask(&other, 1).await.status(), 200, "others are not concerned");
     assert!(ask(&other, 1).await.headers().get("x-ratelimit-limit-requests").is_none());
 

@@ -102,6 +102,15 @@ async fn an_outdated_server_takes_nothing() {
         let (status, answer) = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
         assert_eq!((status, error_code(&answer)), (503, "outdated_server"), "{log}");
         assert_eq!(get(&app, "/health").await.status(), StatusCode::OK);
+        // What changes things must read on to the end of the log.
+        if log == "adapters" {
+            let change = json!({"version": 1});
+            let (status, answer) = ask(&app, "/v1/adapters/sql/activate", change).await;
+            assert_eq!((status, error_code(&answer)), (503, "outdated_server"));
+        } else {
+            let (status, answer) = ask(&app, "/v1/admin/tenants", json!({"name": "acme"})).await;
+            assert_eq!((status, error_code(&answer)), (503, "outdated_server"));
+        }
     }
 }
 
