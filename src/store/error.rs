@@ -4,6 +4,8 @@ use std::{error::Error, io, path::PathBuf};
 
 use object_store::path::Path;
 
+use super::home::Lost;
+
 /// Why the store did not do what it was asked. For the operator's eyes: messages name keys, and what the store said.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -40,6 +42,9 @@ impl StoreError {
     pub(super) fn from_objects(error: object_store::Error, key: &Path) -> Self {
         let why = reasons(&error);
         match error {
+            object_store::Error::Generic { source, .. } if source.is::<Lost>() => {
+                Self::Unavailable { why: source.to_string() }
+            }
             object_store::Error::NotFound { .. } => Self::NotFound { key: key.to_string() },
             error if is_full(&error) => Self::Full { why },
             _ => Self::Unavailable { why },

@@ -21,6 +21,10 @@ pub struct Log<R> {
     folder: Path,
     /// The last number that was read or written.
     last: u64,
+    /// Whose record that is; none before the first.
+    tip: Option<String>,
+    /// How often the store had been found in another place when that was last looked for.
+    moves: u64,
     records: PhantomData<fn() -> R>,
 }
 
@@ -84,9 +88,9 @@ impl<R: Serialize + DeserializeOwned + Send> Log<R> {
         store.make_folder(&format!("{LOGS}/{name}"))?;
         let last = store.last_record(name).await?;
         let records = stream::iter(1..=last).map(|number| log.read(number)).buffered(READERS);
-        let entries: Vec<_> = records.map_ok(|(_, entry)| entry).try_collect().await?;
-        log.last = last;
-        Ok((log, entries))
+        let records: Vec<_> = records.try_collect().await?;
+        log.took(last, records.last().map(|(writer, _)| writer.clone()));
+        Ok((log, records.into_iter().map(|(_, entry)| entry).collect()))
     }
 
     /// Reads at most `most` records that come after a number, in order. What somebody has opened is not touched.
@@ -113,6 +117,7 @@ impl<R: Serialize + DeserializeOwned + Send> Log<R> {
 
     /// Reads what others have written since, in order.
     pub async fn catch_up(&mut self) -> Result<Vec<Entry<R>>, StoreError> {
+        self.check_tip().await?;
         let found = self.after_last().await?;
         Ok(found.into_iter().map(|(_, entry)| entry).collect())
     }
@@ -121,6 +126,7 @@ impl<R: Serialize + DeserializeOwned + Send> Log<R> {
     ///
     /// An error leaves open whether it was written; what was is found by the next [`Log::catch_up`].
     pub async fn append(&mut self, record: R) -> Result<Appended<R>, StoreError> {
+        self.check_tip().await?;
         let (number, writer) = (self.last + 1, nonce()?);
         let key = self.key(number);
         let envelope = Envelope { writer: writer.clone(), record };
@@ -129,7 +135,7 @@ impl<R: Serialize + DeserializeOwned + Send> Log<R> {
         let put = self.store.objects.put_opts(&key, payload(bytes), PutMode::Create.into());
         match put.await {
             Ok(_) => {
-                self.last = number;
+                self.took(number, Some(writer));
                 Ok(Appended::Written(number))
             }
             Err(object_store::Error::AlreadyExists { .. }) => self.overtaken(&writer).await,
@@ -138,7 +144,7 @@ impl<R: Serialize + DeserializeOwned + Send> Log<R> {
                 // The answer may be lost and the record written.
                 match self.read(number).await {
                     Ok((theirs, _)) if theirs == writer => {
-                        self.last = number;
+                        self.took(number, Some(writer));
                         Ok(Appended::Written(number))
                     }
                     _ => Err(error),
@@ -152,7 +158,7 @@ impl<R: Serialize + DeserializeOwned + Send> Log<R> {
         let found = self.after_last().await?;
         if found.first().is_some_and(|(theirs, _)| theirs == writer) {
             // A retry met what the first attempt had written. What came after it is read again by the next.
-            self.last = before + 1;
+            self.took(before + 1, Some(writer.to_owned()));
             return Ok(Appended::Written(before + 1));
         }
         Ok(Appended::Overtaken(found.into_iter().map(|(_, entry)| entry).collect()))
@@ -168,8 +174,35 @@ impl<R: Serialize + DeserializeOwned + Send> Log<R> {
             }
             next += 1;
         }
-        self.last = next - 1;
+        if let Some((writer, _)) = found.last() {
+            self.took(next - 1, Some(writer.clone()));
+        }
         Ok(found)
+    }
+
+    /// A store that is found in another place must have what was read last: of an earlier state of it, which somebody has put
+    /// there, the next number would not be the next one.
+    async fn check_tip(&mut self) -> Result<(), StoreError> {
+        self.store.check_home().await?;
+        let moves = self.store.moves();
+        if moves == self.moves {
+            return Ok(());
+        }
+        if let Some(tip) = &self.tip {
+            match self.read(self.last).await {
+                Ok((writer, _)) if writer == *tip => {}
+                Ok(_) | Err(StoreError::NotFound { .. }) => {
+                    let why = format!(
+                        "in its place is an earlier state of it, without record {} of {}: start the server again if that is meant",
+                        self.last, self.folder
+                    );
+                    return Err(StoreError::Unavailable { why });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.moves = moves;
+        Ok(())
     }
 
     async fn read(&self, number: u64) -> Result<(String, Entry<R>), StoreError> {
@@ -184,7 +217,13 @@ impl<R: Serialize + DeserializeOwned + Send> Log<R> {
 impl<R> Log<R> {
     fn at(store: &Store, name: &str) -> Self {
         let folder = log_folder(store, name);
-        Self { store: store.clone(), folder, last: 0, records: PhantomData }
+        let (store, moves) = (store.clone(), store.moves());
+        Self { store, folder, last: 0, tip: None, moves, records: PhantomData }
+    }
+
+    /// This record of this writer is the last one that is known here.
+    fn took(&mut self, number: u64, writer: Option<String>) {
+        (self.last, self.tip) = (number, writer);
     }
 
     /// The last number that was read or written; 0 before the first.

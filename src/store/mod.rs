@@ -14,11 +14,12 @@
 //! - Each put of a blob has a key of its own. So a blob is erased without asking whether somebody else is about to refer
 //!   to equal bytes; who wants to share a key must see it alive in a log's order.
 //! - Nothing is ever changed in place. Whatever a crash leaves behind is absent or complete.
+//! - A store in a directory is that directory: where it is gone, or another is in its place, nothing is read or written.
 
 use std::{
     fs::File,
     io,
-    path::{Path as FilePath, PathBuf},
+    path::Path as FilePath,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -30,6 +31,7 @@ use object_store::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::home::{AtHome, Home};
 pub use self::{
     blob::BlobKey,
     copy::NotCopied,
@@ -41,6 +43,7 @@ pub use self::{
 mod blob;
 mod copy;
 mod error;
+mod home;
 mod location;
 mod log;
 mod sheet;
@@ -72,7 +75,8 @@ pub struct Store {
     /// What all keys begin with.
     root: Path,
     /// Where the objects are files.
-    folder: Option<PathBuf>,
+    home: Option<Arc<Home>>,
+    is_new: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -87,8 +91,8 @@ impl Store {
         for ours in [LOGS, BLOBS, SHEETS] {
             store.make_folder(ours).map_err(OpenError::Store)?;
         }
-        store.check_format().await?;
-        Ok(store)
+        let is_new = store.check_format().await?;
+        Ok(Self { is_new, ..store })
     }
 
     /// Opens the store at `location` to be read, where there is one; nothing is made or written.
@@ -138,7 +142,7 @@ impl Store {
                     url: $remote.url.clone(),
                     why: error.to_string(),
                 })?;
-                Self { objects: Arc::new(objects), root, folder: None }
+                Self { objects: Arc::new(objects), root, home: None, is_new: false }
             }};
         }
         Ok(match location {
@@ -155,26 +159,30 @@ impl Store {
         let folder = folder.canonicalize().map_err(failed)?;
         let objects = LocalFileSystem::new_with_prefix(&folder)
             .map_err(|error| failed(io::Error::other(error)))?;
+        let home = Arc::new(Home::of(folder.clone()).map_err(failed)?);
         // Acknowledged is what has reached the disk, the directory's entry too.
-        let objects = Arc::new(objects.with_fsync(true));
-        Ok(Self { objects, root: Path::default(), folder: Some(folder) })
+        let files = objects.with_fsync(true);
+        let objects = Arc::new(AtHome { home: Arc::clone(&home), files });
+        Ok(Self { objects, root: Path::default(), home: Some(home), is_new: false })
     }
 
     /// A store in memory whose requests can be made to fail.
     #[cfg(test)]
     pub(crate) fn faulty() -> (Self, Arc<faults::Faults>) {
         let (objects, faults) = faults::objects();
-        (Self { objects, root: Path::default(), folder: None }, faults)
+        (Self { objects, root: Path::default(), home: None, is_new: false }, faults)
     }
 
-    async fn check_format(&self) -> Result<(), OpenError> {
+    /// Says whether there was no store before.
+    async fn check_format(&self) -> Result<bool, OpenError> {
         let key = self.root.clone().join(MARKER);
         let own = serde_json::to_vec(&Marker { format: FORMAT }).expect("a number is JSON");
-        match self.objects.put_opts(&key, own.into(), PutMode::Create.into()).await {
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => {}
+        let is_new = match self.objects.put_opts(&key, own.into(), PutMode::Create.into()).await {
+            Ok(_) => true,
+            Err(object_store::Error::AlreadyExists { .. }) => false,
             Err(error) => return Err(OpenError::Store(StoreError::from_objects(error, &key))),
-        }
-        self.read_format().await
+        };
+        self.read_format().await.map(|()| is_new)
     }
 
     async fn read_format(&self) -> Result<(), OpenError> {
@@ -190,14 +198,47 @@ impl Store {
     /// Makes a folder that is there after a loss of power, where the store is a directory; whoever has made it before may
     /// have been killed before that was so.
     fn make_folder(&self, key: &str) -> Result<(), StoreError> {
-        let Some(root) = &self.folder else { return Ok(()) };
-        let made = create_durably(&root.join(key));
-        made.map_err(|error| StoreError::from_io(error, &Path::from(key)))
+        let Some(home) = &self.home else { return Ok(()) };
+        home.look()?;
+        let mut folder = home.path().to_owned();
+        // One by one: the root itself, which may be lost by now, is never made again.
+        for part in key.split('/') {
+            let parent = folder.clone();
+            folder.push(part);
+            let made = create_within(&parent, &folder);
+            made.map_err(|error| StoreError::from_io(error, &Path::from(key)))?;
+        }
+        Ok(())
     }
 
     /// The directory, where the store is one.
     pub fn folder(&self) -> Option<&FilePath> {
-        self.folder.as_deref()
+        self.home.as_ref().map(|home| home.path())
+    }
+
+    /// There was none, and this one has been made.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Fails where the store is a directory that is gone for now. Elsewhere it says nothing.
+    pub async fn check_home(&self) -> Result<(), StoreError> {
+        let Some(home) = self.home.clone() else { return Ok(()) };
+        let looked = tokio::task::spawn_blocking(move || home.look()).await;
+        let lost =
+            |error: tokio::task::JoinError| StoreError::Unavailable { why: error.to_string() };
+        Ok(looked.map_err(lost)??)
+    }
+
+    /// Whether a path lies in the store's directory and that is gone for now: what is not there may come back. Blocks.
+    pub fn is_away_with(&self, path: &FilePath) -> bool {
+        let home = self.home.as_ref().filter(|home| path.starts_with(home.path()));
+        home.is_some_and(|home| home.look().is_err())
+    }
+
+    /// How often the store was found in another directory at the same place.
+    fn moves(&self) -> u64 {
+        self.home.as_ref().map_or(0, |home| home.moves())
     }
 
     async fn get(&self, key: &Path) -> Result<bytes::Bytes, StoreError> {
@@ -229,12 +270,12 @@ impl Store {
             }
         }
         let mut removed = 0;
-        if let (Some(folder), Some(before)) =
-            (&self.folder, SystemTime::now().checked_sub(older_than))
+        if let (Some(home), Some(before)) = (&self.home, SystemTime::now().checked_sub(older_than))
+            && home.look().is_ok()
         {
             // Nothing else in that directory is ours.
             for ours in [LOGS, BLOBS, SHEETS] {
-                walk(&folder.join(ours), before, &mut removed);
+                walk(&home.path().join(ours), before, &mut removed);
             }
         }
         removed
@@ -247,12 +288,19 @@ fn create_durably(folder: &FilePath) -> io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => FilePath::new("."),
     };
+    if !folder.is_dir() {
+        create_durably(parent)?;
+    }
+    create_within(parent, folder)
+}
+
+/// The same for one whose parent is there.
+fn create_within(parent: &FilePath, folder: &FilePath) -> io::Result<()> {
     if folder.is_dir() {
         // Whoever has made it may have been killed before this. Where it is not ours to sync, it was not us.
         drop(File::open(parent).and_then(|parent| parent.sync_all()));
         return Ok(());
     }
-    create_durably(parent)?;
     match std::fs::create_dir(folder) {
         // Made by somebody else meanwhile, or a file.
         Err(error) if !folder.is_dir() => return Err(error),
@@ -284,8 +332,9 @@ mod tests {
     async fn a_store_is_made_and_opened_again() {
         let root = TempDir::new().unwrap();
         let location = Location::Folder(root.path().join("a/b"));
-        Store::open(&location).await.unwrap();
+        let made = Store::open(&location).await.unwrap();
         let store = Store::open(&location).await.unwrap();
+        assert_eq!((made.is_new(), store.is_new()), (true, false));
         assert_eq!(store.folder(), Some(&*root.path().join("a/b").canonicalize().unwrap()));
     }
 

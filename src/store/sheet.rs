@@ -62,6 +62,9 @@ impl Store {
         let id: String = known?;
         // Folders are called after it.
         if id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            if let Some(home) = &self.home {
+                home.knows(&id);
+            }
             return Ok(id);
         }
         Err(StoreError::damaged(&self.sheet_key(OWN, ID), &"it is no id"))
@@ -80,6 +83,11 @@ const ENDING: &str = ".json";
 /// Where a store says of itself who it is.
 const OWN: &str = "store";
 const ID: &str = "id";
+
+/// Where the id is, below the store's directory.
+pub(super) fn own_id() -> String {
+    format!("{SHEETS}/{OWN}/{ID}{ENDING}")
+}
 
 #[cfg(test)]
 mod tests {
