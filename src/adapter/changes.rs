@@ -144,7 +144,9 @@ impl std::fmt::Debug for FileBytes {
 impl Adapters {
     /// Fails where a change that expects this would fail now. Worth asking before an upload is received.
     pub async fn expect(&self, target: Target<'_>, expected: &Expected) -> Result<(), NotChanged> {
-        if *expected != Expected::Anything {
+        if *expected == Expected::Anything {
+            self.shared.store.check_home().await?;
+        } else {
             self.refresh().await?;
         }
         self.shared.registry.with(|state| expected.check(state.look(target.tenant, target.name)))

@@ -50,7 +50,8 @@ impl Room {
     /// Whether another version of so many bytes fits.
     fn check(&self, state: &State, target: Target<'_>, bytes: u64) -> Result<(), NotChanged> {
         let (names, stored) = state.holdings(target.tenant);
-        let is_new = state.look(target.tenant, target.name).is_none();
+        // What the folder has under the name takes no room.
+        let is_new = state.look(target.tenant, target.name).is_none_or(|it| !it.is_stored());
         if let Some(most) = self.adapters
             && is_new
             && names >= most as usize
@@ -79,7 +80,8 @@ impl Adapters {
         self.shared.spool.upload()
     }
 
-    /// Checks an upload, stores it, and makes it a version of the name: the next one, or the one that has these bytes.
+    /// Checks an upload, stores it, and makes it a version of the name: the next one, or the one in the store that has these
+    /// bytes.
     ///
     /// When this returns the version is durable, and with `activate` the name points to it.
     pub async fn put(
@@ -112,7 +114,7 @@ impl Adapters {
                 let history = state.look(target.tenant, target.name);
                 expected.check(history)?;
                 let active = history.and_then(History::active);
-                if let Some(version) = history.and_then(|history| history.version_of(digest)) {
+                if let Some(version) = history.and_then(|history| history.stored_as(digest)) {
                     let canary = history.and_then(History::canary);
                     // The active version has all requests only once a canary is ended.
                     let moves = activate && (active != Some(version) || canary.is_some());
@@ -282,7 +284,7 @@ impl Adapters {
     /// The name's version that has this content, where it was checked against other bases alone.
     fn on_other_base(&self, state: &State, target: Target<'_>, digest: Digest) -> Option<u32> {
         let history = state.look(target.tenant, target.name)?;
-        let version = history.version_of(digest)?;
+        let version = history.stored_as(digest)?;
         (!history.is_for(version, &self.shared.base_sha256)).then_some(version)
     }
 

@@ -514,6 +514,18 @@ impl History {
         self.versions.iter().find(|(_, version)| has(version)).map(|(number, _)| *number)
     }
 
+    /// The same of those that the store has: the folder's may be gone with the folder.
+    pub(super) fn stored_as(&self, digest: Digest) -> Option<u32> {
+        let has =
+            |version: &Version| version.files.is_some() && version.content.facts.digest == digest;
+        self.versions.iter().find(|(_, version)| has(version)).map(|(number, _)| *number)
+    }
+
+    /// Whether the store has any version.
+    pub(super) fn is_stored(&self) -> bool {
+        self.versions.values().any(|version| version.files.is_some())
+    }
+
     /// The active version, or where none is, the newest.
     fn shown(&self, name: &AdapterName) -> Option<Entry> {
         let newest = || self.versions.last_key_value().map(|(number, _)| *number);

@@ -633,11 +633,90 @@ async fn an_upload_goes_before_the_folder() {
         assert_eq!(resolve(&adapters, "sql"), Some((2, digest(0.25))));
         assert_eq!(lease(&adapters, "sql@v1").await.unwrap().digest(), digest(0.5));
     }
-    let kept = put(&adapters, "sql", 0.5).await.unwrap();
-    assert_eq!((kept.is_new, kept.card.revision.version), (false, 1), "back to the folder's");
+    adapters.activate(target(&name("sql")), (1, None), &Expected::Anything).await.unwrap();
+    assert_eq!(resolve(&adapters, "sql"), Some((1, digest(0.5))), "back to the folder's");
     adapters.remove(target(&name("sql")), None, &Expected::Anything).await.unwrap();
     let adapters = fixture::open(fixture::scan(root.path()).unwrap(), store, ROOM).await;
     assert_eq!(resolve(&adapters, "sql"), None, "what was deleted does not come back");
+}
+
+/// It was answered as if it had been kept, and was gone with the folder.
+#[tokio::test]
+async fn the_folders_own_bytes_uploaded_outlive_the_folder() {
+    let root = tempfile::TempDir::new().unwrap();
+    fixture::write(&root.path().join("sql"), 2, 0.5);
+    let store = Store::faulty().0;
+    let adapters = fixture::open(fixture::scan(root.path()).unwrap(), store.clone(), ROOM).await;
+    let kept = put(&adapters, "sql", 0.5).await.unwrap();
+    assert_eq!((kept.is_new, kept.card.revision.version, kept.card.active), (true, 2, true));
+    let again = put(&adapters, "sql", 0.5).await.unwrap();
+    assert_eq!((again.is_new, again.card.revision.version), (false, 2), "the store has them now");
+    assert_eq!(blobs(&store).await, 2);
+    let stored: Vec<_> = adapters.versions(ME, &name("sql")).iter().map(|it| it.stored).collect();
+    assert_eq!(stored, [false, true]);
+    let without = open(&store).await;
+    assert_eq!(resolve(&without, "sql"), Some((2, digest(0.5))));
+    assert_eq!(lease(&without, "sql").await.unwrap().digest(), digest(0.5));
+}
+
+#[tokio::test]
+async fn an_upload_over_a_name_of_the_folder_counts_as_an_adapter() {
+    let root = tempfile::TempDir::new().unwrap();
+    for text in ["one", "two"] {
+        fixture::write(&root.path().join(text), 2, 0.5);
+    }
+    let folder = fixture::scan(root.path()).unwrap();
+    let adapters = fixture::open(folder, Store::faulty().0, ROOM).await;
+    let put_in = async |text: &str, value: f32| {
+        let upload = arrived(&adapters, value).await;
+        let room = Room { adapters: Some(1), bytes: None };
+        let terms = Terms { room, ..terms(&Expected::Anything) };
+        adapters.put(target(&name(text)), upload, &terms, &GOOD).await
+    };
+    put_in("one", 0.25).await.unwrap();
+    put_in("one", 0.125).await.unwrap();
+    let refused = put_in("two", 0.25).await;
+    assert!(matches!(refused, Err(NotChanged::NoRoomForName(1))), "{refused:?}");
+}
+
+/// Uploads were acknowledged into the empty place where the volume had been, and the log had a gap when it was back.
+#[tokio::test]
+async fn a_store_whose_folder_goes_away_acknowledges_nothing_and_serves_what_is_in_memory() {
+    let root = tempfile::TempDir::new().unwrap();
+    let (place, elsewhere) = (root.path().join("store"), root.path().join("elsewhere"));
+    let store = Store::open(&Location::Folder(place.clone())).await.unwrap();
+    store.id().await.unwrap();
+    let adapters = open(&store).await;
+    put(&adapters, "warm", 0.5).await.unwrap();
+    put(&adapters, "cold", 0.25).await.unwrap();
+    drop(lease(&adapters, "warm").await.unwrap());
+    std::fs::rename(&place, &elsewhere).unwrap();
+    assert_eq!(lease(&adapters, "warm").await.unwrap().digest(), digest(0.5));
+    let cold = lease(&adapters, "cold").await.unwrap_err();
+    let NotLent::Failed(why) = cold else { panic!("{cold}") };
+    assert!(matches!(*why, LoadError::Store(StoreError::Unavailable { .. })), "{why}");
+    let new = name("new");
+    for result in [
+        put(&adapters, "new", 0.75).await.map(drop),
+        put(&adapters, "warm", 0.5).await.map(drop),
+        adapters.expect(target(&new), &Expected::Anything).await,
+        adapters.remove(target(&name("warm")), None, &Expected::Anything).await.map(drop),
+        adapters.file(target(&name("warm")), None, Part::Weights).await.map(drop),
+        adapters.sweep(Duration::ZERO).await.map(drop).map_err(NotChanged::Store),
+    ] {
+        let unavailable = matches!(result, Err(NotChanged::Store(StoreError::Unavailable { .. })));
+        assert!(unavailable, "{result:?}");
+    }
+    assert!(adapters.seek(ME, &name("unknown")).await.is_err());
+    assert_eq!(resolve(&adapters, "new"), None);
+    assert!(!place.exists(), "nothing is made in its place");
+    std::fs::rename(&elsewhere, &place).unwrap();
+    put(&adapters, "new", 0.75).await.unwrap();
+    let again = open(&store).await;
+    for (text, value) in [("warm", 0.5), ("cold", 0.25), ("new", 0.75)] {
+        assert_eq!(lease(&again, text).await.unwrap().digest(), digest(value), "{text}");
+    }
+    assert_eq!(store.last_record("adapters").await.unwrap(), 3, "no number is left out");
 }
 
 #[tokio::test]
