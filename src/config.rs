@@ -117,7 +117,7 @@ pub struct Knobs {
     /// Listen beyond this machine although there are no API keys
     #[arg(long, env = "CHORUS_OPEN", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     open: Option<Switch>,
-    /// Let everybody who reaches this server read /metrics, not only the operator
+    /// Let everybody who reaches this server read all of /metrics, not only the operator
     #[arg(long, env = "CHORUS_METRICS_OPEN", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     metrics_open: Option<Switch>,
     /// What computes: auto or cpu [default: auto]

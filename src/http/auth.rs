@@ -9,7 +9,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{app::App, error::ApiError, guard::Reach};
+use super::{
+    app::App,
+    error::ApiError,
+    guard::{Reach, is_direct},
+    metrics::Detail,
+};
 use crate::tenant::{Caller, Right, Scope};
 
 /// Paths that say nothing about anybody: whoever watches the process needs no key.
@@ -90,18 +95,22 @@ impl FromRequestParts<App> for Operator {
     }
 }
 
-/// Whoever may read the metrics: on the network only the operator, where there is one.
+/// Whoever may read the metrics, and how much of them. Those that name tenants are the operator's, where there is one; so are all
+/// on the network, and behind a proxy on this machine, which anybody may be in front of.
 #[derive(Debug)]
-pub(super) struct Watcher;
+pub(super) struct Watcher(pub(super) Detail);
 
 impl FromRequestParts<App> for Watcher {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let at_home = parts.extensions.get() == Some(&Reach::Loopback);
         let caller: Option<&Caller> = parts.extensions.get();
-        if at_home || app.settings().metrics_open || caller.is_some_and(Caller::is_operator) {
-            return Ok(Self);
+        if app.settings().metrics_open || caller.is_some_and(Caller::is_operator) {
+            return Ok(Self(Detail::Named));
+        }
+        let at_home = parts.extensions.get() == Some(&Reach::Loopback);
+        if at_home && is_direct(&parts.headers, &parts.uri) {
+            return Ok(Self(Detail::Unnamed));
         }
         Err(match caller {
             None => ApiError::unidentified(),

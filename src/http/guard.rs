@@ -72,6 +72,16 @@ impl Guard {
     }
 }
 
+/// Whether a request to a loopback listener is from this machine, as far as it tells: it asks for a loopback name, and no proxy
+/// says that it speaks for somebody.
+pub(super) fn is_direct(headers: &HeaderMap, uri: &Uri) -> bool {
+    let speaks_for = |name: &str| {
+        ["forwarded", "x-real-ip", "via"].contains(&name) || name.starts_with("x-forwarded-")
+    };
+    host(headers, uri).is_some_and(|host| is_loopback(host.host()))
+        && !headers.keys().any(|name| speaks_for(name.as_str()))
+}
+
 /// `localhost`, 127.0.0.0/8 or `[::1]`.
 fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
@@ -217,6 +227,23 @@ mod tests {
         assert!(!passes(&guard, &["a.example"], Some("http://b.example")));
         assert!(!passes(&guard, &["a.example"], Some("null")));
         assert!(!passes(&guard, &[], Some("null")));
+    }
+
+    #[test]
+    fn what_a_proxy_passes_on_is_told_from_what_is_asked_here() {
+        let direct = |host: &str, more: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_str(host).unwrap());
+            for name in more {
+                headers.insert(*name, HeaderValue::from_static("203.0.113.7"));
+            }
+            is_direct(&headers, &Uri::from_static("/metrics"))
+        };
+        assert!(direct("localhost:8080", &[]) && direct("[::1]", &["x-request-id"]));
+        assert!(!direct("api.example.com", &[]));
+        for name in ["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-real-ip", "via"] {
+            assert!(!direct("127.0.0.1:8080", &[name]), "{name}");
+        }
     }
 
     #[test]

@@ -14,7 +14,10 @@ use axum::{
 };
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet},
+    encoding::{
+        DescriptorEncoder, EncodeLabelSet, NoLabelSet,
+        text::{encode_eof, encode_registry},
+    },
     metrics::{MetricType, counter::Counter, family::Family, histogram::Histogram, info::Info},
     registry::Registry,
 };
@@ -37,10 +40,21 @@ const NEXT_TOKEN: [f64; 12] =
 const WHOLE: [f64; 14] =
     [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 
+/// How much is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// All of it.
+    Named,
+    /// What names no tenant and no adapter.
+    Unnamed,
+}
+
 /// The counters of this module, and a way to those of others.
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
+    /// What names tenants and adapters.
+    named: Registry,
     requests: Family<RequestLabels, Counter>,
     latencies: Latencies,
 }
@@ -88,8 +102,10 @@ impl Metrics {
         ] {
             registry.register(name, help, histogram.clone());
         }
-        registry.register_collector(Box::new(Snapshots { generator, adapters, ledger, tenants }));
-        Self { registry, requests, latencies }
+        registry.register_collector(Box::new(Snapshots { generator, adapters }));
+        let mut named = Registry::with_prefix("chorus");
+        named.register_collector(Box::new(Usage { ledger, tenants }));
+        Self { registry, named, requests, latencies }
     }
 
     /// A stopwatch for one choice.
@@ -97,10 +113,14 @@ impl Metrics {
         Latency { latencies: self.latencies.clone(), began, latest: None }
     }
 
-    /// All of it in Prometheus' text format.
-    pub(super) fn encode(&self) -> Result<String, fmt::Error> {
+    /// So much of it in Prometheus' text format.
+    pub(super) fn encode(&self, detail: Detail) -> Result<String, fmt::Error> {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.registry)?;
+        if detail == Detail::Named {
+            encode_registry(&mut text, &self.named)?;
+        }
+        encode_eof(&mut text)?;
         Ok(text)
     }
 
@@ -152,6 +172,11 @@ pub(super) async fn layer(State(app): State<App>, request: Request, next: Next) 
 struct Snapshots {
     generator: Arc<dyn Generator>,
     adapters: Adapters,
+}
+
+/// What the ledger has summed since the start.
+#[derive(Debug)]
+struct Usage {
     ledger: Ledger,
     tenants: Tenants,
 }
@@ -171,14 +196,19 @@ impl Collector for Snapshots {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut writer = SnapshotWriter(encoder);
         write_engine(&mut writer, &self.generator.stats())?;
-        write_adapters(&mut writer, &self.adapters.stats())?;
-        write_usage(&mut writer, &self.usage())
+        write_adapters(&mut writer, &self.adapters.stats())
     }
 }
 
-impl Snapshots {
-    /// What was used since the start.
-    fn usage(&self) -> Vec<(AccountLabels, Spent)> {
+impl Collector for Usage {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        write_usage(&mut SnapshotWriter(encoder), &self.totals())
+    }
+}
+
+impl Usage {
+    /// By names, as far as they are told apart.
+    fn totals(&self) -> Vec<(AccountLabels, Spent)> {
         let labelled = |Total { tenant, of, spent }| {
             let tenant = match tenant {
                 // One that another server has made a moment ago has only its number.

@@ -37,9 +37,12 @@ pub(super) async fn version() -> Json<Value> {
     Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
-/// Everything counted, for Prometheus.
-pub(super) async fn metrics(_: Watcher, State(app): State<App>) -> Result<Response, ApiError> {
-    let text = app.metrics().encode().map_err(|error| {
+/// Everything counted that the caller may see, for Prometheus.
+pub(super) async fn metrics(
+    Watcher(detail): Watcher,
+    State(app): State<App>,
+) -> Result<Response, ApiError> {
+    let text = app.metrics().encode(detail).map_err(|error| {
         tracing::error!(%error, "the metrics could not be written");
         ApiError::internal()
     })?;

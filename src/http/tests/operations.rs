@@ -7,7 +7,10 @@ use super::{
     },
     *,
 };
-use crate::store::{Log, Store};
+use crate::{
+    store::{Log, Store},
+    tenant::{Key, Scope, TenantName},
+};
 
 #[tokio::test]
 async fn models_are_listed_by_content() {
@@ -112,6 +115,61 @@ async fn an_outdated_server_takes_nothing() {
             assert_eq!((status, error_code(&answer)), (503, "outdated_server"));
         }
     }
+}
+
+/// Behind a proxy on the same machine everybody read who has used what.
+#[tokio::test]
+async fn metrics_name_tenants_to_the_operator_alone_and_say_nothing_behind_a_proxy() {
+    let settings =
+        Settings { allowed_hosts: vec!["api.example.com".into()], ..Settings::default() };
+    let (store, _) = Store::faulty();
+    let (app, _) = app_on(store, double::text(), [Play::say("abc")], settings.clone());
+    let allowed = |app: &App| Guard::new(Reach::Loopback, app.settings().allowed_hosts.clone());
+    let shown = async |app: &App, host: &str, header: Option<(&'static str, &str)>| {
+        let request = Request::get("/metrics").header(HOST, host).body(Body::empty()).unwrap();
+        let request = match header {
+            Some((name, value)) => with_header(request, name, value),
+            None => request,
+        };
+        let response = app.clone().router(allowed(app)).oneshot(request).await.unwrap();
+        (response.status().as_u16(), text(response).await)
+    };
+    let _ = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
+    // Without keys there is nobody to keep it from.
+    let (status, open) = shown(&app, "api.example.com", None).await;
+    assert!(status == 200 && open.contains("adapter=\"sql\""), "{open}");
+    let name = TenantName::parse("acme").unwrap();
+    let operator = app.tenants().create("me", &name).await.unwrap().operator.unwrap();
+    let (tenants, _) = app.tenants().add_key("me", &name, Scope::Admin, None).await.unwrap();
+    let bearer = |key: &Key| format!("Bearer {}", key.reveal());
+    let (operator, tenants) = (bearer(&operator), bearer(&tenants));
+    let forwarded = [("x-forwarded-for", "203.0.113.7"), ("x-real-ip", "203.0.113.7")];
+    let key = |key| Some(("authorization", key));
+    for own in [None, key("Bearer wrong"), key(&tenants)] {
+        let (status, rest) = shown(&app, "localhost", own).await;
+        assert!(status == 200 && rest.contains("chorus_requests_running 3"), "{rest}");
+        assert!(!rest.contains("usage") && !rest.contains("sql"), "{rest}");
+        assert!(rest.ends_with("# EOF\n"), "{rest}");
+    }
+    let (status, all) = shown(&app, "localhost", key(&operator)).await;
+    assert!(
+        status == 200 && all.contains("chorus_usage_requests_total{tenant=\"default\""),
+        "{all}"
+    );
+    assert_eq!(all.matches("# EOF").count(), 1);
+    assert_eq!(shown(&app, "api.example.com", key(&operator)).await.0, 200);
+    assert_eq!(shown(&app, "api.example.com", key(&tenants)).await.0, 403);
+    assert_eq!(shown(&app, "api.example.com", None).await.0, 401);
+    for header in forwarded {
+        assert_eq!(shown(&app, "localhost", Some(header)).await.0, 401, "{header:?}");
+    }
+    let (store, _) = Store::faulty();
+    let settings = Settings { metrics_open: true, ..settings };
+    let (app, _) = app_on(store, double::text(), [Play::say("abc")], settings);
+    let _ = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
+    app.tenants().create("me", &name).await.unwrap();
+    let (status, all) = shown(&app, "api.example.com", Some(forwarded[0])).await;
+    assert!(status == 200 && all.contains("adapter=\"sql\""), "{all}");
 }
 
 #[tokio::test]
