@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
     thread,
@@ -12,6 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{Entry, NO_PANIC, Standing, Sums};
+use crate::store::Store;
 
 /// How a journal's file is called.
 const ENDING: &str = "journal";
@@ -19,7 +21,7 @@ const ENDING: &str = "journal";
 const UNLOCKED: &str = "new";
 /// Lines written at once.
 const BATCH: usize = 1024;
-/// How long a line may be with the system alone.
+/// How long a line may be with the system alone, and how long it may go unnoticed that a journal is gone.
 const SYNC: Duration = Duration::from_secs(1);
 
 /// What the thread is told.
@@ -42,21 +44,26 @@ pub(super) struct Closed {
 
 /// Starts the thread. It ends when all senders are gone.
 pub(super) fn start(
-    folder: PathBuf,
+    (folder, store): (PathBuf, Store),
     standing: Arc<Mutex<Standing>>,
 ) -> io::Result<mpsc::Sender<Order>> {
     let (sender, orders) = mpsc::channel();
-    let journal = Journal { folder, standing, open: None, behind: Vec::new() };
+    let (looked, behind) = (Instant::now(), Vec::new());
+    let journal = Journal { folder, store, standing, open: None, behind, looked };
     thread::Builder::new().name("ledger".to_owned()).spawn(move || journal.run(&orders))?;
     Ok(sender)
 }
 
 struct Journal {
     folder: PathBuf,
+    /// Knows whether the folder is away with the store's own, and will be back.
+    store: Store,
     standing: Arc<Mutex<Standing>>,
     open: Option<Open>,
     /// What the disk has not taken.
     behind: Vec<Entry>,
+    /// When all journals were last looked for.
+    looked: Instant,
 }
 
 struct Open {
@@ -88,6 +95,7 @@ impl Journal {
                     Order::Close(waits) => closes.push(waits),
                 }
             }
+            self.look_after();
             self.note(entries);
             for waits in waiting {
                 // Who waited may have gone.
@@ -136,14 +144,63 @@ impl Journal {
         }
     }
 
+    /// Journals that somebody has removed before the store had them are written again as they were, under their names, so that
+    /// they count once also where a copy of them comes back.
+    fn look_after(&mut self) {
+        let is_removed = self.open.as_ref().is_some_and(Open::is_removed);
+        if is_removed {
+            self.open = None;
+        } else if self.looked.elapsed() < SYNC {
+            return;
+        }
+        self.looked = Instant::now();
+        if self.store.is_away_with(&self.folder) {
+            return;
+        }
+        if self.open.as_ref().is_some_and(|open| !open.is_at(&open.place(&self.folder))) {
+            self.open = None;
+        }
+        let open = self.open.as_ref().map(|open| &open.id);
+        let unstored: Vec<_> =
+            self.standing.lock().expect(NO_PANIC).unstored.keys().cloned().collect();
+        for id in unstored.iter().filter(|id| open != Some(id)) {
+            if path(&self.folder, id, ENDING).exists() {
+                continue;
+            }
+            // It may have come into the store meanwhile.
+            let standing = self.standing.lock().expect(NO_PANIC);
+            let Some(sums) = standing.unstored.get(id).cloned() else { continue };
+            drop(standing);
+            let folder = self.folder.display();
+            match self.write_again(id, &sums) {
+                Ok(()) => {
+                    tracing::warn!(id, %folder, "a journal of usage was removed, and is written again");
+                }
+                Err(error) => {
+                    tracing::error!(%error, id, %folder, "a journal of usage was removed, and is kept in memory until it can be written again");
+                }
+            }
+        }
+    }
+
+    fn write_again(&self, id: &str, sums: &Sums) -> io::Result<()> {
+        self.make_folder()?;
+        create(&self.folder, id, &lines(sums.entries())?).map(drop)
+    }
+
+    /// Makes the folder again where it was removed. Where it is away with the store, what is written here would be lost.
+    fn make_folder(&self) -> io::Result<()> {
+        if self.store.is_away_with(&self.folder) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the store's folder is away"));
+        }
+        fs::create_dir_all(&self.folder)
+    }
+
     /// Writes what is behind, as a whole or not at all.
     fn write(&mut self) -> io::Result<()> {
-        let mut lines = Vec::new();
-        for entry in &self.behind {
-            serde_json::to_writer(&mut lines, entry)?;
-            lines.push(b'\n');
-        }
+        let lines = lines(self.behind.iter())?;
         if self.open.is_none() {
+            self.make_folder()?;
             self.open = Some(Open::create(&self.folder)?);
         }
         self.open.as_mut().map_or(Ok(()), |open| open.append(&lines))
@@ -176,13 +233,24 @@ impl Open {
         let number = getrandom::u64().map_err(io::Error::other)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let id = format!("{now:012}-{number:016x}");
-        let path = |ending| folder.join(&id).with_extension(ending);
-        let file = File::create_new(path(UNLOCKED))?;
-        // Before it has the name under which others would take it for one that nobody writes to.
-        file.lock()?;
-        fs::rename(path(UNLOCKED), path(ENDING))?;
-        File::open(folder)?.sync_all()?;
+        let file = create(folder, &id, &[])?;
         Ok(Self { file, id, len: 0, torn: false, unsynced: None })
+    }
+
+    /// No name leads to it any more.
+    fn is_removed(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.nlink() == 0)
+    }
+
+    /// This path leads to it.
+    fn is_at(&self, path: &Path) -> bool {
+        let mark = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let own = self.file.metadata().map(mark);
+        own.is_ok_and(|own| path.metadata().is_ok_and(|found| mark(found) == own))
+    }
+
+    fn place(&self, folder: &Path) -> PathBuf {
+        path(folder, &self.id, ENDING)
     }
 
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
@@ -207,6 +275,33 @@ impl Open {
         }
         Ok(())
     }
+}
+
+/// One line for each.
+fn lines<E: std::borrow::Borrow<Entry>>(entries: impl Iterator<Item = E>) -> io::Result<Vec<u8>> {
+    let mut lines = Vec::new();
+    for entry in entries {
+        serde_json::to_writer(&mut lines, entry.borrow())?;
+        lines.push(b'\n');
+    }
+    Ok(lines)
+}
+
+fn path(folder: &Path, id: &str, ending: &str) -> PathBuf {
+    folder.join(id).with_extension(ending)
+}
+
+/// Makes a journal that has these lines, and that nobody else takes as long as it is open.
+fn create(folder: &Path, id: &str, lines: &[u8]) -> io::Result<File> {
+    let (unlocked, place) = (path(folder, id, UNLOCKED), path(folder, id, ENDING));
+    let mut file = File::create(&unlocked)?;
+    // Before it has the name under which others would take it for one that nobody writes to.
+    file.lock()?;
+    file.write_all(lines)?;
+    file.sync_all()?;
+    fs::rename(unlocked, place)?;
+    File::open(folder)?.sync_all()?;
+    Ok(file)
 }
 
 /// When a journal of this name was begun, in unix seconds.

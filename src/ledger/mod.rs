@@ -10,6 +10,7 @@
 //!   lost with the process; it is on the disk within a second, which is what a loss of power can take.
 //! - Journals of several stores may be in one folder: each store's are in a sub-folder that is called after its id.
 //! - A journal has one name, and so has the sheet that comes of it: a second attempt to put it finds the first.
+//! - A journal that somebody removes before the store has it is written again from memory, under its name.
 //! - A journal is locked by the process that writes it. Those that nobody holds are put into the store by whoever finds them.
 //!
 //! Knows tenants and the store, and of adapters only what they are called.
@@ -114,11 +115,12 @@ impl Ledger {
     pub async fn open(store: Store, folder: &Path) -> Result<Self, NotOpened> {
         let folder = folder.join(store.id().await?);
         fs::create_dir_all(&folder)?;
+        let folder = folder.canonicalize()?;
         // Another process may put them into the store from here on: they have the same names there.
         let left = journal::closed(&folder)?.into_iter().map(|Closed { id, sums, .. }| (id, sums));
         let standing = Standing { unstored: left.collect(), ..Standing::default() };
         let standing = Arc::new(Mutex::new(standing));
-        let orders = journal::start(folder.clone(), Arc::clone(&standing))?;
+        let orders = journal::start((folder.clone(), store.clone()), Arc::clone(&standing))?;
         let (putting, turns) = Default::default();
         let shared = Arc::new(Shared { store, folder, orders, standing, putting, turns });
         tokio::spawn(keep(Arc::downgrade(&shared)));
@@ -227,6 +229,8 @@ impl Shared {
             if !sums.is_empty() {
                 self.store.put_sheet(SHEETS, &id, &sums).await?;
             }
+            // Before its file is gone: that would be written again.
+            self.standing().unstored.remove(&id);
             if let Err(error) = fs::remove_file(&path)
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -234,7 +238,6 @@ impl Shared {
                 tracing::warn!(%error, path = %path.display(), "a journal is not erased yet");
             }
             drop(lock);
-            self.standing().unstored.remove(&id);
         }
         Ok(())
     }

@@ -135,15 +135,82 @@ async fn a_disk_that_takes_nothing_is_waited_for() {
     let folder = TempDir::new().unwrap();
     let ledger = Ledger::open(store.clone(), folder.path()).await.unwrap();
     let home = home(&store, &folder).await;
+    // No folder can be made where a file is.
     fs::remove_dir(&home).unwrap();
+    fs::write(&home, "").unwrap();
     for _ in 0..3 {
         ledger.note(entry(7, None, 3)).await;
     }
     assert_eq!(all(&ledger).await, [(0, "-".to_owned(), 3, 9)]);
-    fs::create_dir(&home).unwrap();
+    fs::remove_file(&home).unwrap();
     ledger.note(entry(7, None, 1)).await;
     ledger.put().await.unwrap();
     assert_eq!(all(&ledger).await, [(0, "-".to_owned(), 4, 10)]);
+}
+
+/// Lines went on into a file that no name led to, and were gone with the process.
+#[tokio::test]
+async fn a_journals_folder_that_is_removed_loses_nothing() {
+    let (store, faults) = Store::faulty();
+    let root = TempDir::new().unwrap();
+    let folder = root.path().join("journals");
+    let ledger = Ledger::open(store.clone(), &folder).await.unwrap();
+    // Two journals: the store has not got the first.
+    ledger.note(entry(7, None, 3)).await;
+    faults.next_put(Fault::RequestLost);
+    ledger.put().await.unwrap_err();
+    ledger.note(entry(7, Some("sql"), 4)).await;
+    let home = folder.join(store.id().await.unwrap());
+    let journals = || {
+        let files = home.read_dir().into_iter().flatten();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".journal")).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = journals();
+    assert_eq!(before.len(), 2);
+    fs::remove_dir_all(&folder).unwrap();
+    ledger.note(entry(7, Some("law"), 5)).await;
+    let is_back = async || {
+        while journals().len() < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), is_back()).await.expect("they are written again");
+    assert!(journals().is_superset(&before), "under their names");
+    let expected =
+        [(0, "-".to_owned(), 1, 3), (0, "law".to_owned(), 1, 5), (0, "sql".to_owned(), 1, 4)];
+    assert_eq!(all(&ledger).await, expected);
+    // As the next process finds it.
+    let next = Ledger::open(store.clone(), &folder).await.unwrap();
+    next.put().await.unwrap();
+    ledger.put().await.unwrap();
+    assert_eq!((all(&next).await, all(&ledger).await), (expected.to_vec(), expected.to_vec()));
+    assert_eq!(journals().len(), 0);
+}
+
+/// What would be noted there would not be there when the volume is back.
+#[tokio::test]
+async fn journals_that_are_away_with_the_store_are_waited_for() {
+    let root = TempDir::new().unwrap();
+    let (place, elsewhere) = (root.path().join("store"), root.path().join("elsewhere"));
+    let location = crate::store::Location::Folder(place.clone());
+    let store = Store::open(&location).await.unwrap();
+    let ledger = Ledger::open(store.clone(), &place.join("journals")).await.unwrap();
+    ledger.note(entry(7, None, 3)).await;
+    fs::rename(&place, &elsewhere).unwrap();
+    ledger.put().await.ok();
+    for _ in 0..3 {
+        ledger.note(entry(7, Some("sql"), 4)).await;
+    }
+    assert!(!place.exists(), "nothing is made in its place");
+    fs::rename(&elsewhere, &place).unwrap();
+    ledger.note(entry(7, Some("law"), 5)).await;
+    ledger.put().await.unwrap();
+    let expected =
+        [(0, "-".to_owned(), 1, 3), (0, "law".to_owned(), 1, 5), (0, "sql".to_owned(), 3, 12)];
+    assert_eq!(all(&ledger).await, expected);
+    let next = Ledger::open(store, &place.join("journals")).await.unwrap();
+    assert_eq!(all(&next).await, expected);
 }
 
 #[tokio::test]
