@@ -6,7 +6,6 @@ use std::{
 };
 
 use clap::Subcommand;
-use futures_util::StreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{
     Body, Method, Response,
@@ -116,11 +115,11 @@ pub(crate) enum AdapterCommand {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Fetch an adapter's two files into a new folder
+    /// Fetch an adapter's two files into a folder; nothing is left there where one of them does not come
     Get {
         /// Its name
         name: String,
-        /// The folder, which is made
+        /// The folder, which is made; files that are there already must be the same
         path: PathBuf,
         /// Another version than the active one
         #[arg(long, value_name = "VERSION")]
@@ -201,7 +200,7 @@ async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
             remote.shown(remote.send(request).await?, deleted).await
         }
         AdapterCommand::Get { name, path, version, remote } => {
-            remote.fetch(&name, &path, version).await
+            transfer::get(&remote, &name, version, &path).await
         }
         AdapterCommand::Export { folder, all_versions, remote } => {
             let extent = if all_versions { Extent::AllVersions } else { Extent::Active };
@@ -224,40 +223,6 @@ impl Remote {
             None => request,
         };
         self.shown(self.send(request).await?, |adapter| line(adapter) + "\n").await
-    }
-
-    async fn fetch(
-        &self,
-        name: &str,
-        folder: &Path,
-        version: Option<u32>,
-    ) -> Result<String, RemoteError> {
-        let unwritable = |path: &Path| {
-            let path = path.to_owned();
-            move |source| RemoteError::Unwritable { path, source }
-        };
-        for file in FILES {
-            let query = version.map(|version| ("version", version));
-            let request =
-                self.request(Method::GET, &[ADAPTERS, name, "files", file], query.as_slice());
-            let response = self.send(request).await?;
-            // Now that there is something to put into it.
-            if file == FILES[0] {
-                std::fs::create_dir(folder).map_err(unwritable(folder))?;
-            }
-            let bar = bar(file, response.content_length().unwrap_or(0));
-            let path = folder.join(file);
-            let mut out = std::fs::File::create_new(&path).map_err(unwritable(&path))?;
-            let mut pieces = response.bytes_stream();
-            while let Some(piece) = pieces.next().await {
-                let piece = piece
-                    .map_err(|source| RemoteError::Unreachable { url: self.url.clone(), source })?;
-                out.write_all(&piece).map_err(unwritable(&path))?;
-                bar.inc(piece.len() as u64);
-            }
-            bar.finish_and_clear();
-        }
-        Ok(format!("{}\n", folder.display()))
     }
 }
 

@@ -26,10 +26,19 @@ pub(crate) struct Plan {
     pub(crate) kv: Kv,
     pub(crate) adapters: Adapters,
     /// Where uploads go.
-    pub(crate) store: String,
+    pub(crate) store: Place,
     /// How many there are; `None` where there are no keys.
     pub(crate) tenants: Option<usize>,
     pub(crate) address: SocketAddr,
+}
+
+/// Where a store is.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// There was one.
+    Known(String),
+    /// There was none, so that it has been made.
+    New(String),
 }
 
 /// The base model.
@@ -117,6 +126,21 @@ impl fmt::Display for Plan {
         }
         writeln!(f, "  address   http://{}", self.address)?;
         writeln!(f, "\nTry it:\n{}", self.curl())
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(place) => f.write_str(place),
+            Self::New(place) => {
+                writeln!(f, "{place}")?;
+                write!(
+                    f,
+                    "            new: there was none; if one should be there, is its volume mounted?"
+                )
+            }
+        }
     }
 }
 
@@ -213,7 +237,7 @@ mod tests {
                     why: "r is 0\nand more".into(),
                 }],
             },
-            store: "s3://bucket".into(),
+            store: Place::Known("s3://bucket".into()),
             tenants: None,
             address: ([0, 0, 0, 0], 8080).into(),
         }
@@ -226,6 +250,14 @@ mod tests {
         let closed = Plan { tenants: Some(2), ..plan() }.to_string();
         assert!(closed.contains("-H \"Authorization: Bearer $CHORUS_KEY\""), "{closed}");
         assert!(closed.contains("tenants   2, with keys"), "{closed}");
+    }
+
+    #[test]
+    fn a_store_that_was_not_there_is_told_from_one_that_was() {
+        let known = plan().to_string();
+        assert!(known.contains("store     s3://bucket\n") && !known.contains("new:"), "{known}");
+        let new = Plan { store: Place::New("/data".into()), ..plan() }.to_string();
+        assert!(new.contains("store     /data\n            new: there was none"), "{new}");
     }
 
     #[test]

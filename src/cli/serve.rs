@@ -105,6 +105,10 @@ struct Started {
 /// Fetches, loads and checks; the slow parts on a thread of their own.
 async fn start(config: &Serve) -> Result<Started, CliError> {
     let store = Store::open(&config.store.location).await?;
+    if store.is_new() {
+        let place = &config.store.location;
+        tracing::warn!(%place, "there was no store: a new one is made, without adapters, tenants and keys");
+    }
     let (operator, refresh) = (config.http.operator_key.as_ref(), config.store.refresh);
     let tenants = Tenants::open(&store, operator, refresh).await.map_err(CliError::Records)?;
     // Before a download, and before anybody is let in.
@@ -154,7 +158,7 @@ fn build(
         },
         kv,
         adapters: adapters_plan(&config.adapters, &folder),
-        store: config.store.location.to_string(),
+        store: place(config, &store),
         tenants: if tenants.are_open() { None } else { Some(tenants.list().len()) },
         address: config.http.listen,
     };
@@ -173,6 +177,11 @@ fn build(
     let stored = http::Stored { adapters, tenants, ledger: ledger.clone() };
     let app = http::App::new(base_model, text, stored, engine.clone(), settings);
     Ok(Started { app, engine, ledger, plan })
+}
+
+fn place(config: &Serve, store: &Store) -> plan::Place {
+    let place = config.store.location.to_string();
+    if store.is_new() { plan::Place::New(place) } else { plan::Place::Known(place) }
 }
 
 /// Beside the store, where that is a directory.

@@ -108,11 +108,13 @@ impl Report {
             &self.inventory;
         let faults: Vec<_> =
             faults.iter().map(|fault| fault_json(fault, &self.name(fault.tenant))).collect();
-        let unused: Vec<_> = unused
+        let unused: Vec<Value> = unused
             .iter()
             .map(|(key, bytes)| json!({"key": key.to_string(), "bytes": bytes}))
             .collect();
         let unknown: Vec<_> = self.unknown.iter().map(|id| id.number()).collect();
+        // What the rest of a broken log refers to is not known.
+        let unused = if broken.is_some() { Value::Null } else { unused.into() };
         json!({
             "object": "store.check", "store": location.to_string(), "records": records,
             "versions": versions, "files": files, "bytes": bytes, "broken_log": broken,
@@ -138,12 +140,16 @@ impl Report {
             format!("tenant {id} has adapters and is not in logs/tenants, which is older")
         }));
         if !unused.is_empty() {
-            let bytes = unused.iter().map(|(_, bytes)| bytes).sum();
-            lines.push(format!(
-                "{} files of {} belong to no version: uploads on their way, or to be erased",
-                unused.len(),
-                ByteSize(bytes)
-            ));
+            let (count, bytes) = (unused.len(), unused.iter().map(|(_, bytes)| bytes).sum());
+            let bytes = ByteSize(bytes);
+            lines.push(match broken {
+                None => format!(
+                    "{count} files of {bytes} belong to no version: uploads on their way, or to be erased"
+                ),
+                Some(_) => format!(
+                    "{count} files of {bytes} are not named by what can be read of the log, and may be by the rest: nothing is known of them, and nothing should be erased"
+                ),
+            });
             let shown = unused.iter().take(UNUSED_SHOWN);
             lines.extend(shown.map(|(key, _)| format!("  blobs/{key}")));
         }
@@ -232,6 +238,30 @@ async fn copy(args: CopyArgs) -> Result<(String, usize), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whoever had followed the advice would have erased what later records refer to.
+    #[tokio::test]
+    async fn of_a_log_with_a_gap_nothing_is_said_to_be_unused() {
+        let root = tempfile::TempDir::new().unwrap();
+        let location = Location::Folder(root.path().to_owned());
+        let store = Store::open(&location).await.unwrap();
+        store.put_blob([7; 32], 3, &b"abc"[..]).await.unwrap();
+        let report = async || {
+            let inventory = adapter::inspect(&store, Depth::Lengths).await.unwrap();
+            let tenants = Tenants::open(&store, None, std::time::Duration::MAX).await.unwrap();
+            let report = Report { inventory, unknown: Vec::new(), tenants };
+            (report.text(&location, Depth::Lengths), report.json(&location))
+        };
+        let (text, json) = report().await;
+        assert!(text.contains("1 files of 3 bytes belong to no version"), "{text}");
+        assert_eq!(json["unused"].as_array().unwrap().len(), 1);
+        std::fs::create_dir_all(root.path().join("logs/adapters")).unwrap();
+        std::fs::write(root.path().join("logs/adapters/00000000000000000006.json"), "{}").unwrap();
+        let (text, json) = report().await;
+        assert!(text.contains("the log is broken: record 1"), "{text}");
+        assert!(text.contains("nothing should be erased"), "{text}");
+        assert!(!text.contains("belong to no version") && json["unused"].is_null(), "{text}");
+    }
 
     #[test]
     fn a_place_in_the_store_is_found_behind_links() {

@@ -17,7 +17,7 @@
 //! | too many requests, tokens or uploads, per minute or at once; all memory of the tenant's quota in use; usage that is being summed for the tenant already | 429 and `Retry-After` | `requests` or `tokens`, `rate_limit_exceeded` |
 //! | as many adapters, or as much stored, as the tenant may; an adapter larger than its quota of memory | 429, not to be retried | `insufficient_quota`, `insufficient_quota` |
 //! | body not received in time, too large, not JSON | 408, 413, 415 | `invalid_request_error`, - |
-//! | an adapter that cannot be loaded | 500, not to be retried | `server_error`, `adapter_unavailable` |
+//! | an adapter that cannot be loaded, or whose files the store has lost | 500, not to be retried | `server_error`, `adapter_unavailable` |
 //! | anything of ours that broke | 500 | `server_error`, `internal_error` |
 //! | queue full, no room for an adapter, shutting down | 503 and `Retry-After` | `server_error`, `overloaded` |
 //! | the store has a record that this release does not understand | 503 and `Retry-After` | `server_error`, `outdated_server` |
@@ -414,9 +414,10 @@ impl ApiError {
             }
             // A change is decided on all records before it, and one of them is not understood.
             NotChanged::Store(StoreError::Damaged { .. }) => Self::outdated(),
-            NotChanged::Store(_) => {
-                tracing::error!(%error, "an adapter was not changed");
-                Self::internal()
+            // The record is there, and a file that it refers to is not.
+            NotChanged::Store(why @ StoreError::NotFound { .. }) => {
+                tracing::error!(%why, name, "a file of an adapter is lost");
+                Self::adapter_unavailable()
             }
         }
     }

@@ -492,5 +492,6 @@ async fn a_check_names_what_is_missing() {
     std::fs::remove_file(root.path().join("logs/adapters/00000000000000000001.json")).unwrap();
     let text = String::from_utf8(chorus(&["store", "check", "--store", place]).stdout).unwrap();
     assert!(text.contains("the log is broken: record 1"), "{text}");
+    assert!(text.contains("nothing should be erased"), "{text}");
     assert!(config.is_file());
 }

@@ -82,6 +82,18 @@ async fn with_the_first_tenant_everybody_needs_a_key_and_each_key_has_its_scope(
         let response = server.client.get(format!("{}{path}", server.url)).send().await.unwrap();
         assert_eq!(response.status(), 200, "{path}");
     }
+    // Who has used what is the operator's, and behind a proxy all of it.
+    let metrics = async |key: &str, host: &str| {
+        let request = server.client.get(format!("{}/metrics", server.url)).bearer_auth(key);
+        let response = request.header("x-forwarded-host", host).send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    };
+    let plain = server.client.get(format!("{}/metrics", server.url)).send().await.unwrap();
+    let plain = plain.text().await.unwrap();
+    assert!(plain.contains("chorus_steps_total") && !plain.contains("pirate"), "{plain}");
+    assert_eq!(metrics("wrong", "api.example.com").await.0, 401);
+    let (status, all) = metrics(&operator.key, "api.example.com").await;
+    assert!(status == 200 && all.contains("adapter=\"pirate\""), "{all}");
     // The operator's key is no tenant's.
     assert_eq!(operator.post(CHAT, &question("base", 2)).await.0, 403);
     let key = async |scope: &str| Holder {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -188,39 +188,98 @@ async fn fetch(
     {
         return Ok((there, false));
     }
-    let unwritable = |source| RemoteError::Unwritable { path: place.to_owned(), source };
-    let part = |file: &str| place.join(format!(".{file}.part"));
-    fs::create_dir_all(place).map_err(unwritable)?;
+    let fetched = receive_both(remote, name.as_str(), &[("version", version)], place).await?;
+    if manifest::digest(&fetched) != wanted {
+        let what = format!("{name}@v{version} has other bytes than its digest says");
+        return Err(RemoteError::Answer(what));
+    }
+    settle(place)?;
+    Ok((fetched, true))
+}
+
+/// Fetches both files of an adapter into a folder: of a version, or of the active one. What is there already, with the same
+/// bytes, may be there.
+pub(in crate::cli) async fn get(
+    remote: &Remote,
+    name: &str,
+    version: Option<u32>,
+    folder: &Path,
+) -> Result<String, RemoteError> {
+    let query = version.map(|version| ("version", version));
+    let fetched = receive_both(remote, name, query.as_slice(), folder).await?;
+    if let Err(error) = fits(folder, &fetched).and_then(|()| settle(folder)) {
+        give_up(folder);
+        return Err(error);
+    }
+    Ok(format!("{}\n", folder.display()))
+}
+
+/// Fails where a folder has other files in these files' places.
+fn fits(folder: &Path, fetched: &[Content; 2]) -> Result<(), RemoteError> {
+    for (file, content) in FILES.iter().zip(fetched) {
+        let path = folder.join(file);
+        match Content::of(&path) {
+            Ok(there) if there.sha256 == content.sha256 => {}
+            Ok(_) => {
+                let what = "there already, with other bytes: choose another folder".to_owned();
+                return Err(RemoteError::Unexpected { path, what });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(RemoteError::Unreadable { path, source }),
+        }
+    }
+    Ok(())
+}
+
+/// Where a file of a folder is until it is complete.
+fn part(folder: &Path, file: &str) -> PathBuf {
+    folder.join(format!(".{file}.part"))
+}
+
+/// Receives both files of an adapter beside their places in a folder, which is made. With an error none of them is there.
+async fn receive_both(
+    remote: &Remote,
+    name: &str,
+    query: &[(&str, u32)],
+    place: &Path,
+) -> Result<[Content; 2], RemoteError> {
+    fs::create_dir_all(place)
+        .map_err(|source| RemoteError::Unwritable { path: place.to_owned(), source })?;
     let mut fetched = Vec::new();
     for file in FILES {
-        let path = [ADAPTERS, name.as_str(), "files", file];
-        let received =
-            match remote.send(remote.request(Method::GET, &path, &[("version", version)])).await {
-                Ok(response) => receive(remote, response, (file, &part(file))).await,
-                Err(error) => Err(error),
-            };
+        let path = [ADAPTERS, name, "files", file];
+        let received = match remote.send(remote.request(Method::GET, &path, query)).await {
+            Ok(response) => receive(remote, response, (file, &part(place, file))).await,
+            Err(error) => Err(error),
+        };
         match received {
             Ok(content) => fetched.push(content),
             Err(error) => {
-                for file in FILES {
-                    drop(fs::remove_file(part(file)));
-                }
-                // Kept where another version has something in it.
-                drop(fs::remove_dir(place));
+                give_up(place);
                 return Err(error);
             }
         }
     }
     let Ok(fetched) = <[Content; 2]>::try_from(fetched) else { unreachable!("there are two") };
-    if manifest::digest(&fetched) != wanted {
-        let what = format!("{name}@v{version} has other bytes than its digest says");
-        return Err(RemoteError::Answer(what));
-    }
+    Ok(fetched)
+}
+
+/// Takes back what was received.
+fn give_up(place: &Path) {
     for file in FILES {
-        fs::rename(part(file), place.join(file)).map_err(unwritable)?;
+        drop(fs::remove_file(part(place, file)));
     }
-    File::open(place).and_then(|folder| folder.sync_all()).map_err(unwritable)?;
-    Ok((fetched, true))
+    // Kept where there is something in it.
+    drop(fs::remove_dir(place));
+}
+
+/// Moves what was received to its place.
+fn settle(place: &Path) -> Result<(), RemoteError> {
+    let unwritable = |source| RemoteError::Unwritable { path: place.to_owned(), source };
+    for file in FILES {
+        fs::rename(part(place, file), place.join(file)).map_err(unwritable)?;
+    }
+    File::open(place).and_then(|folder| folder.sync_all()).map_err(unwritable)
 }
 
 /// Writes an answer to a file, all the way to the disk.

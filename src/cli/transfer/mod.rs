@@ -13,6 +13,6 @@ mod import;
 mod manifest;
 
 pub(super) use self::{
-    export::{Extent, export},
+    export::{Extent, export, get},
     import::import,
 };
