@@ -573,6 +573,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_the_store_has_lost_is_no_bare_internal_error() {
+        let lost = StoreError::NotFound { key: "blobs/ab.cd".to_owned() };
+        let error = ApiError::not_changed(&NotChanged::Store(lost), "sql");
+        assert_eq!((error.status.as_u16(), error.code), (500, Some("adapter_unavailable")));
+        assert!(!error.message.contains("blobs"), "{}", error.message);
+    }
+
+    #[test]
     fn retries_are_asked_for_or_forbidden() {
         let busy = ApiError::from(Refused::Full { waiting: 9 }).into_response();
         assert_eq!(busy.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -305,3 +305,48 @@ async fn receive(
     bar.finish_and_clear();
     Ok(Content { bytes, sha256: hasher.finalize().into() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder in which both files have been received.
+    fn received(folder: &Path) -> [Content; 2] {
+        FILES.map(|file| {
+            fs::write(part(folder, file), format!("new {file}")).unwrap();
+            Content::of(&part(folder, file)).unwrap()
+        })
+    }
+
+    #[test]
+    fn a_folder_with_one_of_two_files_is_completed() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(FILES[0]), format!("new {}", FILES[0])).unwrap();
+        for _ in 0..2 {
+            let fetched = received(root.path());
+            fits(root.path(), &fetched).unwrap();
+            settle(root.path()).unwrap();
+            assert_eq!(root.path().read_dir().unwrap().count(), 2);
+        }
+        assert_eq!(manifest::digest(&contents(root.path()).unwrap()), {
+            manifest::digest(&received(root.path()))
+        });
+    }
+
+    #[test]
+    fn other_files_are_left_as_they_are_and_nothing_beside_them() {
+        let root = tempfile::tempdir().unwrap();
+        let place = root.path().join("copy");
+        fs::create_dir(&place).unwrap();
+        fs::write(place.join(FILES[1]), "old").unwrap();
+        let error = fits(&place, &received(&place)).unwrap_err().to_string();
+        assert!(error.contains(FILES[1]) && error.contains("other bytes"), "{error}");
+        give_up(&place);
+        assert_eq!(fs::read_to_string(place.join(FILES[1])).unwrap(), "old");
+        assert_eq!(place.read_dir().unwrap().count(), 1);
+        fs::remove_file(place.join(FILES[1])).unwrap();
+        received(&place);
+        give_up(&place);
+        assert!(!place.exists());
+    }
+}
