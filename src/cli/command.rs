@@ -145,7 +145,12 @@ mod tests {
         let both = refusal(&["usage", "--csv", "--json"]);
         assert_eq!(both, "--csv and --json exclude each other; leave one out");
         let both = refusal(&["adapter", "push", "x", ".", "--new", "--if-active", "2"]);
-        assert!(both.contains("--if-active") && both.contains("--new exclude"), "{both}");
+        assert!(
+            both.contains("--if-active")
+                && both.contains("--new")
+                && both.contains("exclude each other"),
+            "{both}"
+        );
         let twice = refusal(&["usage", "--by", "day", "--by", "hour"]);
         assert_eq!(twice, "--by is given twice; leave one out");
     }

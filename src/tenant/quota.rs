@@ -110,7 +110,7 @@ impl Bucket {
     }
 
     fn cost(&self, count: u32) -> Duration {
-        MINUTE / self.limit.max(1) * count
+        MINUTE * count / self.limit.max(1)
     }
 }
 
