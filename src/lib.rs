@@ -14,20 +14,20 @@
 //! - [`adapter`] knows no model: it is given [`lora::Sites`] and a [`lora::Base`].
 //! - [`http`] alone knows axum, public JSON and status codes. [`config`] alone reads the environment.
 //! - [`store`] knows no adapter and no tenant, only keys and bytes. Uploads never come near a path: names are in records.
-//! - [`text`], [`kernels`], [`catalog`] and [`store`] name nothing of ours; [`tenant`] only the store,
+//! - [`text`], [`kernels`], [`catalog`], [`store`] and `words` (what serde says of JSON, in words of JSON) name nothing of ours; [`tenant`] only the store,
 //!   and [`ledger`] both, and of adapters what they are called.
 //! - No path turns a request that named an adapter into an answer of the base, or of another adapter.
 //!
 //! # Who names whom
 //!
 //! ```text
-//! http    -> tenant, text, adapter, engine, ledger, store (its errors)
+//! http    -> tenant, text, adapter, engine, ledger, store (its errors), words
 //! engine  -> model, lora
 //! adapter -> lora, tenant, store
 //! tenant  -> store
 //! ledger  -> store, tenant
 //! model   -> lora, kernels
-//! lora    -> kernels
+//! lora    -> kernels, words
 //! cli     -> all: it wires them
 //! ```
 //!
@@ -119,3 +119,4 @@ pub mod store;
 pub mod telemetry;
 pub mod tenant;
 pub mod text;
+mod words;

@@ -168,7 +168,7 @@ pub struct Card {
     pub targets: Vec<String>,
     /// When it was made, in unix seconds.
     pub created: u64,
-    /// How its smoke test went when it was uploaded, where it has one.
+    /// How its smoke test went on this server's base, where it has one and was tried on that.
     pub smoke: Option<Smoke>,
     /// It is in memory for this tenant.
     pub resident: bool,
@@ -365,7 +365,7 @@ impl Adapters {
     /// The same, and nothing is counted.
     async fn hold(&self, tenant: TenantId, entry: &Entry) -> Result<Lease, NotLent> {
         let Entry { revision, content, bases, .. } = entry;
-        if !bases.contains(&self.shared.base_sha256) {
+        if !bases.contains_key(&self.shared.base_sha256) {
             return Err(NotLent::OtherBase);
         }
         self.divide();
@@ -435,11 +435,12 @@ impl Adapters {
     }
 
     fn describe(&self, tenant: TenantId, entry: Entry) -> Card {
-        let Entry { revision, content, bases, usage, smoke, canary, .. } = entry;
+        let Entry { revision, content, mut bases, usage, canary, .. } = entry;
+        let here = bases.remove(&self.shared.base_sha256);
         Card {
             active: entry.active,
-            compatible: bases.contains(&self.shared.base_sha256),
-            smoke,
+            compatible: here.is_some(),
+            smoke: here.flatten(),
             canary,
             pinned: entry.pinned,
             memory: content.memory(),

@@ -102,10 +102,7 @@ impl Adapters {
         // Kept all the same, for people to look at.
         let activate = activate && failed.is_none();
         shared.registry.with(|state| expected.check(state.look(target.tenant, target.name)))?;
-        match failed {
-            None => self.note_base(target, digest).await?,
-            Some(smoke) => self.refuse_other_base(target, digest, smoke)?,
-        }
+        self.note_base(target, digest, smoke.as_ref()).await?;
         self.mend(&mut received).await?;
         shared.cache.retry(digest);
         let mut files: Option<[Blob; 2]> = None;
@@ -166,7 +163,7 @@ impl Adapters {
         }
     }
 
-    /// Checks a version, whose base was another one, against this server's.
+    /// Checks a version against this server's base: one whose base was another, or whose smoke test may go another way now.
     pub async fn validate(
         &self,
         target: Target<'_>,
@@ -180,8 +177,9 @@ impl Adapters {
         })?;
         let digest = known.card.revision.digest;
         let place = self.shared.registry.files(digest).into_iter().next();
-        let Some(registry::Files { config, weights }) = place.filter(|_| !known.card.compatible)
-        else {
+        let is_tested = self.extras(&known.card.revision).smoke_test.is_some();
+        let is_due = known.stored && (is_tested || !known.card.compatible);
+        let Some(registry::Files { config, weights }) = place.filter(|_| is_due) else {
             return Ok(known);
         };
         // Before anything is read: what waits takes no memory.
@@ -201,10 +199,7 @@ impl Adapters {
         let shared = &*self.shared;
         let bounds = (&shared.limits, shared.budget, shared.matrices);
         let (_, smoke) = check(load, &shared.base, bounds, turn, trial).await?;
-        if let Some(Smoke { passed: false, answer }) = smoke {
-            return Err(Unfit::Smoke { answer }.into());
-        }
-        self.note_base(target, digest).await?;
+        self.note_base(target, digest, smoke.as_ref()).await?;
         self.version(target, version).ok_or(NotChanged::NoVersion(version))
     }
 
@@ -255,37 +250,34 @@ impl Adapters {
         Ok(())
     }
 
-    /// Where the name has this content already: records that it was checked against this server's base.
-    async fn note_base(&self, target: Target<'_>, digest: Digest) -> Result<(), NotChanged> {
-        let validated = |state: &State| {
-            let version = self.on_other_base(state, target, digest);
-            let base = self.shared.base_sha256.clone();
-            version.map(|version| Change::Validated { version, base })
-        };
-        if self.shared.registry.with(validated).is_none() {
-            return Ok(());
-        }
-        self.change(target, |state| Ok((validated(state), ()))).await
-    }
-
-    /// Where the name has this content already, from another base: it is not taken for one of this base, for it fails here.
-    fn refuse_other_base(
+    /// Where the name has this content already: records that it was checked against this server's base, and how its smoke
+    /// test went, unless that is known. What fails here and is from another base is not taken for one of this.
+    async fn note_base(
         &self,
         target: Target<'_>,
         digest: Digest,
-        Smoke { answer, .. }: &Smoke,
+        smoke: Option<&Smoke>,
     ) -> Result<(), NotChanged> {
-        match self.shared.registry.with(|state| self.on_other_base(state, target, digest)) {
-            Some(_) => Err(Unfit::Smoke { answer: answer.clone() }.into()),
-            None => Ok(()),
+        let base = &self.shared.base_sha256;
+        let validated = |state: &State| -> Result<Option<Change>, NotChanged> {
+            let history = state.look(target.tenant, target.name);
+            let found = history.and_then(|history| Some((history, history.stored_as(digest)?)));
+            let Some((history, version)) = found else { return Ok(None) };
+            match smoke {
+                Some(Smoke { passed: false, answer }) if !history.is_for(version, base) => {
+                    Err(Unfit::Smoke { answer: answer.clone() }.into())
+                }
+                _ if history.has_noted(version, base, smoke) => Ok(None),
+                _ => {
+                    let (base, smoke) = (base.clone(), smoke.cloned());
+                    Ok(Some(Change::Validated { version, base, smoke }))
+                }
+            }
+        };
+        if self.shared.registry.with(validated)?.is_none() {
+            return Ok(());
         }
-    }
-
-    /// The name's version that has this content, where it was checked against other bases alone.
-    fn on_other_base(&self, state: &State, target: Target<'_>, digest: Digest) -> Option<u32> {
-        let history = state.look(target.tenant, target.name)?;
-        let version = history.stored_as(digest)?;
-        (!history.is_for(version, &self.shared.base_sha256)).then_some(version)
+        self.change(target, |state| Ok((validated(state)?, ()))).await
     }
 
     async fn store_files(&self, received: &mut Received) -> Result<[Blob; 2], NotChanged> {

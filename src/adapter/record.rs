@@ -53,12 +53,15 @@ pub(super) enum Change {
         /// All versions where it is `None`.
         version: Option<u32>,
     },
-    /// A version was checked against another base.
+    /// A version was checked against another base, or its smoke test went another way on one that it was checked against.
     Validated {
         /// Its number.
         version: u32,
         /// sha256 of the base.
         base: String,
+        /// How its smoke test went there, where it has one; older records do not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        smoke: Option<Smoke>,
     },
 }
 
@@ -69,8 +72,7 @@ impl fmt::Display for Change {
             Self::Stored(stored) => {
                 let Stored { version, digest, activate, smoke, .. } = &**stored;
                 let active = if *activate { ", active" } else { "" };
-                let failed = smoke.as_ref().is_some_and(|smoke| !smoke.passed);
-                let failed = if failed { ", its smoke test failed" } else { "" };
+                let failed = failed(smoke.as_ref());
                 write!(f, "version {version} stored{active}{failed}, sha256 {digest}")
             }
             Self::Activated { version } => write!(f, "version {version} activated"),
@@ -82,10 +84,18 @@ impl fmt::Display for Change {
             Self::Unpinned => f.write_str("unpinned"),
             Self::Removed { version: Some(version) } => write!(f, "version {version} removed"),
             Self::Removed { version: None } => f.write_str("removed"),
-            Self::Validated { version, base } => {
-                write!(f, "version {version} validated on base {base}")
+            Self::Validated { version, base, smoke } => {
+                let failed = failed(smoke.as_ref());
+                write!(f, "version {version} validated on base {base}{failed}")
             }
         }
+    }
+}
+
+fn failed(smoke: Option<&Smoke>) -> &'static str {
+    match smoke {
+        Some(Smoke { passed: false, .. }) => ", its smoke test failed",
+        _ => "",
     }
 }
 
@@ -183,6 +193,20 @@ mod tests {
         let Change::Stored(stored) = &change else { panic!("{change}") };
         assert!(stored.extras.is_empty() && stored.smoke.is_none());
         assert_eq!(serde_json::to_string(&change).unwrap(), json, "and written as it was");
+    }
+
+    #[test]
+    fn a_validation_of_before_it_had_a_result_is_read() {
+        let old = r#"{"validated":{"version":2,"base":"ba5e"}}"#;
+        let change: Change = serde_json::from_str(old).unwrap();
+        let bare = Change::Validated { version: 2, base: "ba5e".to_owned(), smoke: None };
+        assert_eq!(change, bare);
+        assert_eq!(serde_json::to_string(&change).unwrap(), old, "and older servers read it");
+        let smoke = Some(Smoke { passed: false, answer: "Rice".to_owned() });
+        let change = Change::Validated { version: 2, base: "ba5e".to_owned(), smoke };
+        let text = serde_json::to_string(&change).unwrap();
+        assert_eq!(serde_json::from_str::<Change>(&text).unwrap(), change);
+        assert!(change.to_string().ends_with("its smoke test failed"), "{change}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which adapters there are, for whom, and what each name points to: the fold of the records, over what a folder has.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -56,14 +56,16 @@ pub(super) struct History {
 struct Version {
     created: u64,
     content: Arc<Content>,
-    /// The bases it was checked against, by their sha256. They are the version's and not the content's: what somebody else
-    /// has tried the same bytes on is nobody's business.
-    bases: BTreeSet<String>,
+    /// The bases it was checked against. They are the version's and not the content's: what somebody else has tried the
+    /// same bytes on is nobody's business.
+    bases: Bases,
     usage: Arc<Usage>,
     /// `None` where it comes from the folder.
     files: Option<Files>,
-    smoke: Option<Smoke>,
 }
+
+/// Bases by their sha256, and how a version's smoke test went on each, where it has one and that was noted.
+pub(super) type Bases = BTreeMap<String, Option<Smoke>>;
 
 /// What a version was used for since the start. It is the version's and not the content's: who else has the same bytes,
 /// and uses them, is nobody's business.
@@ -153,15 +155,13 @@ pub(super) struct Entry {
     /// In unix seconds.
     pub(super) created: u64,
     pub(super) content: Arc<Content>,
-    /// The bases it was checked against, by their sha256.
-    pub(super) bases: BTreeSet<String>,
+    /// What it was checked against.
+    pub(super) bases: Bases,
     pub(super) usage: Arc<Usage>,
     pub(super) active: bool,
     pub(super) pinned: bool,
     /// Where its files are; `None` for the folder.
     pub(super) files: Option<Files>,
-    /// How its smoke test went.
-    pub(super) smoke: Option<Smoke>,
     /// The name's.
     pub(super) canary: Option<Canary>,
 }
@@ -211,8 +211,8 @@ impl Registry {
         let held = state.contents.entry(facts.digest).or_insert_with(held);
         held.in_folder = true;
         let (content, usage) = (Arc::clone(&held.content), Arc::default());
-        let bases = BTreeSet::from([base.to_owned()]);
-        let version = Version { created, content, bases, usage, files: None, smoke: None };
+        let bases = Bases::from([(base.to_owned(), None)]);
+        let version = Version { created, content, bases, usage, files: None };
         history.versions.insert(1, version);
         history.last = history.last.max(1);
         *history.active.get_or_insert(1) == 1
@@ -373,9 +373,9 @@ impl State {
             Change::CanaryEnded => history.canary = None,
             Change::Pinned => history.pinned = true,
             Change::Unpinned => history.pinned = false,
-            Change::Validated { version, base } => {
+            Change::Validated { version, base, smoke } => {
                 if let Some(version) = history.versions.get_mut(version) {
-                    version.bases.insert(base.clone());
+                    version.bases.insert(base.clone(), smoke.clone());
                 }
             }
             Change::Removed { version } => {
@@ -427,9 +427,8 @@ impl State {
         }
         let content = Arc::clone(&held.content);
         let usage = Arc::default();
-        let bases = BTreeSet::from([stored.base.clone()]);
-        let (files, smoke) = (Some(files), stored.smoke.clone());
-        let made = Version { created, content, bases, usage, files, smoke };
+        let bases = Bases::from([(stored.base.clone(), stored.smoke.clone())]);
+        let made = Version { created, content, bases, usage, files: Some(files) };
         history.versions.insert(*version, made);
     }
 
@@ -495,7 +494,15 @@ impl History {
 
     /// Whether the version of this number was checked against this base.
     pub(super) fn is_for(&self, number: u32, base: &str) -> bool {
-        self.versions.get(&number).is_some_and(|version| version.bases.contains(base))
+        self.versions.get(&number).is_some_and(|version| version.bases.contains_key(base))
+    }
+
+    /// Whether a record that the version of this number was checked against this base, and that its smoke test went so,
+    /// would say nothing new. Of a version in the folder no result is kept: records may come before the folder.
+    pub(super) fn has_noted(&self, number: u32, base: &str, smoke: Option<&Smoke>) -> bool {
+        let Some(version) = self.versions.get(&number) else { return false };
+        let known = version.bases.get(base);
+        known.is_some_and(|known| version.files.is_none() || known.as_ref() == smoke)
     }
 
     /// Whether it is to be kept in memory.
@@ -533,24 +540,12 @@ impl History {
     }
 
     fn entry(&self, name: &AdapterName, number: u32) -> Option<Entry> {
-        let Version { created, content, bases, usage, files, smoke } =
-            self.versions.get(&number)?.clone();
+        let Version { created, content, bases, usage, files } = self.versions.get(&number)?.clone();
         let digest = content.facts.digest;
         let revision = Revision { name: name.clone(), version: number, digest };
         let (active, pinned) = (self.active == Some(number), self.pinned);
         let canary = self.canary();
-        Some(Entry {
-            revision,
-            created,
-            content,
-            bases,
-            usage,
-            active,
-            pinned,
-            files,
-            smoke,
-            canary,
-        })
+        Some(Entry { revision, created, content, bases, usage, active, pinned, files, canary })
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{
-    Body, Method, Response,
+    Body, Method,
     header::{IF_MATCH, IF_NONE_MATCH},
     multipart::{Form, Part},
 };
@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt as _;
 
 use super::{
     error::CliError,
-    remote::{NO_QUERY, Remote, RemoteError, text},
+    remote::{NO_QUERY, Remote, RemoteError, answered, text},
     runtime,
     transfer::{self, Extent},
 };
@@ -75,7 +75,7 @@ pub(crate) enum AdapterCommand {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Check a version that was uploaded for another base against the one that is served
+    /// Check a version that was uploaded for another base against the one that is served, and run its smoke test again
     Validate {
         /// Its name
         name: String,
@@ -170,7 +170,9 @@ async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
             let (form, bar) = upload(&path).await?;
             let answer = remote.send(request.multipart(form)).await;
             bar.finish_and_clear();
-            pushed(&remote, answer?).await
+            let adapter = answered(answer?).await?;
+            pushed(&adapter)?;
+            Ok(remote.told(&adapter, |adapter| line(adapter) + "\n"))
         }
         AdapterCommand::List { remote } => {
             let request = remote.request(Method::GET, &[ADAPTERS], NO_QUERY);
@@ -188,7 +190,12 @@ async fn answer(command: AdapterCommand) -> Result<String, RemoteError> {
             remote.act(&name, "activate", Some(which)).await
         }
         AdapterCommand::Validate { name, version, remote } => {
-            remote.act(&name, "validate", Some(json!({ "version": version }))).await
+            let path = [ADAPTERS, &name, "validate"];
+            let request = remote.request(Method::POST, &path, NO_QUERY);
+            let answer = remote.send(request.json(&json!({ "version": version }))).await?;
+            let adapter = answered(answer).await?;
+            validated(&adapter, version)?;
+            Ok(remote.told(&adapter, |adapter| line(adapter) + "\n"))
         }
         AdapterCommand::Pin { name, remote } => remote.act(&name, "pin", None).await,
         AdapterCommand::Unpin { name, remote } => remote.act(&name, "unpin", None).await,
@@ -278,8 +285,7 @@ fn line(adapter: &Value) -> String {
         Value::Null => String::new(),
         canary => format!(", {} % of the requests to v{}", canary["percent"], canary["version"]),
     };
-    let failed = adapter["smoke_test"]["passed"] == false;
-    let failed = if failed { ", smoke test failed" } else { "" };
+    let failed = flunked(adapter).map_or("", |_| ", smoke test failed");
     let name = adapter.get("name").map(text).unwrap_or_default();
     format!(
         "{name:<24} {version:<5} {:<12} {:<4} {:>10}  rank {:<4} {digest}  {}{pinned}{canary}{failed}",
@@ -291,21 +297,34 @@ fn line(adapter: &Value) -> String {
     )
 }
 
-/// Where its smoke test failed, what was uploaded does not serve, and the command has not done what it was asked to.
-async fn pushed(remote: &Remote, response: Response) -> Result<String, RemoteError> {
-    let mut failed = None;
-    let shown = remote.shown(response, |adapter| {
-        let smoke = &adapter["smoke_test"];
-        if smoke["passed"] == false {
-            failed = Some((adapter["version"].to_string(), text(&smoke["answer"])));
+/// Where its smoke test failed and nobody has made it active all the same, what was uploaded does not serve, and the command
+/// has not done what it was asked to.
+fn pushed(adapter: &Value) -> Result<(), RemoteError> {
+    match flunked(adapter) {
+        Some(answer) if adapter["status"] != "active" => {
+            Err(RemoteError::SmokeTest { version: adapter["version"].to_string(), answer })
         }
-        line(adapter) + "\n"
-    });
-    let shown = shown.await?;
-    match failed {
-        Some((version, answer)) => Err(RemoteError::SmokeTest { version, answer }),
-        None => Ok(shown),
+        _ => Ok(()),
     }
+}
+
+/// Where the smoke test of the version failed, it was not validated.
+fn validated(adapter: &Value, version: u32) -> Result<(), RemoteError> {
+    match listed(adapter, version).and_then(flunked) {
+        Some(answer) => Err(RemoteError::FailsHere { version: version.to_string(), answer }),
+        None => Ok(()),
+    }
+}
+
+/// One of the versions of an adapter, as its server describes it.
+pub(super) fn listed(adapter: &Value, version: u32) -> Option<&Value> {
+    adapter["versions"].as_array()?.iter().find(|listed| listed["version"] == version)
+}
+
+/// What a version answered to its smoke test, where that was wrong.
+pub(super) fn flunked(version: &Value) -> Option<String> {
+    let smoke = &version["smoke_test"];
+    (smoke["passed"] == false).then(|| text(&smoke["answer"]))
 }
 
 fn list(answer: &Value) -> String {
@@ -348,6 +367,26 @@ mod tests {
         assert_eq!(line(&json!({})).lines().count(), 1);
         assert_eq!(history(&json!({"versions": [adapter, {}]})).lines().count(), 3);
         assert!(list(&json!({"data": []})).contains("chorus adapter push"));
+    }
+
+    #[test]
+    fn a_version_that_is_active_is_not_said_to_have_failed() {
+        let adapter = |status: &str, passed: bool| {
+            let smoke = json!({"passed": passed, "answer": "Rice"});
+            json!({"version": 2, "status": status, "smoke_test": smoke.clone(),
+                "versions": [{"version": 1}, {"version": 2, "smoke_test": smoke}]})
+        };
+        let failed = pushed(&adapter("inactive", false)).unwrap_err().to_string();
+        assert!(failed.contains("version 2") && failed.contains("Rice"), "{failed}");
+        assert!(pushed(&adapter("inactive", true)).is_ok());
+        assert!(
+            pushed(&adapter("active", false)).is_ok(),
+            "somebody has activated it all the same"
+        );
+        assert!(line(&adapter("active", false)).contains("smoke test failed"));
+        assert!(validated(&adapter("active", false), 1).is_ok());
+        let failed = validated(&adapter("active", false), 2).unwrap_err().to_string();
+        assert!(failed.contains("fails its smoke test"), "{failed}");
     }
 
     #[tokio::test]

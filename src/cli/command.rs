@@ -137,6 +137,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn options_that_exclude_each_other_are_not_one_that_is_given_twice() {
+        let refusal = |words: &[&str]| {
+            let refused = Cli::command().try_get_matches_from([&["chorus"], words].concat());
+            usage::refusal(&refused.unwrap_err(), &Cli::command())
+        };
+        let both = refusal(&["usage", "--csv", "--json"]);
+        assert_eq!(both, "--csv and --json exclude each other; leave one out");
+        let both = refusal(&["adapter", "push", "x", ".", "--new", "--if-active", "2"]);
+        assert!(
+            both.contains("--if-active")
+                && both.contains("--new")
+                && both.contains("exclude each other"),
+            "{both}"
+        );
+        let twice = refusal(&["usage", "--by", "day", "--by", "hour"]);
+        assert_eq!(twice, "--by is given twice; leave one out");
+    }
+
+    #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
     }

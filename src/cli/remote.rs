@@ -33,16 +33,18 @@ pub(crate) enum RemoteError {
         "version {version} is stored but not active, because its smoke test failed: it answered {answer:?}"
     )]
     SmokeTest { version: String, answer: String },
+    #[error("version {version} fails its smoke test on this server's base: it answers {answer:?}")]
+    FailsHere { version: String, answer: String },
+    #[error("the key {id} has expired: make a new one with `chorus tenant key new {tenant}`")]
+    ExpiredKey { id: String, tenant: String },
     #[error("{} cannot be read", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{} cannot be written", path.display())]
     Unwritable { path: PathBuf, source: io::Error },
     #[error("{} is {what}", path.display())]
     Unexpected { path: PathBuf, what: String },
-    #[error(
-        "{refused} of {versions} versions are not there, and {withheld} that are to be active fail their smoke tests, for the reasons above; the same command goes on"
-    )]
-    Incomplete { refused: usize, versions: usize, withheld: usize },
+    #[error("{what}; the reasons are above, and the same command tries again what is missing")]
+    Incomplete { what: String },
 }
 
 pub(super) const NO_QUERY: &[(&str, bool)] = &[];
@@ -95,8 +97,7 @@ impl Remote {
 
     /// What a path has.
     pub(super) async fn json(&self, path: &[&str]) -> Result<Value, RemoteError> {
-        let answer = self.send(self.request(Method::GET, path, NO_QUERY)).await?.json().await;
-        answer.map_err(|error| RemoteError::Answer(error.to_string()))
+        answered(self.send(self.request(Method::GET, path, NO_QUERY)).await?).await
     }
 
     /// The answer as it is printed: for people, or as it came.
@@ -105,10 +106,18 @@ impl Remote {
         response: Response,
         for_people: impl FnOnce(&Value) -> String,
     ) -> Result<String, RemoteError> {
-        let answer: Value =
-            response.json().await.map_err(|error| RemoteError::Answer(error.to_string()))?;
-        Ok(if self.json { format!("{answer}\n") } else { for_people(&answer) })
+        Ok(self.told(&answered(response).await?, for_people))
     }
+
+    /// An answer as it is printed.
+    pub(super) fn told(&self, answer: &Value, for_people: impl FnOnce(&Value) -> String) -> String {
+        if self.json { format!("{answer}\n") } else { for_people(answer) }
+    }
+}
+
+/// The JSON of an answer.
+pub(super) async fn answered(response: Response) -> Result<Value, RemoteError> {
+    response.json().await.map_err(|error| RemoteError::Answer(error.to_string()))
 }
 
 /// A text of an answer, safe to print.

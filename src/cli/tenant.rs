@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write as _},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -68,7 +68,7 @@ pub(crate) enum TenantCommand {
         #[command(flatten)]
         admin: Admin,
     },
-    /// Say what a tenant may use; what is not given stays as it is
+    /// Say what a tenant may use; what is not given stays as it is, and without any option it is shown
     Quota {
         /// The tenant's name
         name: String,
@@ -77,7 +77,8 @@ pub(crate) enum TenantCommand {
         #[command(flatten)]
         admin: Admin,
     },
-    /// Make a new operator's key; the one that came with the first tenant ends
+    /// Make a new operator's key; the one that came with the first tenant ends, and one that a server has from its environment
+    /// does not
     OperatorKey {
         #[command(flatten)]
         admin: Admin,
@@ -117,8 +118,8 @@ pub(crate) struct QuotaArgs {
     #[arg(long, value_name = "N")]
     uploads_per_minute: Option<u32>,
     /// Take away all bounds that are not given
-    #[arg(long)]
-    clear: bool,
+    #[arg(long, visible_alias = "clear")]
+    none: bool,
 }
 
 /// What is to be done with keys.
@@ -210,16 +211,19 @@ async fn answer(command: TenantCommand) -> Result<String, RemoteError> {
         }
         TenantCommand::Quota { name, quota, admin } => {
             let remote = admin.remote();
-            let set = merged(&remote, &name, &quota).await?;
             let path = [admin_, tenants, &name, "quota"];
-            let request = remote.request(Method::POST, &path, NO_QUERY).json(&set);
-            remote.shown(remote.send(request).await?, whole).await
+            let request = if quota.is_nothing() {
+                remote.request(Method::GET, &path[..3], NO_QUERY)
+            } else {
+                let set = merged(&remote, &name, &quota).await?;
+                remote.request(Method::POST, &path, NO_QUERY).json(&set)
+            };
+            remote.shown(remote.send(request).await?, bounds).await
         }
         TenantCommand::OperatorKey { admin } => {
             let remote = admin.remote();
             let request = remote.request(Method::POST, &[admin_, "operator-key"], NO_QUERY);
-            let shown = |key: &Value| format!("{}\n\nIt is shown this once.\n", text(&key["key"]));
-            remote.shown(remote.send(request).await?, shown).await
+            remote.shown(remote.send(request).await?, operator_key).await
         }
         TenantCommand::Key { command } => key(command).await,
     }
@@ -233,8 +237,7 @@ async fn key(command: KeyCommand) -> Result<String, RemoteError> {
                 Scope::Upload => "upload",
                 Scope::Admin => "admin",
             };
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let expires = expires.map(|Span(time)| (now + time).as_secs());
+            let expires = expires.map(|Span(time)| (now() + time).as_secs());
             make(&admin.remote(), &tenant, &json!({ "scope": scope, "expires": expires })).await
         }
         KeyCommand::Revoke { tenant, id, admin } => {
@@ -249,6 +252,9 @@ async fn key(command: KeyCommand) -> Result<String, RemoteError> {
                 let message = format!("the tenant {tenant} has no key {id}");
                 return Err(RemoteError::Refused { status: 404, message });
             };
+            if old["expires"].as_u64().is_some_and(|expires| expires <= now().as_secs()) {
+                return Err(RemoteError::ExpiredKey { id, tenant });
+            }
             // The new one first: whatever breaks off between, nobody is locked out.
             let new = json!({ "scope": old["scope"], "expires": old["expires"] });
             let made = make(&remote, &tenant, &new).await?;
@@ -261,23 +267,39 @@ async fn key(command: KeyCommand) -> Result<String, RemoteError> {
     }
 }
 
+/// Since the beginning of unix time.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+impl QuotaArgs {
+    /// The bounds that were given, by their names in the API.
+    fn bounds(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let bounds = [
+            ("requests_per_minute", self.requests_per_minute.map(u64::from)),
+            ("tokens_per_minute", self.tokens_per_minute.map(u64::from)),
+            ("concurrent", self.concurrent.map(u64::from)),
+            ("adapters", self.adapters.map(u64::from)),
+            ("stored_bytes", self.stored_bytes.map(|ByteSize(bytes)| bytes)),
+            ("resident_min_bytes", self.resident_min_bytes.map(|ByteSize(bytes)| bytes)),
+            ("resident_max_bytes", self.resident_max_bytes.map(|ByteSize(bytes)| bytes)),
+            ("uploads_per_minute", self.uploads_per_minute.map(u64::from)),
+        ];
+        bounds.into_iter().filter_map(|(field, bound)| Some((field, bound?)))
+    }
+
+    /// Nothing is to be changed.
+    fn is_nothing(&self) -> bool {
+        !self.none && self.bounds().next().is_none()
+    }
+}
+
 /// The quota as it is, with what was given.
 async fn merged(remote: &Remote, tenant: &str, given: &QuotaArgs) -> Result<Value, RemoteError> {
     let mut quota =
-        if given.clear { json!({}) } else { shown(remote, tenant).await?["quota"].clone() };
-    for (field, value) in [
-        ("requests_per_minute", given.requests_per_minute.map(u64::from)),
-        ("tokens_per_minute", given.tokens_per_minute.map(u64::from)),
-        ("concurrent", given.concurrent.map(u64::from)),
-        ("adapters", given.adapters.map(u64::from)),
-        ("stored_bytes", given.stored_bytes.map(|ByteSize(bytes)| bytes)),
-        ("resident_min_bytes", given.resident_min_bytes.map(|ByteSize(bytes)| bytes)),
-        ("resident_max_bytes", given.resident_max_bytes.map(|ByteSize(bytes)| bytes)),
-        ("uploads_per_minute", given.uploads_per_minute.map(u64::from)),
-    ] {
-        if let Some(value) = value {
-            quota[field] = value.into();
-        }
+        if given.none { json!({}) } else { shown(remote, tenant).await?["quota"].clone() };
+    for (field, bound) in given.bounds() {
+        quota[field] = bound.into();
     }
     Ok(quota)
 }
@@ -319,6 +341,17 @@ fn created(tenant: &Value) -> String {
     format!("{}\n{}", line(tenant), operator.unwrap_or_default())
 }
 
+fn operator_key(made: &Value) -> String {
+    let other = match made["environment_key"].as_bool() {
+        Some(true) => {
+            "\nThis server was given an operator's key in its environment, too (CHORUS_OPERATOR_KEY), and that one still counts\n\
+             there. To end it, start the server without it or with another. Other servers may have been given one as well.\n"
+        }
+        _ => "",
+    };
+    format!("{}\n\nIt is shown this once.\n{other}", text(&made["key"]))
+}
+
 fn list(answer: &Value) -> String {
     let tenants = answer["data"].as_array().into_iter().flatten();
     tenants.map(|tenant| line(tenant) + "\n").collect()
@@ -342,16 +375,27 @@ fn whole(tenant: &Value) -> String {
         };
         format!("  {} {}{expires}\n", text(&key["id"]), text(&key["scope"]))
     });
+    [line(tenant) + "\n"].into_iter().chain(keys).chain(quota(tenant)).collect()
+}
+
+/// What the tenant may use, a line each.
+fn quota(tenant: &Value) -> impl Iterator<Item = String> {
     let bounds = tenant["quota"].as_object().into_iter().flatten();
-    let bounds = bounds.filter_map(|(field, bound)| {
+    bounds.filter_map(|(field, bound)| {
         let (kind, what) = match field.as_str() {
             "resident_min_bytes" => ("keeps", "bytes of memory".to_owned()),
             "resident_max_bytes" => ("at most", "bytes of memory".to_owned()),
             field => ("at most", field.replace('_', " ")),
         };
         Some(format!("  {kind} {} {what}\n", bound.as_u64()?))
-    });
-    [line(tenant) + "\n"].into_iter().chain(keys).chain(bounds).collect()
+    })
+}
+
+/// The same, and that there is none where there is none.
+fn bounds(tenant: &Value) -> String {
+    let bounds: String = quota(tenant).collect();
+    let bounds = if bounds.is_empty() { "  without any bound\n" } else { &bounds };
+    format!("{}\n{bounds}", line(tenant))
 }
 
 #[cfg(test)]
@@ -376,5 +420,41 @@ mod tests {
         assert!(shown.contains("at most 9 bytes of memory"), "{shown}");
         assert!(shown.contains("keeps 5 bytes of memory"), "{shown}");
         assert_eq!(list(&json!({"data": [tenant, {}]})).lines().count(), 2);
+    }
+
+    #[test]
+    fn a_quota_of_which_nothing_is_given_is_shown_and_not_changed() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            quota: QuotaArgs,
+        }
+        let given = |words: &[&str]| {
+            use clap::Parser as _;
+            Line::try_parse_from([&["quota"], words].concat()).unwrap().quota
+        };
+        assert!(given(&[]).is_nothing());
+        for words in
+            [&["--none"][..], &["--clear"], &["--adapters", "0"], &["--stored-bytes", "1KiB"]]
+        {
+            assert!(!given(words).is_nothing(), "{words:?}");
+        }
+        let tenant = |quota: Value| json!({"name": "acme", "keys": [], "quota": quota});
+        let none = bounds(&tenant(json!({"adapters": null})));
+        assert!(none.contains("acme") && none.contains("without any bound"), "{none}");
+        let some = bounds(&tenant(json!({"adapters": 0, "concurrent": null})));
+        assert!(some.contains("at most 0 adapters") && !some.contains("without"), "{some}");
+    }
+
+    #[test]
+    fn an_operators_key_that_a_server_was_given_is_said_to_count_on() {
+        let made =
+            |other: Value| operator_key(&json!({"key": "chorus-abc", "environment_key": other}));
+        let both = made(true.into());
+        assert!(both.contains("chorus-abc") && both.contains("still counts"), "{both}");
+        assert!(both.contains("CHORUS_OPERATOR_KEY"), "{both}");
+        for one in [made(false.into()), made(Value::Null)] {
+            assert_eq!(one, "chorus-abc\n\nIt is shown this once.\n");
+        }
     }
 }

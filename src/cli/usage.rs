@@ -40,7 +40,16 @@ pub(super) fn refusal(error: &clap::Error, program: &Command) -> String {
         ErrorKind::MissingRequiredArgument => {
             format!("{option} is missing; `chorus --help` says how commands are written")
         }
-        ErrorKind::ArgumentConflict => format!("{} is given twice; leave one out", named(&option)),
+        ErrorKind::ArgumentConflict => match said(ContextKind::PriorArg) {
+            Some(other) if other != option => {
+                format!(
+                    "{} and {} exclude each other; leave one out",
+                    named(&option),
+                    named(&other)
+                )
+            }
+            _ => format!("{} is given twice; leave one out", named(&option)),
+        },
         _ => {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();

@@ -31,8 +31,8 @@ use super::{
     trial::EngineTrial,
     upload::{self, Place},
     wire::adapters::{
-        ActivateIn, AdapterList, AdapterOut, Deleted, PutQuery, Residency, Status, VersionIn,
-        VersionOut, VersionQuery,
+        ActivateIn, AdapterList, AdapterOut, Deleted, NoQuery, PutQuery, Residency, Status,
+        VersionIn, VersionOut, VersionQuery,
     },
 };
 use crate::{
@@ -55,7 +55,8 @@ pub(super) async fn list(
     need(&caller, Scope::Infer)?;
     let cards = app.adapters().list(caller.tenant);
     let data = cards.into_iter().map(|card| adapter(&app, card, None)).collect();
-    Ok(Json(AdapterList { object: "list", data }))
+    let tenant = app.tenants().name(caller.tenant).map(String::from);
+    Ok(Json(AdapterList { object: "list", tenant, data }))
 }
 
 /// One, with its versions.
@@ -63,9 +64,12 @@ pub(super) async fn show(
     State(app): State<App>,
     By(caller): By,
     named: Named,
+    query: Result<Query<NoQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     need(&caller, Scope::Infer)?;
     let name = name(&app, named)?;
+    // It shows all versions.
+    query.map_err(|error| bad_query(&error))?;
     shown(&app, &caller, &name).await
 }
 

@@ -99,7 +99,7 @@ pub(super) async fn set_default(
     Ok(Json(tenant(set.map_err(|error| refused(&error))?)))
 }
 
-/// Another key for the operator.
+/// Another key for the operator. `environment_key` says that this server was given one, too, which counts on.
 pub(super) async fn replace_operator(
     Operator(caller): Operator,
     State(app): State<App>,
@@ -109,7 +109,10 @@ pub(super) async fn replace_operator(
     }
     let replaced = app.tenants().replace_operator(&caller.to_string()).await;
     let key = replaced.map_err(|error| refused(&error))?;
-    let out = serde_json::json!({"object": "operator_key", "key": key.reveal()});
+    let out = serde_json::json!({
+        "object": "operator_key", "key": key.reveal(),
+        "environment_key": app.tenants().has_own_operator(),
+    });
     Ok((StatusCode::CREATED, Json(out)).into_response())
 }
 

@@ -18,8 +18,8 @@ use super::{
     app::App,
     error::ApiError,
     wire::unsupported::{Scan, Unsupported},
-    words,
 };
+use crate::words;
 
 /// How long a body may take to arrive: a slow sender holds a connection no longer.
 const BODY_TIME: Duration = Duration::from_secs(30);

@@ -57,6 +57,6 @@ pub(super) async fn deliver(
         }
     };
     let mut response = envelope.seal(response);
-    rates::write(&order.permit, response.headers_mut());
+    rates::write(&order.permit.rates, response.headers_mut());
     Ok(response)
 }

@@ -15,7 +15,7 @@
 //! | things do not stand as `If-Match` or `If-None-Match` expects | 412 | `invalid_request_error`, `precondition_failed` |
 //! | an upload that is no adapter for this base | 422 | `invalid_request_error`, the rule |
 //! | too many requests, tokens or uploads, per minute or at once; all memory of the tenant's quota in use; usage that is being summed for the tenant already | 429 and `Retry-After` | `requests` or `tokens`, `rate_limit_exceeded` |
-//! | as many adapters, or as much stored, as the tenant may; an adapter larger than its quota of memory | 429, not to be retried | `insufficient_quota`, `insufficient_quota` |
+//! | as many adapters, or as much stored, as the tenant may; an adapter larger than its quota of memory; a quota of 0 | 429, not to be retried | `insufficient_quota`, `insufficient_quota` |
 //! | body not received in time, too large, not JSON | 408, 413, 415 | `invalid_request_error`, - |
 //! | an adapter that cannot be loaded, or whose files the store has lost | 500, not to be retried | `server_error`, `adapter_unavailable` |
 //! | anything of ours that broke | 500 | `server_error`, `internal_error` |
@@ -37,13 +37,16 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::wire::error::{ErrorBody, ErrorDetail};
+use super::{
+    rates,
+    wire::error::{ErrorBody, ErrorDetail},
+};
 use crate::{
     adapter::{LoadError, NotChanged, NotLent, Unfit, Unproved, Unreceived},
     engine::{Failure, Refused},
     ledger::NotSummed,
     store::StoreError,
-    tenant::{NotDone, OverQuota, Scarce},
+    tenant::{NotDone, OverQuota, Rates, Scarce},
     text,
 };
 
@@ -66,6 +69,8 @@ pub(super) struct ApiError {
     retry: Retry,
     /// The type, where the status alone does not say it.
     kind: Option<&'static str>,
+    /// How the tenant's rates stand, where they are why.
+    rates: Option<Box<Rates>>,
 }
 
 /// What a client's retry loop is told.
@@ -84,7 +89,8 @@ enum Retry {
 impl ApiError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
         let message = quote(&message.into(), MESSAGE);
-        Self { status, code: None, param: None, message, retry: Retry::Unsaid, kind: None }
+        let (code, param, kind, rates) = (None, None, None, None);
+        Self { status, code, param, message, retry: Retry::Unsaid, kind, rates }
     }
 
     fn with_code(self, code: &'static str) -> Self {
@@ -159,7 +165,11 @@ impl ApiError {
         };
         // Rounded up: whoever obeys it is let in.
         let seconds = over.wait.as_secs() + u64::from(over.wait.subsec_nanos() > 0);
-        Self::too_much(over.to_string(), kind, Retry::After(seconds))
+        let refused = match over.limit {
+            0 => Self::no_room(over.to_string()),
+            _ => Self::too_much(over.to_string(), kind, Retry::After(seconds)),
+        };
+        Self { rates: Some(Box::new(over.rates)), ..refused }
     }
 
     /// The tenant has to wait until there is some of its quota again.
@@ -475,6 +485,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         let headers = response.headers_mut();
+        if let Some(rates) = &self.rates {
+            rates::write(rates, headers);
+        }
         match self.retry {
             Retry::Unsaid => {}
             Retry::Soon => {
@@ -538,9 +551,11 @@ mod tests {
     use std::{
         io,
         sync::{Arc, Mutex},
+        time::Duration,
     };
 
     use super::*;
+    use crate::tenant::Rate;
 
     fn json(error: &ApiError) -> serde_json::Value {
         serde_json::to_value(error.body()).unwrap()
@@ -610,6 +625,34 @@ mod tests {
         assert_eq!(late.headers()[SHOULD_RETRY], "false");
         let broken = ApiError::from(Failure::NotANumber).into_response();
         assert_eq!(broken.headers()[SHOULD_RETRY], "false");
+    }
+
+    #[test]
+    fn a_tenant_without_any_quota_is_not_asked_to_try_again() {
+        let rate = Rate { limit: 3, left: 0, reset: Duration::from_millis(1500) };
+        let rates = Rates { requests: Some(rate), ..Rates::default() };
+        let over = |scarce, limit| {
+            let over = OverQuota { scarce, limit, wait: Duration::from_millis(1200), rates };
+            ApiError::over_quota(&over)
+        };
+        let used_up = over(Scarce::Requests, 3).into_response();
+        let head = used_up.headers();
+        assert_eq!((used_up.status().as_u16(), &head[RETRY_AFTER]), (429, &"2".parse().unwrap()));
+        assert_eq!(head["x-ratelimit-limit-requests"], "3");
+        assert_eq!(head["x-ratelimit-remaining-requests"], "0");
+        assert_eq!(head["x-ratelimit-reset-requests"], "1.500s");
+        assert!(!head.contains_key("x-ratelimit-limit-tokens"));
+        for scarce in [Scarce::Requests, Scarce::Tokens, Scarce::Concurrent, Scarce::Uploads] {
+            let none = over(scarce, 0);
+            assert_eq!(none.code, Some("insufficient_quota"));
+            assert!(none.message.contains("quota allows no"), "{}", none.message);
+            let none = none.into_response();
+            assert_eq!(
+                (none.status().as_u16(), &none.headers()[SHOULD_RETRY]),
+                (429, &"false".parse().unwrap())
+            );
+            assert!(!none.headers().contains_key(RETRY_AFTER));
+        }
     }
 
     /// What an operator reads of the events in `act`.

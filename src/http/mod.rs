@@ -53,7 +53,6 @@ mod trial;
 mod upload;
 mod vllm;
 mod wire;
-mod words;
 
 #[cfg(test)]
 mod double;

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::tenant::{Permit, Rate};
+use crate::tenant::{Rate, Rates};
 
 /// Limit, what is left of it, and when all of it will be.
 type Names = [HeaderName; 3];
@@ -24,16 +24,17 @@ const UPLOADS: Names = [
     HeaderName::from_static("x-ratelimit-reset-uploads"),
 ];
 
-/// Writes how the rates stood when the request was let in; nothing where there are none.
-pub(super) fn write(permit: &Permit, headers: &mut HeaderMap) {
-    for (names, rate) in [(REQUESTS, permit.requests), (TOKENS, permit.tokens)] {
+/// Writes how the rates stood when a request was let in, or was not; nothing where there are none.
+pub(super) fn write(rates: &Rates, headers: &mut HeaderMap) {
+    let Rates { requests, tokens, uploads } = *rates;
+    for (names, rate) in [(REQUESTS, requests), (TOKENS, tokens), (UPLOADS, uploads)] {
         write_rate(names, rate, headers);
     }
 }
 
-/// The same of uploads.
-pub(super) fn write_uploads(rate: Option<Rate>, headers: &mut HeaderMap) {
-    write_rate(UPLOADS, rate, headers);
+/// The same of uploads alone.
+pub(super) fn write_uploads(uploads: Option<Rate>, headers: &mut HeaderMap) {
+    write(&Rates { uploads, ..Rates::default() }, headers);
 }
 
 fn write_rate(names: Names, rate: Option<Rate>, headers: &mut HeaderMap) {

@@ -4,6 +4,7 @@ mod answers;
 mod connections;
 mod operations;
 mod refusals;
+mod words;
 
 use std::time::Duration;
 

@@ -65,7 +65,7 @@ pub(super) async fn tokenize(
 /// The answer with what is left of the caller's quota, of which it is a request like others: encoding is work.
 fn rated(answer: impl Serialize, permit: &Permit) -> Response {
     let mut response = Json(answer).into_response();
-    rates::write(permit, response.headers_mut());
+    rates::write(&permit.rates, response.headers_mut());
     response
 }
 

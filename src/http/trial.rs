@@ -111,7 +111,7 @@ impl<'a> EngineTrial<'a> {
             Some(source) => (self.render(source, chat).await?, Framing::Bare),
             None if text.has_template() => {
                 let rendered = text.render(chat, Ending::Prompt);
-                (rendered.map_err(|error| unusable(&error))?, Framing::Bare)
+                (rendered.map_err(|error| unrendered(&error, chat))?, Framing::Bare)
             }
             None => {
                 let said: Vec<_> = chat.iter().map(|message| &*message.content).collect();
@@ -126,8 +126,18 @@ impl<'a> EngineTrial<'a> {
         let rendered = self.app.renderers().render(None, &rendering).await;
         let rendered =
             rendered.map_err(|_| Unproved::NotNow("its chats cannot be rendered".to_owned()))?;
-        rendered.map_err(|error| unusable(&error))
+        rendered.map_err(|error| unrendered(&error, chat))
     }
+}
+
+/// Who uploads a template can change it, and not the chat.
+fn unrendered(error: &text::Error, chat: &[Message]) -> Unproved {
+    let text::Error::TooMuchWork = error else { return unusable(error) };
+    let chat = match chat.len() {
+        1 => "a chat of one message".to_owned(),
+        messages => format!("the smoke test's chat of {messages} messages"),
+    };
+    Unproved::Template(format!("rendering {chat} takes it more work than is allowed"))
 }
 
 fn unusable(error: &text::Error) -> Unproved {
@@ -174,5 +184,25 @@ impl Trial for EngineTrial<'_> {
                 None => Ok(None),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_uploads_a_template_that_is_too_costly_is_not_told_to_send_fewer_messages() {
+        let said = |chat: &[Message]| unrendered(&text::Error::TooMuchWork, chat).to_string();
+        let one = message("user", "Hello?");
+        let told = said(std::slice::from_ref(&one));
+        assert!(
+            told.ends_with("a chat of one message takes it more work than is allowed"),
+            "{told}"
+        );
+        assert!(!told.contains("send fewer"), "{told}");
+        assert!(said(&[one.clone(), one]).contains("chat of 2 messages"));
+        let other = unrendered(&text::Error::NoTemplate, &[]).to_string();
+        assert!(other.contains("no chat template"), "{other}");
     }
 }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::refusal::{Quoted, Refusal};
+use crate::words;
 
 /// Longest chat template, in bytes. That of a model with tools takes 10 kB.
 const LONGEST_TEMPLATE: usize = 64 << 10;
@@ -129,9 +130,10 @@ pub struct Said {
 impl Extras {
     /// The value of the key `chorus`. Everything in it is understood and within its bounds.
     pub(super) fn read(value: &Value) -> Result<Self, Refusal> {
+        no_lists_for_objects(value)?;
         let extras: Self = serde_path_to_error::deserialize(value).map_err(|error| {
             let path = error.path().to_string();
-            refused(if path == "." { "" } else { &path }, &error.inner().to_string())
+            refused(if path == "." { "" } else { &path }, &words::of(error.inner()))
         })?;
         extras.check()?;
         Ok(extras)
@@ -260,6 +262,20 @@ impl SmokeTest {
     }
 }
 
+/// Derived readers would take a list for an object, its fields by position.
+fn no_lists_for_objects(value: &Value) -> Result<(), Refusal> {
+    let (sampling, test) = (value.get("sampling"), value.get("smoke_test"));
+    let messages = test.and_then(|test| test.get("messages")?.as_array()).into_iter().flatten();
+    let messages = messages.enumerate();
+    let messages = messages.map(|(at, said)| (format!("smoke_test.messages[{at}]"), said));
+    let objects = [("", Some(value)), ("sampling", sampling), ("smoke_test", test)];
+    let objects = objects.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?)));
+    match objects.chain(messages).find(|(_, value)| value.is_array()) {
+        Some((field, _)) => Err(refused(&field, "an object is expected, not a list")),
+        None => Ok(()),
+    }
+}
+
 /// A pattern that is matched in time linear in the answer.
 fn compile(pattern: &str) -> Result<Regex, regex::Error> {
     RegexBuilder::new(pattern).size_limit(PATTERN_BYTES).build()
@@ -306,14 +322,14 @@ mod tests {
     fn what_is_wrong_is_named() {
         let with = |test: Value| json!({"smoke_test": test});
         for (value, field, problem) in [
-            (json!(7), "chorus", "expected struct"),
-            (json!({"speed": 1}), "chorus.speed", "unknown field"),
-            (json!({"stop": "###"}), "chorus.stop", "expected a sequence"),
+            (json!(7), "chorus", "an object is expected, not 7"),
+            (json!({"speed": 1}), "chorus.speed", "not known here"),
+            (json!({"stop": "###"}), "chorus.stop", "a list is expected"),
             (json!({"stop": [""]}), "chorus.stop", "without"),
             (json!({"stop": vec!["a"; 17]}), "chorus.stop", "more than 16"),
             (json!({"chat_template": ""}), "chorus.chat_template", "from 1 to"),
             (json!({"sampling": {"temperature": 3}}), "chorus.sampling.temperature", "from 0 to 2"),
-            (json!({"sampling": {"seed": 3}}), "chorus.sampling.seed", "unknown field"),
+            (json!({"sampling": {"seed": 3}}), "chorus.sampling.seed", "not known here"),
             (json!({"sampling": {"top_k": -2}}), "chorus.sampling.top_k", "-1 or more"),
             (json!({"sampling": {"max_tokens": 0}}), "chorus.sampling.max_tokens", "at least 1"),
             (with(json!({"contains": "x"})), "chorus.smoke_test", "either `prompt`"),
@@ -341,5 +357,56 @@ mod tests {
             assert!(refusal.contains(&format!("`{field}`")), "{refusal} for {value}");
             assert!(refusal.contains(problem), "{refusal} for {value}");
         }
+    }
+
+    #[test]
+    fn a_list_is_not_taken_for_an_object_by_the_places_of_its_values() {
+        for (value, field) in [
+            (json!([]), "chorus"),
+            (json!([null, ["###"]]), "chorus"),
+            (json!({"sampling": [0.5, null]}), "chorus.sampling"),
+            (json!({"smoke_test": ["Hello?"]}), "chorus.smoke_test"),
+            (
+                json!({"smoke_test": {"messages": [["user", "Hello?"]], "contains": "x"}}),
+                "chorus.smoke_test.messages[0]",
+            ),
+        ] {
+            let refusal = refusal(&value);
+            assert!(refusal.contains(&format!("`{field}`")), "{refusal} for {value}");
+            assert!(refusal.contains("an object is expected, not a list"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn no_refusal_has_a_word_of_rust() {
+        let values = [
+            json!(null),
+            json!(true),
+            json!(-1),
+            json!(1.5),
+            json!("x"),
+            json!([1]),
+            json!([[]]),
+            json!({"x": 1}),
+        ];
+        let fields = ["chat_template", "stop", "sampling", "smoke_test"];
+        let samplings = ["temperature", "top_k", "max_tokens", "seed"];
+        let tests = ["prompt", "messages", "contains", "matches", "max_tokens"];
+        let mut refusals = 0;
+        for value in values {
+            let whole = [value.clone()].into_iter();
+            let first = fields.map(|field| json!({field: value.clone()}));
+            let sampling = samplings.map(|field| json!({"sampling": {field: value.clone()}}));
+            let test = tests.map(|field| json!({"smoke_test": {field: value.clone()}}));
+            for extras in whole.chain(first).chain(sampling).chain(test) {
+                let Err(refusal) = Extras::read(&extras) else { continue };
+                refusals += 1;
+                let refusal = refusal.to_string();
+                for word in ["struct", "u32", "i64", "f64", "sequence", "map,", "invalid type"] {
+                    assert!(!refusal.contains(word), "{refusal} for {extras}");
+                }
+            }
+        }
+        assert!(refusals > 60, "{refusals}");
     }
 }

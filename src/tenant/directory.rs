@@ -168,6 +168,11 @@ impl Tenants {
         self.shared.operator.is_none() && self.with(|state| state.operator.is_none())
     }
 
+    /// This server was given an operator's key, which no record ends.
+    pub fn has_own_operator(&self) -> bool {
+        self.shared.operator.is_some()
+    }
+
     /// Who shows this key, at this time.
     pub fn identify(&self, key: Option<&str>, now: SystemTime) -> Result<Caller, Unidentified> {
         if self.are_open() {

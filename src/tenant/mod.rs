@@ -21,7 +21,7 @@ pub use self::{
     directory::{Created, KeyCard, NotDone, TenantCard, Tenants, Unidentified},
     key::{BadKey, Key, KeyId},
     name::{BadTenantName, TenantName},
-    permit::{OverQuota, Permit, Scarce},
+    permit::{OverQuota, Permit, Rates, Scarce},
     quota::{BadQuota, Quota, Rate},
     record::Scope,
 };

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 const MINUTE: Duration = Duration::from_mins(1);
+/// Whoever owes more than an hour owes an hour.
+const LONGEST: Duration = Duration::from_hours(1);
 
 /// What a tenant may use; `None` is without bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +56,8 @@ impl Quota {
 /// paid. (GCRA, ITU-T I.371, with the theoretical arrival time as the moment at which all is paid.)
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Bucket {
+    /// So many a minute pay.
+    limit: u32,
     paid: Option<Instant>,
 }
 
@@ -69,9 +73,20 @@ pub struct Rate {
 }
 
 impl Bucket {
-    /// How it stands at a rate of `limit` a minute.
-    pub(super) fn rate(&self, limit: u32, now: Instant) -> Rate {
-        let reset = self.debt(now);
+    /// From now on `limit` a minute pay. What is owed is so many and not so much time, so it is paid sooner at a higher rate.
+    pub(super) fn heed(&mut self, limit: u32, now: Instant) -> &mut Self {
+        let before = std::mem::replace(&mut self.limit, limit);
+        if limit != before {
+            let owed = self.debt(now).as_secs_f64() * f64::from(before.max(1));
+            let time = (owed / f64::from(limit.max(1))).min(LONGEST.as_secs_f64());
+            self.paid = Some(now + Duration::from_secs_f64(time));
+        }
+        self
+    }
+
+    /// How it stands.
+    pub(super) fn rate(&self, now: Instant) -> Rate {
+        let (limit, reset) = (self.limit, self.debt(now));
         let spent = reset.as_secs_f64() / MINUTE.as_secs_f64() * f64::from(limit);
         // Rounded so that the unit that has just been paid counts.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
@@ -80,25 +95,23 @@ impl Bucket {
     }
 
     /// How long until one can be spent.
-    pub(super) fn wait(&self, limit: u32, now: Instant) -> Duration {
-        (self.debt(now) + cost(limit, 1)).saturating_sub(MINUTE)
+    pub(super) fn wait(&self, now: Instant) -> Duration {
+        (self.debt(now) + self.cost(1)).saturating_sub(MINUTE)
     }
 
-    /// Spends so many at a rate of `limit` a minute.
-    pub(super) fn spend(&mut self, limit: u32, count: u32, now: Instant) {
+    /// Spends so many.
+    pub(super) fn spend(&mut self, count: u32, now: Instant) {
         let from = self.paid.map_or(now, |paid| paid.max(now));
-        // Whoever owes more than an hour owes an hour.
-        let most = now + MINUTE * 60;
-        self.paid = Some((from + cost(limit, count)).min(most));
+        self.paid = Some((from + self.cost(count)).min(now + LONGEST));
     }
 
     fn debt(&self, now: Instant) -> Duration {
         self.paid.map_or(Duration::ZERO, |paid| paid.saturating_duration_since(now))
     }
-}
 
-fn cost(limit: u32, count: u32) -> Duration {
-    MINUTE / limit.max(1) * count
+    fn cost(&self, count: u32) -> Duration {
+        MINUTE * count / self.limit.max(1)
+    }
 }
 
 #[cfg(test)]
@@ -109,17 +122,21 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn paying(limit: u32) -> Bucket {
+        Bucket { limit, paid: None }
+    }
+
     #[test]
     fn a_minutes_worth_can_be_spent_at_once_and_comes_back_evenly() {
-        let (mut bucket, start) = (Bucket::default(), Instant::now());
-        assert_eq!(bucket.rate(60, start), Rate { limit: 60, left: 60, reset: Duration::ZERO });
-        bucket.spend(60, 60, start);
-        assert_eq!(bucket.rate(60, start), Rate { limit: 60, left: 0, reset: MINUTE });
-        assert_eq!(bucket.wait(60, start), SECOND);
-        assert_eq!(bucket.rate(60, start + SECOND).left, 1);
-        assert_eq!(bucket.wait(60, start + SECOND), Duration::ZERO);
-        assert_eq!(bucket.rate(60, start + MINUTE).left, 60);
-        assert_eq!(bucket.rate(60, start + 9 * MINUTE).left, 60, "no more than a minute's worth");
+        let (mut bucket, start) = (paying(60), Instant::now());
+        assert_eq!(bucket.rate(start), Rate { limit: 60, left: 60, reset: Duration::ZERO });
+        bucket.spend(60, start);
+        assert_eq!(bucket.rate(start), Rate { limit: 60, left: 0, reset: MINUTE });
+        assert_eq!(bucket.wait(start), SECOND);
+        assert_eq!(bucket.rate(start + SECOND).left, 1);
+        assert_eq!(bucket.wait(start + SECOND), Duration::ZERO);
+        assert_eq!(bucket.rate(start + MINUTE).left, 60);
+        assert_eq!(bucket.rate(start + 9 * MINUTE).left, 60, "no more than a minute's worth");
     }
 
     #[test]
@@ -148,14 +165,27 @@ mod tests {
 
     #[test]
     fn what_is_overspent_is_paid_first() {
-        let (mut bucket, start) = (Bucket::default(), Instant::now());
-        bucket.spend(60, 90, start);
-        assert_eq!(bucket.rate(60, start).left, 0);
-        assert_eq!(bucket.wait(60, start), 31 * SECOND);
-        assert_eq!(bucket.rate(60, start + 31 * SECOND).left, 1);
-        bucket.spend(1, u32::MAX, start);
-        assert_eq!(bucket.rate(1, start).reset, 60 * MINUTE);
-        bucket.spend(0, 1, start);
+        let (mut bucket, start) = (paying(60), Instant::now());
+        bucket.spend(90, start);
+        assert_eq!(bucket.rate(start).left, 0);
+        assert_eq!(bucket.wait(start), 31 * SECOND);
+        assert_eq!(bucket.rate(start + 31 * SECOND).left, 1);
+        let mut bucket = paying(1);
+        bucket.spend(u32::MAX, start);
+        assert_eq!(bucket.rate(start).reset, 60 * MINUTE);
+        bucket.heed(0, start).spend(1, start);
+    }
+
+    #[test]
+    fn a_tenant_in_debt_is_helped_by_a_higher_quota() {
+        let (mut bucket, start) = (paying(1), Instant::now());
+        bucket.spend(36, start);
+        assert_eq!(bucket.wait(start), 36 * MINUTE);
+        let later = start + MINUTE;
+        assert_eq!(bucket.heed(1_000_000, later).wait(later), Duration::ZERO);
+        assert_eq!(bucket.rate(later).left, 1_000_000 - 35);
+        // And a lower one makes no less of what is owed.
+        assert_eq!(bucket.heed(5, later).wait(later).as_secs(), 31 * 12);
     }
 
     proptest! {
@@ -165,18 +195,41 @@ mod tests {
             limit in 1_u32..500,
             pauses in prop::collection::vec(0_u64..2000, 1..400),
         ) {
-            let (mut bucket, start) = (Bucket::default(), Instant::now());
+            let (mut bucket, start) = (paying(limit), Instant::now());
             let (mut now, mut spent) = (start, 0_u32);
             for pause in pauses {
                 now += Duration::from_millis(pause);
-                if bucket.wait(limit, now).is_zero() {
-                    prop_assert!(bucket.rate(limit, now).left > 0);
-                    bucket.spend(limit, 1, now);
+                if bucket.wait(now).is_zero() {
+                    prop_assert!(bucket.rate(now).left > 0);
+                    bucket.spend(1, now);
                     spent += 1;
                 }
             }
             let allowed = f64::from(limit) * (1.0 + (now - start).as_secs_f64() / 60.0);
             prop_assert!(f64::from(spent) <= allowed + 1e-3, "{spent} of {allowed}");
+        }
+
+        /// Whatever the limit was when it was spent, what is owed is paid at the limit that there is.
+        #[test]
+        fn nobody_waits_longer_than_the_debt_takes_at_the_new_rate(
+            turns in prop::collection::vec((1_u32..100_000, 0_u64..5000, 0_u32..2000), 1..60),
+        ) {
+            let (mut bucket, mut now) = (Bucket::default(), Instant::now());
+            let mut owed = 0.0_f64;
+            for (limit, pause, count) in turns {
+                now += Duration::from_millis(pause);
+                let rate = f64::from(bucket.limit.max(1)) / 60.0;
+                owed = (owed - pause as f64 / 1000.0 * rate).max(0.0);
+                bucket.heed(limit, now);
+                let rate = f64::from(limit) / 60.0;
+                let most = LONGEST.as_secs_f64() * rate;
+                owed = owed.min(most);
+                prop_assert!(bucket.wait(now).as_secs_f64() <= owed / rate + 1e-3);
+                let paid_in = bucket.rate(now).reset.as_secs_f64();
+                prop_assert!((paid_in - owed / rate).abs() <= 1e-3, "{paid_in} for {owed} at {rate}");
+                bucket.spend(count, now);
+                owed = (owed + f64::from(count)).min(most);
+            }
         }
     }
 }

@@ -3,16 +3,17 @@
 use std::{collections::BTreeSet, path::Path};
 
 /// A module and the modules of ours that it may name. `main`, `cli` and `config` wire and see all.
-const MAY_NAME: [(&str, &[&str]); 13] = [
-    ("http", &["adapter", "engine", "ledger", "store", "telemetry", "tenant", "text"]),
+const MAY_NAME: [(&str, &[&str]); 14] = [
+    ("http", &["adapter", "engine", "ledger", "store", "telemetry", "tenant", "text", "words"]),
     ("engine", &["lora", "model", "telemetry"]),
     ("adapter", &["lora", "store", "telemetry", "tenant"]),
     ("model", &["kernels", "lora"]),
-    ("lora", &["kernels"]),
+    ("lora", &["kernels", "words"]),
     ("store", &[]),
     ("tenant", &["store"]),
     ("ledger", &["store", "tenant"]),
     ("text", &[]),
+    ("words", &[]),
     ("kernels", &[]),
     ("catalog", &[]),
     ("telemetry", &["config"]),

@@ -116,6 +116,7 @@ fn command_lines_that_mean_nothing_say_what_would() {
         (&["serve", "--threads"], &["--threads (CHORUS_THREADS)", "a value is expected"]),
         (&["serve", "--threads", "0"], &["`0` for --threads (CHORUS_THREADS)", "from 1 to"]),
         (&["serve", "--threads", "1", "--threads", "2"], &["--threads", "given twice"]),
+        (&["usage", "--csv", "--json"], &["--csv", "--json", "exclude each other"]),
         (&["serve", "--threads", "two\nlines"], &["`two\\nlines`", "from 1 to"]),
         (&["serve", "--device", "cuda"], &["--device", "no CUDA", "auto or cpu"]),
         (&["serve", "--log-format", "xml"], &["--log-format", "pretty or json"]),

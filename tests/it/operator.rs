@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::{
     tenants::{Holder, operator, tenant},
-    uploads::{body, bringing, files, mini, question},
-    world::{Server, shipped_adapters},
+    uploads::{body, bringing, files, mini, question, with_tokenizer},
+    world::{Server, fixtures, shipped_adapters},
 };
 
 const LOAD: &str = "/v1/load_lora_adapter";
@@ -61,10 +61,7 @@ async fn adapters_are_loaded_and_unloaded_as_with_vllm() {
     write(&outside.path().join("secret"), mini(3));
     symlink(outside.path().join("secret"), root.path().join("link")).unwrap();
     symlink(outside.path().join("nothing"), root.path().join("dangling")).unwrap();
-    write(
-        &root.path().join("never-trained"),
-        files(&crate::world::fixtures().join("bad/control-good-mini")),
-    );
+    write(&root.path().join("never-trained"), files(&fixtures().join("bad/control-good-mini")));
     std::fs::write(root.path().join("never-trained").join(WEIGHTS), "not safetensors").unwrap();
     let server = Server::start(&["--lora-root", root.path().to_str().unwrap()]);
     let load = async |name: &str, path: &str| {
@@ -281,7 +278,7 @@ async fn a_tenant_moves_to_another_server() {
     let told: Value = serde_json::from_str(&printed(&import)).unwrap();
     assert_eq!(
         told["adapters"][1],
-        json!({"name": "sql", "active": 1, "versions": [
+        json!({"name": "sql", "active": 1, "why": null, "versions": [
             {"from": 2, "to": 1, "status": "uploaded", "why": null},
             {"from": 3, "to": 2, "status": "uploaded", "why": null},
         ]})
@@ -316,6 +313,108 @@ async fn a_tenant_moves_to_another_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_not_what_was_exported_keeps_no_other_adapter_from_being_imported() {
+    let (from, to) = (Server::start(&[]), Server::start(&[]));
+    for (number, name) in (1..).zip(["bad", "good"]) {
+        assert_eq!(from.put(name, mini(number)).await.status(), 201);
+    }
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().to_str().unwrap();
+    printed(&["adapter", "export", folder, "--url", &from.url]);
+    let weights = root.path().join("adapters/bad/v1").join(WEIGHTS);
+    std::fs::write(weights, &mini(5)[1]).unwrap();
+    let refused = chorus(&["adapter", "import", folder, "--url", &to.url, "--json"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let told: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    let adapters = told["adapters"].as_array().unwrap();
+    let told = |name: &str| adapters.iter().find(|adapter| adapter["name"] == name).unwrap();
+    let (bad, good) = (&told("bad")["versions"][0], &told("good")["versions"][0]);
+    assert_eq!((&bad["status"], &good["status"]), (&json!("refused"), &json!("uploaded")));
+    assert!(bad["why"].as_str().unwrap().contains("its sha256 is another"), "{bad}");
+    assert_eq!(told("good")["active"], 1);
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(message.contains("bad@v1: ") && message.contains("1 of 10 versions"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_has_versions_of_another_base_validated_and_tells_of_those_that_are_not() {
+    let (store, out, none) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let [place, folder, none] = [&store, &out, &none].map(|dir| dir.path().to_str().unwrap());
+    let arguments = ["--kv-bytes", "16MiB", "--adapters", none, "--store", place];
+    let tied = fixtures().join("models/tied");
+    let base = with_tokenizer(&tied);
+    let server = Server::start_on(base.path(), "tiny", &arguments);
+    for name in ["one", "two"] {
+        let adapter = files(&tied.join("adapters/plain"));
+        assert_eq!(server.put(name, adapter).await.status(), 201);
+    }
+    assert!(
+        printed(&["adapter", "export", folder, "--url", &server.url]).starts_with("2 adapters")
+    );
+    drop(server);
+    let import = |server: &Server| chorus(&["adapter", "import", folder, "--url", &server.url]);
+
+    // Another base, as its sha256 says, on which they can be used.
+    let again = with_tokenizer(&tied);
+    let config = again.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + "\n").unwrap();
+    let server = Server::start_on(again.path(), "tiny", &arguments);
+    let status = async |name: &str| {
+        let url = format!("{}/v1/adapters/{name}", server.url);
+        body(server.client.get(url).send().await.unwrap()).await.1["status"].clone()
+    };
+    assert_eq!(status("one").await, "incompatible");
+    let done = import(&server);
+    let told = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success() && told.contains("is v1 there already, active"), "{done:?}");
+    assert_eq!((status("one").await, status("two").await), (json!("active"), json!("active")));
+    drop(server);
+
+    // And one of other shapes, on which they cannot.
+    let other = with_tokenizer(&fixtures().join("models/untied-bias"));
+    let server = Server::start_on(other.path(), "tiny", &arguments);
+    let failed = import(&server);
+    let told = String::from_utf8_lossy(&failed.stdout);
+    assert_eq!(failed.status.code(), Some(2), "{failed:?}");
+    for name in ["one ", "two "] {
+        let line = told.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(line.contains("is v1 there already and cannot be used: 422: "), "{told}");
+    }
+    let message = String::from_utf8_lossy(&failed.stderr);
+    assert!(message.contains("2 are there and cannot be used"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_of_another_tenant_without_adapters_overwrites_nothing() {
+    let server = Server::start(&[]);
+    let operator = operator(&server, "acme").await;
+    let acme = Holder { server: &server, key: operator.new_key("acme", "admin").await.0 };
+    let empty = tenant(&operator, "empty").await;
+    assert_eq!(acme.put("sql", mini(1)).await.0, 201);
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().to_str().unwrap();
+    let export = |holder: &Holder<'_>| {
+        chorus(&["adapter", "export", folder, "--url", &server.url, "--key", &holder.key])
+    };
+    assert!(export(&acme).status.success());
+    let before = crate::world::json(&root.path().join("manifest.json"));
+    let refused = export(&empty);
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && message.contains("tenant acme"), "{message}");
+    assert_eq!(crate::world::json(&root.path().join("manifest.json")), before);
+    // Its own it may replace, and says so.
+    assert_eq!(acme.delete("/v1/adapters/sql").await.0, 200);
+    let replaced = export(&acme);
+    let message = String::from_utf8_lossy(&replaced.stderr);
+    assert!(replaced.status.success() && message.contains("which had 1"), "{message}");
+    let after = crate::world::json(&root.path().join("manifest.json"));
+    assert_eq!((&after["tenant"], &after["adapters"]), (&json!("acme"), &json!([])));
+    assert_eq!(export(&empty).status.code(), Some(2), "it is acme's, with or without adapters");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_import_says_what_is_refused_and_takes_the_rest() {
     let (from, to) = (Server::start(&[]), Server::start(&["--max-rank", "8"]));
     for (name, folder) in [("large", "sql"), ("small", "pirate")] {
@@ -330,7 +429,8 @@ async fn an_import_says_what_is_refused_and_takes_the_rest() {
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(2), "{out}{err}");
-    assert!(err.contains("large@v1: 422") && err.contains("versions are not there"), "{err}");
+    assert!(err.contains("large@v1: 422"), "{err}");
+    assert!(err.contains("1 of 10 versions is not there; the reasons are above"), "{err}");
     let line = |name: &str| out.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
     assert!(line("large ").contains("is not there"), "{out}");
     assert!(line("small ").contains("uploaded, active"), "{out}");

@@ -356,6 +356,9 @@ async fn quotas_are_a_tenants_own_and_say_when_to_come_back() {
     let over = ask(&small, 1).await;
     let wait: u64 = over.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((20..=30).contains(&wait), "{wait}");
+    assert_eq!(over.headers()["x-ratelimit-limit-requests"], "2");
+    assert_eq!(over.headers()["x-ratelimit-remaining-requests"], "0");
+    assert!(over.headers().contains_key("x-ratelimit-reset-requests"));
     let (status, answer) = body(over).await;
     assert_eq!((status, &answer["error"]["code"]), (429, &json!("rate_limit_exceeded")));
     assert_eq!(answer["error"]["type"], "requests");
@@ -367,6 +370,12 @@ async fn quotas_are_a_tenants_own_and_say_when_to_come_back() {
     assert_eq!(ask(&small, 30).await.status(), 200, "what an answer costs is known at its end");
     let (status, answer) = body(ask(&small, 1).await).await;
     assert_eq!((status, &answer["error"]["type"]), (429, &json!("tokens")));
+    set(json!({"tokens_per_minute": 1_000_000})).await;
+    assert_eq!(
+        ask(&small, 1).await.status(),
+        200,
+        "who owes some tokens pays them at the new rate"
+    );
 
     set(json!({"concurrent": 1})).await;
     let mut long = question("base", 400);
@@ -393,6 +402,24 @@ async fn quotas_are_a_tenants_own_and_say_when_to_come_back() {
     assert_eq!(small.put("a", mini(4)).await.0, 201);
     let unknown = json!({"requests_per_second": 1});
     assert_eq!(operator.post("/v1/admin/tenants/small/quota", &unknown).await.0, 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_of_nothing_says_so_and_not_when_to_come_back() {
+    let server = Server::start(&[]);
+    let operator = operator(&server, "small").await;
+    let small = tenant(&operator, "small").await;
+    for none in ["requests_per_minute", "tokens_per_minute", "concurrent"] {
+        let quota = json!({ none: 0 });
+        assert_eq!(operator.post("/v1/admin/tenants/small/quota", &quota).await.0, 200);
+        let request = small.ask(Method::POST, CHAT).json(&question("base", 1));
+        let refused = request.send().await.unwrap();
+        assert!(!refused.headers().contains_key("retry-after"), "{none}");
+        assert_eq!(refused.headers()["x-should-retry"], "false");
+        let (status, answer) = body(refused).await;
+        assert_eq!((status, &answer["error"]["code"]), (429, &json!("insufficient_quota")));
+        assert!(answer.to_string().contains("quota allows no"), "{answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -481,30 +508,61 @@ async fn uploads_beyond_the_rate_are_refused_before_they_are_received() {
     let over = over.expect("it is not waited for").unwrap();
     let wait: u64 = over.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((20..=30).contains(&wait), "{wait}");
+    let head = over.headers().clone();
     let (status, answer) = body(over).await;
     assert_eq!((status, &answer["error"]["code"]), (429, &json!("rate_limit_exceeded")));
     assert!(answer.to_string().contains("2 uploads per minute"), "{answer}");
+    assert_eq!(head["x-ratelimit-limit-uploads"], "2");
+    assert_eq!(head["x-ratelimit-remaining-uploads"], "0");
     assert_eq!(other.put("a", mini(1)).await.0, 201);
+}
+
+/// Runs a command on a server, by a key; whether it did its work, and what it printed.
+fn run(server: &Server, words: &[&str], key: Option<&str>) -> (bool, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_chorus"));
+    command.args(words).env("CHORUS_URL", &server.url);
+    command.env_remove("CHORUS_OPERATOR_KEY").env_remove("CHORUS_KEY");
+    if let Some(key) = key {
+        command.env("CHORUS_OPERATOR_KEY", key).env("CHORUS_KEY", key);
+    }
+    let output = command.output().unwrap();
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    (output.status.success(), text)
+}
+
+/// The key that a command has printed.
+fn key_in(text: &str) -> String {
+    let key = text.lines().find(|line| line.starts_with("chorus-"));
+    key.unwrap_or_else(|| panic!("no key in {text}")).to_owned()
+}
+
+#[test]
+fn a_key_that_has_expired_is_not_rotated_and_the_operators_old_one_ends() {
+    let server = Server::start(&[]);
+    let run = |words: &[&str], key: Option<&str>| run(&server, words, key);
+    let operator = key_in(&run(&["tenant", "create", "acme"], None).1);
+    let new = ["tenant", "key", "new", "acme", "--expires", "5s"];
+    let (success, text) = run(&new, Some(&operator));
+    assert!(success, "{text}");
+    let id = text.split("its id is ").nth(1).unwrap().trim().trim_end_matches('.').to_owned();
+    let short = key_in(&text);
+    let begun = std::time::Instant::now();
+    while run(&["adapter", "list"], Some(&short)).0 {
+        assert!(begun.elapsed().as_secs() < 60, "the key expires");
+    }
+    let (success, text) = run(&["tenant", "key", "rotate", "acme", &id], Some(&operator));
+    assert!(!success && text.contains("has expired: make a new one"), "{text}");
+    // This server was given no operator's key in its environment.
+    let (success, text) = run(&["tenant", "operator-key"], Some(&operator));
+    assert!(success && !text.contains("still counts"), "{text}");
+    assert!(run(&["tenant", "list"], Some(&key_in(&text))).0);
+    assert!(!run(&["tenant", "list"], Some(&operator)).0);
 }
 
 #[test]
 fn the_command_line_makes_tenants_and_keys() {
     let server = Server::start(&[]);
-    let run = |words: &[&str], key: Option<&str>| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_chorus"));
-        command.args(words).env("CHORUS_URL", &server.url);
-        command.env_remove("CHORUS_OPERATOR_KEY").env_remove("CHORUS_KEY");
-        if let Some(key) = key {
-            command.env("CHORUS_OPERATOR_KEY", key).env("CHORUS_KEY", key);
-        }
-        let output = command.output().unwrap();
-        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        (output.status.success(), text)
-    };
-    let key_in = |text: &str| {
-        let key = text.lines().find(|line| line.starts_with("chorus-"));
-        key.unwrap_or_else(|| panic!("no key in {text}")).to_owned()
-    };
+    let run = |words: &[&str], key: Option<&str>| run(&server, words, key);
     let (success, text) = run(&["tenant", "create", "acme"], None);
     assert!(success && text.contains("every request needs a key"), "{text}");
     let operator = key_in(&text);
@@ -539,8 +597,10 @@ fn the_command_line_makes_tenants_and_keys() {
     for bound in ["keeps 1048576 bytes of", "at most 2097152 bytes of", "3 uploads per minute"] {
         assert!(success && text.contains(bound), "{text}");
     }
-    let (success, text) = run(&["tenant", "quota", "acme", "--clear"], Some(&operator));
-    assert!(success && !text.contains("at most"), "{text}");
+    let (success, text) = run(&["tenant", "quota", "acme"], Some(&operator));
+    assert!(success && text.contains("3 uploads per minute"), "it shows what there is: {text}");
+    let (success, text) = run(&["tenant", "quota", "acme", "--none"], Some(&operator));
+    assert!(success && !text.contains("at most") && text.contains("without any bound"), "{text}");
     let (success, text) = run(&["tenant", "default", "acme", "p"], Some(&operator));
     assert!(success && text.contains("default adapter p"), "{text}");
     let (success, text) = run(&["tenant", "create", "acme"], Some(&operator));

@@ -840,6 +840,11 @@ async fn an_adapter_that_fails_its_smoke_test_is_stored_and_not_active() {
     assert_eq!(server.act("new", "activate", json!({"version": 1})).await.status(), 200);
     assert!(server.says("new").await.1.starts_with("new@v1;"));
 
+    // One version alone is not shown, and that is said.
+    let url = format!("{}/v1/adapters/new?version=1", server.url);
+    let (status, refused) = body(server.client.get(url).send().await.unwrap()).await;
+    assert!(status == 400 && refused.to_string().contains("version"), "{refused}");
+
     for (extras, code, part) in [
         (json!({"smoke_test": {"prompt": "x"}}), "chorus_object", "either `contains` or `matches`"),
         (json!({"speed": 9}), "chorus_object", "chorus.speed"),
@@ -1001,7 +1006,7 @@ async fn a_canary_gets_its_share_and_each_user_one_version() {
 }
 
 /// A tiny base with a tokenizer. That of `tied` serves all of them, without the tokens that a network does not have.
-fn with_tokenizer(model: &Path) -> tempfile::TempDir {
+pub(crate) fn with_tokenizer(model: &Path) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(model).unwrap().map(|file| file.unwrap().path()) {
         if file.is_file() {

@@ -310,18 +310,19 @@ fn a_version_is_for_the_bases_it_was_checked_against_itself() {
     registry.apply(&record(OTHER, "sql", stored(1, "one", 1)));
     let bases = |tenant| registry.active(tenant, &name("sql")).unwrap().bases;
     let [base, other] = [BASE, "other"].map(str::to_owned);
-    assert_eq!(bases(ME), BTreeSet::from([base.clone()]));
-    let validated = Change::Validated { version: 1, base: other.clone() };
+    assert_eq!(bases(ME), Bases::from([(base.clone(), None)]));
+    let smoke = Some(Smoke { passed: true, answer: "Ahoy".to_owned() });
+    let validated = Change::Validated { version: 1, base: other.clone(), smoke: smoke.clone() };
     registry.apply(&record(ME, "sql", validated));
-    assert_eq!(bases(ME), BTreeSet::from([base.clone(), other]));
-    assert_eq!(bases(OTHER), BTreeSet::from([base]), "another tenant's is what it was");
+    assert_eq!(bases(ME), Bases::from([(base.clone(), None), (other, smoke)]));
+    assert_eq!(bases(OTHER), Bases::from([(base, None)]), "another tenant's is what it was");
 }
 
 #[test]
 fn records_that_make_no_sense_change_nothing_that_is_there() {
     let registry = Registry::default();
     registry.apply(&record(ME, "sql", stored(1, "one", 1)));
-    let validated = Change::Validated { version: 9, base: "other".to_owned() };
+    let validated = Change::Validated { version: 9, base: "other".to_owned(), smoke: None };
     for change in [Change::Removed { version: Some(9) }, validated] {
         assert_eq!(registry.apply(&record(ME, "sql", change)), Released::default());
     }

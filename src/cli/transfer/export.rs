@@ -9,14 +9,14 @@ use std::{
 
 use futures_util::StreamExt as _;
 use reqwest::{Method, header::ETAG};
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::{
     super::{
-        adapter::{ADAPTERS, FILES, bar},
+        adapter::{ADAPTERS, FILES, bar, flunked},
         progress,
-        remote::{NO_QUERY, Remote, RemoteError, text},
+        remote::{NO_QUERY, Remote, RemoteError, answered, printable, text},
     },
     manifest::{self, Base, Content, Exported, FORMAT, Manifest, Version, contents, place},
 };
@@ -53,8 +53,18 @@ pub(super) struct Listed {
     pub(super) digest: String,
     /// In unix seconds.
     created: u64,
-    /// What it answered to its smoke test, where that was wrong.
-    pub(super) flunked: Option<String>,
+    pub(super) standing: Standing,
+}
+
+/// Whether requests may have a version.
+pub(super) enum Standing {
+    /// It was checked against the base that is served.
+    Usable {
+        /// What it answered to its smoke test, where that was wrong.
+        flunked: Option<String>,
+    },
+    /// It was checked against another.
+    OtherBase,
 }
 
 /// Writes all adapters that the key's tenant has into a folder.
@@ -63,16 +73,15 @@ pub(in crate::cli) async fn export(
     folder: &Path,
     extent: Extent,
 ) -> Result<String, RemoteError> {
-    let (base, tenant) = served(remote).await?;
-    let before = Manifest::read(folder)?.and_then(|manifest| manifest.tenant);
-    if let (Some(before), Some(tenant)) = (&before, &tenant)
-        && before != tenant
-    {
-        let what =
-            format!("an export of the tenant {before}, and this is {tenant}: choose another");
-        return Err(RemoteError::Unexpected { path: folder.to_owned(), what });
-    }
+    let (base, owner) = served(remote).await?;
     let list = remote.json(&[ADAPTERS]).await?;
+    // Servers of before say it of adapters alone.
+    let tenant = list["tenant"].as_str().map(printable).or(owner);
+    let before = Manifest::read(folder)?;
+    if let Some(before) = &before {
+        let may = may_replace(before, tenant.as_deref());
+        may.map_err(|what| RemoteError::Unexpected { path: folder.to_owned(), what })?;
+    }
     let notes = progress::on_stderr();
     let (mut adapters, mut done) = (Vec::new(), Done::default());
     for listed in list["data"].as_array().into_iter().flatten() {
@@ -113,8 +122,32 @@ pub(in crate::cli) async fn export(
     fs::create_dir_all(folder)
         .map_err(|source| RemoteError::Unwritable { path: folder.to_owned(), source })?;
     let count = adapters.len();
+    let lost = before.map_or(0, |before| before.adapters.len());
+    if count == 0 && lost > 0 {
+        let on_stderr = progress::on_stderr();
+        on_stderr.note(&format!(
+            "the tenant has no adapters any more: the manifest, which had {lost}, is replaced by one without any; their files \
+             stay in the folder"
+        ));
+    }
     Manifest { format: FORMAT, chorus, exported, tenant, base, adapters }.write(folder)?;
     Ok(told(remote, folder, count, &done))
+}
+
+/// Whether an export of this tenant may take the place of what a folder has; else what the folder is.
+fn may_replace(before: &Manifest, tenant: Option<&str>) -> Result<(), String> {
+    match (&before.tenant, tenant) {
+        (Some(before), Some(tenant)) if before == tenant => Ok(()),
+        // It had none, as older versions wrote it: nothing is lost.
+        (None, _) if before.adapters.is_empty() => Ok(()),
+        (Some(before), Some(tenant)) => {
+            Err(format!("an export of the tenant {before}, and this is {tenant}: choose another"))
+        }
+        (None, _) => Err("an export that does not say of which tenant: choose another".to_owned()),
+        (Some(before), None) => Err(format!(
+            "an export of the tenant {before}, and this server does not say whose key it is: choose another"
+        )),
+    }
 }
 
 fn told(remote: &Remote, folder: &Path, adapters: usize, done: &Done) -> String {
@@ -135,7 +168,7 @@ fn told(remote: &Remote, folder: &Path, adapters: usize, done: &Done) -> String 
     format!("{adapters} adapters, {versions} versions{there}, {bytes} in {folder}\n")
 }
 
-/// The base that is served, and what the tenant is called, where that shows.
+/// The base that is served, and what the tenant is called, where it has an active adapter.
 pub(super) async fn served(remote: &Remote) -> Result<(Base, Option<String>), RemoteError> {
     let models = remote.json(&["models"]).await?;
     let mut models = models["data"].as_array().into_iter().flatten();
@@ -157,23 +190,19 @@ pub(super) async fn show(
     // Only what a name points to has a tag.
     let tag = response.headers().get(ETAG).and_then(|tag| tag.to_str().ok());
     let active = tag.and_then(|tag| tag.strip_prefix("\"v")?.strip_suffix('"')?.parse().ok());
-    let shown: Value =
-        response.json().await.map_err(|error| RemoteError::Answer(error.to_string()))?;
+    let shown = answered(response).await?;
     let versions = shown["versions"].as_array().into_iter().flatten().map(|version| {
         let number = version["version"].as_u64().and_then(|number| u32::try_from(number).ok())?;
         let (digest, created) = (text(&version["digest"]), version["created"].as_u64());
-        let flunked = flunked(version);
-        Some(Listed { number, digest, created: created.unwrap_or(0), flunked })
+        let standing = match version["status"].as_str() {
+            Some("incompatible") => Standing::OtherBase,
+            _ => Standing::Usable { flunked: flunked(version) },
+        };
+        Some(Listed { number, digest, created: created.unwrap_or(0), standing })
     });
     let versions = versions.collect::<Option<_>>();
     let versions = versions.ok_or_else(|| RemoteError::Answer("a version of it".to_owned()))?;
     Ok(Some(Shown { active, pinned: shown["pinned"] == true, versions }))
-}
-
-/// What a version, as its server describes it, answered to its smoke test, where that was wrong.
-pub(super) fn flunked(version: &Value) -> Option<String> {
-    let smoke = &version["smoke_test"];
-    (smoke["passed"] == false).then(|| text(&smoke["answer"]))
 }
 
 /// Both files of a version at their place, and whether they had to be fetched.
@@ -348,5 +377,41 @@ mod tests {
         received(&place);
         give_up(&place);
         assert!(!place.exists());
+    }
+
+    fn manifest(tenant: Option<&str>, adapters: usize) -> Manifest {
+        let exported = || Exported {
+            name: AdapterName::parse("sql").unwrap(),
+            active: None,
+            pinned: false,
+            versions: Vec::new(),
+        };
+        Manifest {
+            format: FORMAT,
+            chorus: "0.1.0".to_owned(),
+            exported: 1,
+            tenant: tenant.map(str::to_owned),
+            base: Base { id: "base".to_owned(), digest: "sha256:ba5e".to_owned() },
+            adapters: (0..adapters).map(|_| exported()).collect(),
+        }
+    }
+
+    #[test]
+    fn another_tenants_export_is_not_overwritten() {
+        let may = |before: (Option<&str>, usize), tenant: Option<&str>| {
+            may_replace(&manifest(before.0, before.1), tenant)
+        };
+        assert_eq!(may((Some("acme"), 3), Some("acme")), Ok(()));
+        assert_eq!(may((None, 0), Some("acme")), Ok(()), "older versions wrote that of none");
+        for (before, tenant) in [
+            ((Some("acme"), 3), Some("empty")),
+            ((Some("acme"), 0), Some("empty")),
+            ((Some("acme"), 3), None),
+            ((None, 3), Some("acme")),
+            ((None, 3), None),
+        ] {
+            let why = may(before, tenant).unwrap_err();
+            assert!(why.contains("choose another"), "{why}");
+        }
     }
 }

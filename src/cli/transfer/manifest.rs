@@ -29,7 +29,7 @@ pub(super) struct Manifest {
     pub(super) chorus: String,
     /// When, in unix seconds.
     pub(super) exported: u64,
-    /// Whose adapters; not known where there are none.
+    /// Whose adapters; older versions did not know it where there are none.
     pub(super) tenant: Option<String>,
     /// The base that they were served on.
     pub(super) base: Base,

@@ -40,6 +40,32 @@ async fn models_are_listed_by_content() {
 }
 
 #[tokio::test]
+async fn an_adapter_is_not_shown_at_a_version_that_was_asked_for_in_vain() {
+    let (app, _) = app([]);
+    let shown = body(get(&app, "/v1/adapters/sql").await).await;
+    assert_eq!((&shown["version"], &shown["status"]), (&json!(1), &json!("active")), "{shown}");
+    for (query, named) in [("version=1", "version"), ("x", "`x`")] {
+        let response = get(&app, &format!("/v1/adapters/sql?{query}")).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{query}");
+        let message = body(response).await["error"]["message"].to_string();
+        assert!(message.contains(named), "{message}");
+    }
+    let list = body(get(&app, "/v1/adapters").await).await;
+    assert_eq!(list["tenant"], "default", "whose they are");
+}
+
+#[tokio::test]
+async fn a_new_operators_key_says_whether_the_server_was_given_another() {
+    let (app, _) = app([]);
+    let made = ask(&app, "/v1/admin/tenants", json!({"name": "acme"})).await.1;
+    let key = format!("Bearer {}", made["operator_key"].as_str().unwrap());
+    let request = post("/v1/admin/operator-key", &json!({}));
+    let response = send(&app, with_header(request, "authorization", &key)).await;
+    assert_eq!(response.status(), StatusCode::CREATED);
+    assert_eq!(body(response).await["environment_key"], false);
+}
+
+#[tokio::test]
 async fn texts_are_tokenized_and_back() {
     let (app, _) = app([]);
     let (_, tokens) = ask(&app, "/tokenize", json!({"prompt": "hi<|end|>"})).await;

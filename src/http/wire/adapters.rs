@@ -4,10 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::{Canary, Smoke};
 
-/// `{"object": "list", "data": [..]}`
+/// `{"object": "list", "tenant": "acme", "data": [..]}`
 #[derive(Debug, Serialize)]
 pub(in crate::http) struct AdapterList {
     pub(in crate::http) object: &'static str,
+    /// Whose they are.
+    pub(in crate::http) tenant: Option<String>,
     pub(in crate::http) data: Vec<AdapterOut>,
 }
 
@@ -43,7 +45,7 @@ pub(in crate::http) struct AdapterOut {
     pub(in crate::http) hits: u64,
     /// Unix time in seconds; since this server started.
     pub(in crate::http) last_used: Option<u64>,
-    /// Where it has one.
+    /// Where it has one, as it went on the base that is served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) smoke_test: Option<Smoke>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +127,11 @@ pub(in crate::http) struct PutQuery {
 fn yes() -> bool {
     true
 }
+
+/// No parameters at all.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct NoQuery {}
 
 /// `?version=`
 #[derive(Debug, Deserialize)]

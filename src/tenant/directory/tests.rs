@@ -32,6 +32,7 @@ async fn the_first_tenant_ends_open_access_and_brings_the_operators_key() {
     let tenants = open(&store).await;
     let Created { card, operator } = tenants.create("open", &name("acme")).await.unwrap();
     let operator = operator.unwrap();
+    assert!(!tenants.has_own_operator());
     assert_eq!((card.name.as_str(), card.id.number()), ("acme", 1));
     assert!(!tenants.are_open());
     assert_eq!(tenants.identify(None, SystemTime::now()), Err(Unidentified));
@@ -61,6 +62,7 @@ async fn an_operators_own_key_closes_the_server_from_the_start() {
         tenants.identify(Some("correct-horse-batterx"), SystemTime::now()),
         Err(Unidentified)
     );
+    assert!(tenants.has_own_operator(), "and no record ends it");
     let created = tenants.create("operator", &name("acme")).await.unwrap();
     assert!(created.operator.is_none());
 }
