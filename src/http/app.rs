@@ -41,7 +41,7 @@ use crate::{
     engine::Engine,
     ledger::Ledger,
     tenant::{Caller, Permit, TenantId, TenantName, Tenants},
-    text::{Ending, Message, Text},
+    text::{Chat, Ending, Text},
 };
 
 /// The base as clients know it.
@@ -402,10 +402,10 @@ impl App {
         &self,
         tenant: TenantId,
         extras: &Extras,
-        (messages, ending): (&[Message], Ending),
+        (chat, ending): (&Chat, Ending),
     ) -> Result<Option<String>, ApiError> {
         let Some(source) = &extras.chat_template else { return Ok(None) };
-        let rendering = self.text().rendering(source, messages, ending);
+        let rendering = self.text().rendering(source, chat, ending);
         Ok(Some(self.renderers().render(Some(tenant), &rendering).await??))
     }
 

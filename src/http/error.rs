@@ -512,6 +512,7 @@ impl From<Failure> for ApiError {
         match failure {
             Failure::Deadline => Self::deadline(),
             Failure::Stopping => Self::stopping(),
+            Failure::Guide => Self::malformed(failure.to_string()),
             Failure::NotANumber => {
                 tracing::error!(%failure, "an answer was given up");
                 Self { retry: Retry::Never, ..Self::internal() }

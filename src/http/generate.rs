@@ -12,11 +12,14 @@ use futures_util::{
     stream::{self, BoxStream, Peekable, SelectAll},
 };
 
+use sha2::{Digest as _, Sha256};
+
 use super::{
     answer::{Answer, Piece},
     app::App,
     deadline::Deadline,
     error::ApiError,
+    form::FormGuide,
     metrics::Latency,
     sampling::{Ends, Terms},
     select::Voice,
@@ -25,7 +28,7 @@ use super::{
 };
 use crate::{
     adapter::{Lease, Wanted},
-    engine::{Event, Failure, Job, Lane, Scope, TokenStream},
+    engine::{Event, Failure, Guide, Job, Lane, Salt, Scope, TokenStream},
     tenant::{Permit, TenantId},
     text::{Detok, Stops},
 };
@@ -114,7 +117,7 @@ impl Answers {
                     number: choices.len(),
                     prompt: (choice == 0).then_some(prompt.len()),
                     tokens,
-                    answer: Answer::new(detok.clone(), stops),
+                    answer: Answer::new(detok.clone(), stops, order.terms.min_tokens),
                     latency: app.metrics().latency(Instant::now()),
                     permit: Arc::clone(&order.permit),
                     counts: tally.counts(),
@@ -240,14 +243,26 @@ impl Order {
             adapter: lease.map(share),
             sampling: self.terms.sampling_of(choice),
             max_tokens,
+            min_tokens: self.terms.min_tokens,
+            guide: self.guide(),
             stop_tokens: self.stop_tokens(app),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
             // Tenants share the engine fairly, and nothing that one has computed tells another of it.
             lane: Lane(self.tenant.number()),
             scope: Scope(self.tenant.number()),
+            salt: self
+                .terms
+                .salt
+                .as_ref()
+                .map_or_else(Salt::default, |salt| Salt(Sha256::digest(salt).into())),
             deadline: Some(self.deadline.instant()),
         }
+    }
+
+    /// Each choice walks through the form by itself.
+    fn guide(&self) -> Option<Box<dyn Guide>> {
+        self.terms.walk.as_ref().map(|walk| Box::new(FormGuide(walk.clone())) as _)
     }
 
     fn stop_tokens(&self, app: &App) -> Arc<[u32]> {
