@@ -18,6 +18,7 @@ use super::{
     generate::{Opening, Order, check_choices},
     logprobs, prompt,
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
+    select::Part,
     sse::Data,
     tools::{Heard, Last, Speaker, Tools},
     wire::{
@@ -44,6 +45,7 @@ const ROLE: &str = "assistant";
 struct Chat {
     model: Option<String>,
     user: Option<String>,
+    adapters: Option<Vec<Part>>,
     messages: Vec<Message>,
     tools: Tools,
     ending: Ending,
@@ -74,6 +76,7 @@ impl Chat {
             framing: prompt::framing(common.add_special_tokens, Framing::Bare),
             model: common.model,
             user: common.user,
+            adapters: prompt::parts(common.adapters)?,
             terms,
         })
     }
@@ -114,8 +117,9 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let chat = app.work(size, move |_| Chat::read(&bytes)).await?;
-    let (voice, requested) =
-        app.choose(caller, headers, (chat.model, chat.user.as_deref())).await?;
+    let (voice, requested) = app
+        .choose_of(caller, headers, (chat.model, chat.user.as_deref()), chat.adapters.as_deref())
+        .await?;
     let (encoder, tools, mut terms) = (app.encoder(), chat.tools, chat.terms);
     let said = Said { messages: chat.messages, tools: tools.told.clone() };
     let extras = app.extras(&voice);

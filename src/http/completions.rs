@@ -20,6 +20,7 @@ use super::{
     generate::{Opening, Order, check_choices},
     prompt::{self, Echo, Encoder},
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
+    select::Part,
     sse::Data,
     wire::{
         common::Common,
@@ -42,6 +43,7 @@ const DEFAULT_TOKENS: usize = 16;
 struct Wanted {
     model: Option<String>,
     user: Option<String>,
+    adapters: Option<Vec<Part>>,
     prompts: Vec<Prompt>,
     framing: Framing,
     terms: Terms,
@@ -67,6 +69,7 @@ impl Wanted {
         Ok(Self {
             model: common.model,
             user: common.user,
+            adapters: prompt::parts(common.adapters)?,
             prompts,
             framing: prompt::framing(common.add_special_tokens, Framing::Framed),
             terms,
@@ -127,8 +130,14 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let mut wanted = app.work(size, move |_| Wanted::read(&bytes)).await?;
-    let (voice, requested) =
-        app.choose(caller, headers, (wanted.model.take(), wanted.user.as_deref())).await?;
+    let (voice, requested) = app
+        .choose_of(
+            caller,
+            headers,
+            (wanted.model.take(), wanted.user.as_deref()),
+            wanted.adapters.as_deref(),
+        )
+        .await?;
     let encoder = app.encoder();
     wanted.check_room(&encoder)?;
     let extras = app.extras(&voice);

@@ -39,7 +39,7 @@ use axum::{
 
 use super::wire::error::{ErrorBody, ErrorDetail};
 use crate::{
-    adapter::{LoadError, NotChanged, NotLent, Unfit, Unproved, Unreceived},
+    adapter::{LoadError, NotChanged, NotLent, NotMixable, Unfit, Unproved, Unreceived},
     engine::{Failure, Refused},
     ledger::NotSummed,
     store::StoreError,
@@ -342,6 +342,11 @@ impl ApiError {
     /// The request and the state of things exclude each other; it will be no different the next time.
     fn conflict(message: impl Into<String>) -> Self {
         Self { retry: Retry::Never, ..Self::new(StatusCode::CONFLICT, message) }
+    }
+
+    /// Adapters of which there can be no sum.
+    pub(super) fn not_mixable(not: &NotMixable) -> Self {
+        Self::malformed(not.to_string()).with_code("adapter_not_mixable")
     }
 
     fn incompatible(message: impl Into<String>) -> Self {

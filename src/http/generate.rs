@@ -27,7 +27,7 @@ use super::{
     wire::{prompt::MAX_CHOICES, usage::Usage},
 };
 use crate::{
-    adapter::{Lease, Wanted},
+    adapter::{Adapter, Lease, Revision, Wanted},
     engine::{Event, Failure, Guide, Job, Lane, Salt, Scope, TokenStream},
     tenant::{Permit, TenantId},
     text::{Detok, Stops},
@@ -206,9 +206,25 @@ impl Order {
     }
 
     async fn lease(&self, app: &App) -> Result<Option<Arc<Lease>>, ApiError> {
-        let Voice::Adapter(revision) = &self.voice else { return Ok(None) };
+        match &self.voice {
+            Voice::Base => Ok(None),
+            Voice::Adapter(revision) => self.lease_of(app, revision).await.map(Some),
+            Voice::Mix(parts) => {
+                let (mut leases, mut mixed) = (Vec::new(), Vec::new());
+                for (revision, weight) in parts {
+                    let lease = self.lease_of(app, revision).await?;
+                    mixed.push((Arc::clone(lease.adapter()), *weight));
+                    leases.push(lease);
+                }
+                let mix = Adapter::mix(mixed).map_err(|not| ApiError::not_mixable(&not))?;
+                Ok(Some(Arc::new(Lease::new(Arc::new(mix), move || drop(leases)))))
+            }
+        }
+    }
+
+    async fn lease_of(&self, app: &App, revision: &Revision) -> Result<Arc<Lease>, ApiError> {
         let refusal = match app.adapters().lease(self.tenant, revision).await {
-            Ok(lease) => return Ok(Some(Arc::new(lease))),
+            Ok(lease) => return Ok(Arc::new(lease)),
             Err(refusal) => refusal,
         };
         if !refusal.is_gone() {

@@ -4,7 +4,9 @@ use serde_json::{Map, Value};
 
 use super::{
     error::ApiError,
+    select::{Part, checked},
     wire::{
+        common::AdapterPart,
         content::{MessageIn, Role},
         prompt::Prompt,
         tools::{FunctionIn, ToolCallIn},
@@ -66,6 +68,13 @@ fn call(field: &str, sent: ToolCallIn) -> Result<Call, ApiError> {
         })?,
     };
     Ok(Call { id: id.unwrap_or_default(), name, arguments })
+}
+
+/// The adapters that are to answer together.
+pub(super) fn parts(sent: Option<Vec<AdapterPart>>) -> Result<Option<Vec<Part>>, ApiError> {
+    let part = |AdapterPart { name, scale }| Part { name, weight: scale.unwrap_or(1.0) };
+    let parts = sent.map(|sent| checked(sent.into_iter().map(part).collect(), "adapters"));
+    parts.transpose()
 }
 
 /// How the rendered chat ends. An answer begins anew unless the final message is to be continued.

@@ -13,6 +13,8 @@ use super::{
 #[serde(default)]
 pub(in crate::http) struct Common {
     pub(in crate::http) model: Option<String>,
+    /// Several adapters, in the place of one.
+    pub(in crate::http) adapters: Option<Vec<AdapterPart>>,
     /// Who asks, as the client tells its own users apart.
     pub(in crate::http) user: Option<String>,
     pub(in crate::http) n: Option<usize>,
@@ -55,4 +57,11 @@ pub(in crate::http) struct Common {
 #[serde(default)]
 pub(in crate::http) struct StreamOptions {
     pub(in crate::http) include_usage: Option<bool>,
+}
+
+/// `{"name": "a", "scale": 0.7}`
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct AdapterPart {
+    pub(in crate::http) name: String,
+    pub(in crate::http) scale: Option<f32>,
 }
