@@ -8,6 +8,7 @@ mod cache;
 mod cli;
 mod forms;
 mod invariance;
+mod mixes;
 mod operator;
 mod parity;
 mod reference;
