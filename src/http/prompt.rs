@@ -214,8 +214,9 @@ mod tests {
         assert_eq!(read(r#"{"messages":[]}"#).unwrap_err(), "messages");
         assert_eq!(read(r#"{"messages":[{"role":"user"}]}"#).unwrap_err(), "messages[0].content");
         assert_eq!(
-            read(r#"{"messages":[{"role":"assistant","tool_calls":[{"id":"x"}]}]}"#).unwrap_err(),
-            "messages[0].tool_calls"
+            read(r#"{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{"}}]}]}"#)
+                .unwrap_err(),
+            "messages[0].tool_calls[0].function.arguments"
         );
     }
 

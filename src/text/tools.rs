@@ -213,8 +213,12 @@ pub struct Listener {
     names: Vec<String>,
     /// Not given out yet.
     held: String,
+    /// White space before `held`, which is not said where that is a call.
+    gap: String,
     /// `held` begins with the mark of a call.
     calling: bool,
+    /// A call was the last that was said: white space behind it is none of the text.
+    called: bool,
     /// Where in `held` an end is looked for.
     searched: usize,
     /// Ends that were none.
@@ -230,7 +234,9 @@ impl Listener {
             dialect,
             names: tools.iter().map(|tool| tool.name.clone()).collect(),
             held: String::new(),
+            gap: String::new(),
             calling: false,
+            called: false,
             searched: 0,
             tries: 0,
             deaf: false,
@@ -253,7 +259,8 @@ impl Listener {
             Dialect::Bare if self.calling => self.bare(&rest),
             _ => None,
         };
-        found.unwrap_or_else(|| text(rest).into_iter().collect())
+        let gap = std::mem::take(&mut self.gap);
+        found.unwrap_or_else(|| text(gap + &rest).into_iter().collect())
     }
 
     /// Goes on as far as it can; whether there may be more.
@@ -282,10 +289,14 @@ impl Listener {
 
     /// Looks for what begins a call; white space before it is not said.
     fn open(&mut self, mark: &str, said: &mut Vec<Said>) -> bool {
+        if self.called {
+            self.held = self.held.trim_start().to_owned();
+            self.called = self.held.is_empty();
+        }
         if let Some(at) = self.held.find(mark) {
             let before = self.held[..at].trim_end().len();
             said.extend(self.give(before));
-            self.held.drain(..at - before);
+            self.gap = self.held.drain(..at - before).collect();
             (self.calling, self.searched, self.tries) = (true, mark.len(), 0);
             return true;
         }
@@ -308,8 +319,8 @@ impl Listener {
         self.searched = at + close.len();
         if let Some(call) = self.call(&self.held[open.len()..at]) {
             self.held.drain(..self.searched);
-            self.held = self.held.trim_start().to_owned();
-            self.calling = false;
+            (self.calling, self.called) = (false, true);
+            self.gap.clear();
             said.push(call);
         } else {
             self.tries += 1;
@@ -322,15 +333,16 @@ impl Listener {
 
     /// The text so far as it goes out.
     fn give(&mut self, length: usize) -> Option<Said> {
-        text(self.held.drain(..length).collect())
+        let gap = std::mem::take(&mut self.gap);
+        text(gap + &self.held.drain(..length).collect::<String>())
     }
 
     /// `{"name": .., "arguments": ..}` of one of the tools.
     fn call(&self, json: &str) -> Option<Said> {
-        self.called(&serde_json::from_str(json).ok()?)
+        self.known(&serde_json::from_str(json).ok()?)
     }
 
-    fn called(&self, call: &Value) -> Option<Said> {
+    fn known(&self, call: &Value) -> Option<Said> {
         let name = call.get("name")?.as_str()?;
         let arguments = call.get("arguments").or_else(|| call.get("parameters"));
         let empty = Value::Object(Map::new());
@@ -343,7 +355,7 @@ impl Listener {
     /// All of a list, or nothing.
     fn list(&self, json: &str) -> Option<Vec<Said>> {
         let calls: Vec<Value> = serde_json::from_str(json).ok()?;
-        let calls: Option<Vec<_>> = calls.iter().map(|call| self.called(call)).collect();
+        let calls: Option<Vec<_>> = calls.iter().map(|call| self.known(call)).collect();
         calls.filter(|calls| !calls.is_empty())
     }
 
@@ -354,7 +366,7 @@ impl Listener {
         let mut calls = Vec::new();
         while !rest.is_empty() {
             let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-            calls.push(self.called(&values.next()?.ok()?)?);
+            calls.push(self.known(&values.next()?.ok()?)?);
             rest = rest[values.byte_offset()..].trim_start_matches([';', ' ', '\n']);
         }
         (!calls.is_empty()).then_some(calls)
