@@ -78,7 +78,7 @@ impl Guide for Maze {
         (self.seed, &self.trail).hash(&mut hasher);
         let [way, turn, end, rest @ ..] = hasher.finish().to_le_bytes();
         if rest[0] < 128 {
-            std::thread::sleep(self.pace);
+            std::thread::park_timeout(self.pace);
         }
         match way {
             0..8 => Ok(Allowed::Nothing),

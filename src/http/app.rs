@@ -412,10 +412,9 @@ impl App {
     /// What the adapter that answers brings besides weights.
     pub(super) fn extras(&self, voice: &Voice) -> Arc<Extras> {
         match voice {
-            Voice::Base => Arc::default(),
             Voice::Adapter(revision) => self.adapters().extras(revision),
-            // Which one's would it be?
-            Voice::Mix(_) => Arc::default(),
+            // Of a mix, which one's would it be?
+            Voice::Base | Voice::Mix(_) => Arc::default(),
         }
     }
 

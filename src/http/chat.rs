@@ -107,7 +107,9 @@ pub(super) async fn create(
     need(&caller, Scope::Infer)?;
     let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
     let permit = app.admit(&caller)?;
-    app.bound(deadline, answer(&app, (&caller, &headers, permit), (bytes, deadline))).await
+    // It is large, and most of it only waits.
+    let answer = Box::pin(answer(&app, (&caller, &headers, permit), (bytes, deadline)));
+    app.bound(deadline, answer).await
 }
 
 async fn answer(

@@ -65,17 +65,19 @@ pub enum Ways {
 /// A form on the way from its beginning to its end. Clones begin where it is, and share what they find out.
 #[derive(Clone)]
 pub struct Walk {
-    matcher: Matcher,
+    /// It is large.
+    matcher: Box<Matcher>,
     /// What may come first.
     first: Option<Ways>,
-    /// Tokens of the vocabulary; the end stands behind them.
-    tokens: usize,
+    /// The token that stands for the end of the form, behind all that are real.
+    end: u32,
 }
 
 /// Compiles forms for one vocabulary.
 pub(super) struct Grammars {
     factory: ParserFactory,
-    tokens: usize,
+    /// See [`Walk::end`].
+    end: u32,
 }
 
 /// Compiled when the first form is asked for, which most servers never are.
@@ -114,7 +116,7 @@ impl Grammars {
             .map_err(|error| BadForm::of(&error))?;
         factory.quiet();
         *factory.limits_mut() = LIMITS;
-        Ok(Self { factory, tokens })
+        Ok(Self { factory, end })
     }
 
     fn begin(&self, form: &Form) -> Result<Walk, BadForm> {
@@ -127,7 +129,7 @@ impl Grammars {
         if let Some(error) = matcher.get_error() {
             return Err(BadForm(short(&error)));
         }
-        let mut walk = Walk { matcher, first: None, tokens: self.tokens };
+        let mut walk = Walk { matcher: Box::new(matcher), first: None, end: self.end };
         // A form without a beginning, such as one that is itself before it is anything, is none.
         let first = walk.after(None);
         walk.first = Some(first.map_err(|_| BadForm("nothing can begin it".to_owned()))?);
@@ -229,9 +231,8 @@ impl Walk {
             return if self.matcher.is_error() { Err(TooComplex) } else { Ok(Ways::None) };
         }
         let mut ways: SimpleVob = self.matcher.compute_mask().map_err(|_| TooComplex)?;
-        let end = u32::try_from(self.tokens).expect("ids have 32 bits");
-        let may_end = ways.is_allowed(end);
-        ways.disallow_token(end);
+        let may_end = ways.is_allowed(self.end);
+        ways.disallow_token(self.end);
         Ok(Ways::Some(ways.as_slice().to_vec(), may_end))
     }
 }

@@ -182,13 +182,14 @@ impl Calls {
             ),
         };
         let names: Vec<_> = (0..self.tools.len()).map(|at| format!("t{at}")).collect();
-        let mut lark = format!("{calls}call: {}\n", names.join(" | "));
-        for (at, tool) in self.tools.iter().enumerate() {
+        let rule = |(at, tool): (usize, &Tool)| {
             let key = self.dialect.arguments();
             let head = format!("{{\"name\": {}, \"{key}\": ", Value::from(&*tool.name));
             let body = super::grammar::compact(&tool.parameters);
-            lark += &format!("t{at}: {} a{at} \"}}\"\na{at}: %json {body}\n", quoted(&head));
-        }
+            format!("t{at}: {} a{at} \"}}\"\na{at}: %json {body}\n", quoted(&head))
+        };
+        let rules: String = self.tools.iter().enumerate().map(rule).collect();
+        let lark = format!("{calls}call: {}\n{rules}", names.join(" | "));
         match otherwise {
             Some(schema) => {
                 let body = super::grammar::compact(schema);
@@ -215,16 +216,24 @@ pub struct Listener {
     held: String,
     /// White space before `held`, which is not said where that is a call.
     gap: String,
-    /// `held` begins with the mark of a call.
-    calling: bool,
-    /// A call was the last that was said: white space behind it is none of the text.
-    called: bool,
+    state: State,
     /// Where in `held` an end is looked for.
     searched: usize,
     /// Ends that were none.
     tries: usize,
-    /// What follows is text.
-    deaf: bool,
+}
+
+/// What a listener waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A call may begin.
+    Open,
+    /// The same, and a call was the last that was said: white space behind it is none of the text.
+    Called,
+    /// `held` begins with the mark of a call.
+    Calling,
+    /// Nothing: what follows is text.
+    Deaf,
 }
 
 impl Listener {
@@ -235,11 +244,9 @@ impl Listener {
             names: tools.iter().map(|tool| tool.name.clone()).collect(),
             held: String::new(),
             gap: String::new(),
-            calling: false,
-            called: false,
+            state: State::Open,
             searched: 0,
             tries: 0,
-            deaf: false,
         }
     }
 
@@ -255,9 +262,10 @@ impl Listener {
     pub fn finish(&mut self) -> Vec<Said> {
         let rest = std::mem::take(&mut self.held);
         let found = match self.dialect {
-            Dialect::Listed if self.calling => self.list(&rest[LIST.len()..]),
-            Dialect::Bare if self.calling => self.bare(&rest),
-            _ => None,
+            _ if self.state != State::Calling => None,
+            Dialect::Listed => self.list(&rest[LIST.len()..]),
+            Dialect::Bare => self.bare(&rest),
+            Dialect::Tagged => None,
         };
         let gap = std::mem::take(&mut self.gap);
         found.unwrap_or_else(|| text(gap + &rest).into_iter().collect())
@@ -265,39 +273,43 @@ impl Listener {
 
     /// Goes on as far as it can; whether there may be more.
     fn advance(&mut self, said: &mut Vec<Said>) -> bool {
-        if self.deaf {
-            said.extend(self.give(self.held.len()));
-            return false;
-        }
-        match (self.dialect, self.calling) {
-            (Dialect::Tagged, true) => self.close(said),
-            (Dialect::Bare | Dialect::Listed, true) => false,
-            (Dialect::Bare, false) => {
-                let begun = self.held.trim_start();
-                if begun.starts_with('{') || begun.starts_with(PYTHON) {
-                    self.calling = true;
-                } else if !begun.is_empty() && !PYTHON.starts_with(begun) {
-                    self.deaf = true;
-                    return true;
-                }
+        match (self.state, self.dialect) {
+            (State::Deaf, _) => {
+                said.extend(self.give(self.held.len()));
                 false
             }
-            (Dialect::Tagged, false) => self.open(TAGS[0], said),
-            (Dialect::Listed, false) => self.open(LIST, said),
+            (State::Calling, Dialect::Tagged) => self.close(said),
+            (State::Calling, Dialect::Bare | Dialect::Listed) => false,
+            (State::Open | State::Called, Dialect::Tagged) => self.open(TAGS[0], said),
+            (State::Open | State::Called, Dialect::Listed) => self.open(LIST, said),
+            (State::Open | State::Called, Dialect::Bare) => {
+                let begun = self.held.trim_start();
+                if begun.starts_with('{') || begun.starts_with(PYTHON) {
+                    self.state = State::Calling;
+                    return false;
+                }
+                let other = !begun.is_empty() && !PYTHON.starts_with(begun);
+                if other {
+                    self.state = State::Deaf;
+                }
+                other
+            }
         }
     }
 
     /// Looks for what begins a call; white space before it is not said.
     fn open(&mut self, mark: &str, said: &mut Vec<Said>) -> bool {
-        if self.called {
+        if self.state == State::Called {
             self.held = self.held.trim_start().to_owned();
-            self.called = self.held.is_empty();
+            if !self.held.is_empty() {
+                self.state = State::Open;
+            }
         }
         if let Some(at) = self.held.find(mark) {
             let before = self.held[..at].trim_end().len();
             said.extend(self.give(before));
             self.gap = self.held.drain(..at - before).collect();
-            (self.calling, self.searched, self.tries) = (true, mark.len(), 0);
+            (self.state, self.searched, self.tries) = (State::Calling, mark.len(), 0);
             return true;
         }
         let begun = (1..mark.len()).rev().find(|length| self.held.ends_with(&mark[..*length]));
@@ -319,13 +331,13 @@ impl Listener {
         self.searched = at + close.len();
         if let Some(call) = self.call(&self.held[open.len()..at]) {
             self.held.drain(..self.searched);
-            (self.calling, self.called) = (false, true);
+            self.state = State::Called;
             self.gap.clear();
             said.push(call);
         } else {
             self.tries += 1;
             if self.tries == MOST_TRIES {
-                (self.calling, self.deaf) = (false, true);
+                self.state = State::Deaf;
             }
         }
         true
@@ -450,7 +462,7 @@ mod tests {
     fn a_bare_call_is_the_whole_answer() {
         let go = r#"{"name": "go", "parameters": {"to": "sea"}}"#;
         let called = call("go", r#"{"to":"sea"}"#);
-        assert_eq!(said(Dialect::Bare, &[go]), [called.clone()]);
+        assert_eq!(said(Dialect::Bare, &[go]), std::slice::from_ref(&called));
         let two = format!("<|python_tag|>{go}; {go}");
         assert_eq!(said(Dialect::Bare, &[&two]), [called.clone(), called]);
         for whole in [r#"{"name": "fly", "parameters": {}}"#, r#"{"a": 1}"#, "{ no", "I go"] {
