@@ -227,9 +227,8 @@ async fn other_forms_are_followed_too() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_forms_are_refused_or_end_and_hold_nobody_up() {
-    let server = Server::start(&[]);
+/// What nobody should ask for.
+fn hostile() -> Vec<Value> {
     let mut deep = json!({"type": "string"});
     for _ in 0..50 {
         deep = json!({"type": "array", "items": deep});
@@ -241,7 +240,7 @@ async fn hostile_forms_are_refused_or_end_and_hold_nobody_up() {
     }
     let schema = |schema: Value| json!({"guided_json": schema});
     let many: Vec<String> = (0..50_000).map(|at| format!("v{at}")).collect();
-    let forms = [
+    vec![
         schema(deep),
         schema(wide),
         schema(json!({"enum": many})),
@@ -271,7 +270,12 @@ async fn hostile_forms_are_refused_or_end_and_hold_nobody_up() {
         json!({"guided_regex": "a", "guided_choice": ["b"]}),
         json!({"response_format": {"type": "json_schema"}}),
         json!({"response_format": {"type": "xml"}}),
-    ];
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_forms_are_refused_or_end_and_hold_nobody_up() {
+    let (server, forms) = (Server::start(&[]), hostile());
     let before = server.resident();
     let refused = stream::iter(forms.iter())
         .map(async |form| {
@@ -348,8 +352,11 @@ async fn tools_that_must_be_called_are_called() {
             serde_json::from_str::<Value>(&format!("{{{rest}")).unwrap()["choices"][0].clone()
         })
         .collect();
-    let calls: Vec<&Value> =
-        deltas.iter().flat_map(|delta| delta["delta"]["tool_calls"].as_array()).flatten().collect();
+    let calls: Vec<&Value> = deltas
+        .iter()
+        .filter_map(|delta| delta["delta"]["tool_calls"].as_array())
+        .flatten()
+        .collect();
     assert_eq!(
         (&calls[0]["index"], &calls[0]["function"]["name"], &calls[0]["function"]["arguments"]),
         (&json!(0), &json!("weather"), &json!(""))
