@@ -65,7 +65,8 @@ fn measure(
                 turn += 1;
                 &stacks[turn % stacks.len()]
             };
-            let rows_of = |(start, run)| StackRows { rows: start..start + run, stack: next() };
+            let rows_of =
+                |(start, run)| StackRows { rows: start..start + run, stack: next(), weight: 1.0 };
             let stacks: Vec<_> = starts.into_iter().flatten().map(rows_of).collect();
             let op = Linear {
                 tier: Tier::best(),

@@ -45,7 +45,7 @@ use self::{
     shelf::Shelf,
     upload::Spool,
 };
-pub use crate::lora::{Defaults, Extras, Lease, SmokeTest, ranges};
+pub use crate::lora::{Adapter, Defaults, Extras, Lease, NotMixable, SmokeTest, ranges};
 use crate::{
     lora::{Base, Limits, Matrices},
     store::{Log, Outdated, Store, StoreError},

@@ -10,9 +10,10 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    job::{Event, Failure, Finish, Job, Lane, Logprob, Scope},
+    guide::{Allowed, Guidance, Guide},
+    job::{Event, Failure, Finish, Job, Lane, Logprob, Salt, Scope},
     prefix::{Chain, Key},
-    sampler::{self, NotANumber, Sampler},
+    sampler::{self, Limits, NotANumber, Sampler},
     sequence::{Part, Sequence, SequenceId},
     stats::End,
     stream::TokenStream,
@@ -29,13 +30,20 @@ pub(crate) struct Answer {
     tokens: Vec<u32>,
     /// How many of them are the prompt's.
     prompt: usize,
+    min_tokens: usize,
     max_tokens: usize,
     stop_tokens: Arc<[u32]>,
     sampler: Sampler,
+    guidance: Guidance,
+    /// A guide that has to be asked what may come after the last token; it is on its way to where that is done.
+    asking: Option<Box<dyn Guide>>,
+    /// The logits `[vocab]` of the next token, where the guide was not done when they were there.
+    held: Option<Vec<f32>>,
     logprobs: Option<usize>,
     scores: Option<Scores>,
     adapter: Option<Lease>,
     scope: Scope,
+    salt: Salt,
     /// Names its full pages; `None` where prefixes are not kept.
     chain: Option<Chain>,
     /// Names that the scheduler has not been told.
@@ -70,10 +78,36 @@ struct Clock {
 pub(crate) enum Next {
     /// Known tokens are still pending.
     Pending,
+    /// The logits of the next token are there, and its guide is not.
+    Held,
     /// One more token is known and wants to be computed.
     Grown,
     /// Nothing more is to be done.
     Finished(Finish),
+}
+
+/// Why there is no next token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Undrawn {
+    /// See [`NotANumber`].
+    NotANumber,
+    /// The guide cannot say what may come.
+    Lost,
+}
+
+impl From<NotANumber> for Undrawn {
+    fn from(NotANumber: NotANumber) -> Self {
+        Self::NotANumber
+    }
+}
+
+impl From<Undrawn> for Failure {
+    fn from(undrawn: Undrawn) -> Self {
+        match undrawn {
+            Undrawn::NotANumber => Self::NotANumber,
+            Undrawn::Lost => Self::Guide,
+        }
+    }
 }
 
 impl Answer {
@@ -84,12 +118,17 @@ impl Answer {
             prompt: job.prompt.len(),
             sampler: Sampler::new(job.sampling, &job.prompt),
             tokens: job.prompt,
+            min_tokens: job.min_tokens,
             max_tokens: job.max_tokens,
+            guidance: if job.guide.is_some() { Guidance::Asked } else { Guidance::Free },
+            asking: job.guide,
+            held: None,
             stop_tokens: job.stop_tokens,
             logprobs: job.logprobs,
             scores: job.prompt_logprobs.map(|top| Scores { top, scored: Vec::new() }),
             adapter: job.adapter,
             scope: job.scope,
+            salt: job.salt,
             chain: None,
             keys: Vec::new(),
             deadline: job.deadline,
@@ -101,7 +140,7 @@ impl Answer {
 
     /// Names the pages of its prompt, by which it and others find them. It takes time, and is done before the job is in line.
     pub(crate) fn name_pages(&mut self) {
-        let mut chain = Chain::new(self.scope, self.digest());
+        let mut chain = Chain::new((self.scope, self.salt), self.digest());
         self.keys = chain.extend(&self.tokens);
         self.chain = Some(chain);
     }
@@ -180,7 +219,7 @@ impl Answer {
     }
 
     /// Takes the logits `[part.sampled, vocab]` of its rows in a step, and tells the reader what is new but the end.
-    pub(crate) fn accept(&mut self, part: &Part, logits: &[f32]) -> Result<Next, NotANumber> {
+    pub(crate) fn accept(&mut self, part: &Part, logits: &[f32]) -> Result<Next, Undrawn> {
         let mut rows = match part.sampled.len() {
             0 => logits.chunks_exact(1),
             sampled => logits.chunks_exact(logits.len() / sampled),
@@ -195,7 +234,12 @@ impl Answer {
         if self.max_tokens == 0 {
             return Ok(Next::Finished(Finish::Length));
         }
-        self.draw(rows.next().ok_or(NotANumber)?)
+        match rows.next() {
+            Some(row) => self.decide(row),
+            // It lost its pages while its guide was asked: they are there again, and its logits were all the time.
+            None if self.held.is_some() => Ok(Next::Held),
+            None => Err(Undrawn::NotANumber),
+        }
     }
 
     /// The logits of all rows before the last known token say how likely the token behind them was.
@@ -214,25 +258,62 @@ impl Answer {
         Ok(())
     }
 
-    fn draw(&mut self, row: &[f32]) -> Result<Next, NotANumber> {
-        let id = self.sampler.draw(row)?;
+    /// Takes note of what may come next, and draws it where its logits are there already.
+    pub(crate) fn guided(&mut self, guidance: Guidance) -> Option<Result<Next, Undrawn>> {
+        self.guidance = guidance;
+        let row = self.held.take()?;
+        Some(self.decide(&row))
+    }
+
+    /// A guide to be asked what may come after the token beside it, or first.
+    pub(crate) fn asking(&mut self) -> Option<(Box<dyn Guide>, Option<u32>)> {
+        let guide = self.asking.take()?;
+        let last = self.tokens[self.prompt..].last().copied();
+        Some((guide, last))
+    }
+
+    /// The next token after its logits `[vocab]`, or the end; nothing yet where the guide is still asked.
+    fn decide(&mut self, row: &[f32]) -> Result<Next, Undrawn> {
+        let allowed = match &self.guidance {
+            Guidance::Free => None,
+            Guidance::Asked => {
+                self.held = Some(row.to_vec());
+                return Ok(Next::Held);
+            }
+            Guidance::Lost => return Err(Undrawn::Lost),
+            Guidance::Told(_, Allowed::Nothing) => return Ok(Next::Finished(Finish::Stop)),
+            Guidance::Told(_, Allowed::Tokens(tokens)) => Some(tokens),
+        };
+        let goes_on = self.generated() < self.min_tokens;
+        let limits = Limits { allowed, stops: &self.stop_tokens, goes_on };
+        let id = self.sampler.draw(row, &limits)?;
         if self.stop_tokens.contains(&id) {
             return Ok(Next::Finished(Finish::Stop));
         }
         let logprob = self.logprobs.map(|top| sampler::score(row, id, top)).transpose()?;
         self.tokens.push(id);
         self.send(Event::Token { id, logprob });
-        Ok(if self.generated() < self.max_tokens {
-            Next::Grown
-        } else {
-            Next::Finished(Finish::Length)
-        })
+        if self.generated() == self.max_tokens {
+            return Ok(Next::Finished(Finish::Length));
+        }
+        self.asking = match mem::replace(&mut self.guidance, Guidance::Free) {
+            Guidance::Told(guide, _) => {
+                self.guidance = Guidance::Asked;
+                Some(guide)
+            }
+            _ => None,
+        };
+        Ok(Next::Grown)
     }
 
-    /// Gives the adapter back; what is left tells the reader the end, if there is a reader.
-    pub(crate) fn end(self, end: End) -> Farewell {
+    /// Gives the adapter back; what is left tells the reader the end, if there is a reader. And its guide, if it is here.
+    pub(crate) fn end(self, end: End) -> (Farewell, Option<Box<dyn Guide>>) {
         drop(self.adapter);
-        Farewell { events: self.events, end }
+        let guide = match self.guidance {
+            Guidance::Told(guide, _) => Some(guide),
+            Guidance::Free | Guidance::Asked | Guidance::Lost => self.asking,
+        };
+        (Farewell { events: self.events, end }, guide)
     }
 
     fn send(&self, event: Event) {

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use super::step::{Batch, Forward};
+use super::{
+    guide::{Allowed, Guide, Lost, TokenSet},
+    step::{Batch, Forward},
+};
 use crate::{
     lora::{Adapter, Digest, Extras, Lease, Manifest, Matrices, Sites, ZeroBase},
     model::PAGE,
@@ -51,6 +54,42 @@ fn spread(entries: &[u64]) -> Vec<f32> {
         if id < FAILS { f32::from(byte) / 32.0 - 4.0 } else { f32::NEG_INFINITY }
     };
     (0..u32::try_from(VOCAB).unwrap()).map(logit).collect()
+}
+
+/// A guide whose ways are hashes of all that was said. Some ways end, and in some it is lost.
+#[derive(Clone, Debug)]
+pub(crate) struct Maze {
+    seed: u64,
+    trail: Vec<u32>,
+    /// How long it thinks, now and then.
+    pace: Duration,
+}
+
+impl Maze {
+    pub(crate) fn new(seed: u64, pace: Duration) -> Self {
+        Self { seed, trail: Vec::new(), pace }
+    }
+}
+
+impl Guide for Maze {
+    fn after(&mut self, token: Option<u32>) -> Result<Allowed, Lost> {
+        self.trail.extend(token);
+        let mut hasher = DefaultHasher::new();
+        (self.seed, &self.trail).hash(&mut hasher);
+        let [way, turn, end, rest @ ..] = hasher.finish().to_le_bytes();
+        if rest[0] < 128 {
+            std::thread::park_timeout(self.pace);
+        }
+        match way {
+            0..8 => Ok(Allowed::Nothing),
+            8..12 => Err(Lost),
+            _ => {
+                let open = u32::from_le_bytes([rest[1], rest[2], rest[3], rest[4]]);
+                let words = vec![open | 1 << (u32::from(turn) % FAILS)];
+                Ok(Allowed::Tokens(TokenSet { words, may_end: end < 64 }))
+            }
+        }
+    }
 }
 
 /// What the network has seen.

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     answer::Answer,
+    guide::Guided,
     job::{Lane, Refused},
     stats::Stats,
 };
@@ -23,7 +24,7 @@ const TIMES_THE_ROOM: usize = 7;
 #[derive(Debug)]
 pub(crate) struct Inbox {
     state: Mutex<State>,
-    /// A job or a new phase is there.
+    /// A job, a guide or a new phase is there.
     news: Condvar,
     /// Most jobs that may run and wait together.
     max_jobs: usize,
@@ -32,11 +33,24 @@ pub(crate) struct Inbox {
 #[derive(Debug)]
 struct State {
     arrivals: Vec<(Answer, Lane)>,
+    /// Guides that have done their work.
+    guided: Vec<Guided>,
     /// As of the engine's latest step. `waiting` includes what it has taken since, not `arrivals`.
     stats: Stats,
     /// Jobs of each lane, likewise.
     jobs: BTreeMap<Lane, usize>,
     phase: Phase,
+}
+
+/// What has come in since the engine looked last.
+#[derive(Debug)]
+pub(crate) struct News {
+    /// New jobs.
+    pub(crate) arrivals: Vec<(Answer, Lane)>,
+    /// Guides that have done their work.
+    pub(crate) guided: Vec<Guided>,
+    /// How far it is to go on.
+    pub(crate) phase: Phase,
 }
 
 /// How far the engine is on its way to its end; it only goes forward.
@@ -55,6 +69,7 @@ impl Inbox {
     pub(crate) fn new(max_jobs: usize) -> Self {
         let state = State {
             arrivals: Vec::new(),
+            guided: Vec::new(),
             stats: Stats::default(),
             jobs: BTreeMap::new(),
             phase: Phase::Open,
@@ -88,21 +103,44 @@ impl Inbox {
         self.news.notify_one();
     }
 
+    /// Leaves a guide for the engine.
+    pub(crate) fn guided(&self, guided: Guided) {
+        let mut state = self.lock();
+        if state.phase == Phase::Aborting {
+            // Nobody waits for it.
+            drop(state);
+            return;
+        }
+        state.guided.push(guided);
+        drop(state);
+        self.news.notify_one();
+    }
+
     /// Sleeps until a job is there or the phase is no longer open.
     pub(crate) fn wait(&self) {
-        let quiet = |state: &mut State| state.arrivals.is_empty() && state.phase == Phase::Open;
+        self.wait_while(|state| state.phase == Phase::Open);
+    }
+
+    /// Sleeps until a job or a guide is there or all are to be ended.
+    pub(crate) fn wait_for_guides(&self) {
+        self.wait_while(|state| state.phase < Phase::Aborting && state.guided.is_empty());
+    }
+
+    fn wait_while(&self, quiet: impl Fn(&State) -> bool) {
+        let quiet = |state: &mut State| state.arrivals.is_empty() && quiet(state);
         drop(self.news.wait_while(self.lock(), quiet).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// What came in.
-    pub(crate) fn receive(&self) -> (Vec<(Answer, Lane)>, Phase) {
+    pub(crate) fn receive(&self) -> News {
         let mut state = self.lock();
         let arrivals = std::mem::take(&mut state.arrivals);
+        let guided = std::mem::take(&mut state.guided);
         state.stats.waiting += arrivals.len();
         for (_, lane) in &arrivals {
             *state.jobs.entry(*lane).or_default() += 1;
         }
-        (arrivals, state.phase)
+        News { arrivals, guided, phase: state.phase }
     }
 
     /// Replaces the numbers, and those of each lane's jobs.
@@ -122,7 +160,7 @@ impl Inbox {
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.phase = Phase::Aborting;
-        let orphans = std::mem::take(&mut state.arrivals);
+        let orphans = (std::mem::take(&mut state.arrivals), std::mem::take(&mut state.guided));
         // Leases run their owner's code when dropped: not under the lock.
         drop(state);
         drop(orphans);

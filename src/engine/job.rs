@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
+use super::guide::Guide;
 use crate::lora::Lease;
 
 /// An opaque class of work that the scheduler is fair between: those that want more than there is get as many tokens as each
@@ -14,6 +15,10 @@ pub struct Lane(pub u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Scope(pub u32);
 
+/// Divides a scope further, for those of it that do not trust each other: jobs use what those with the same salt have computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Salt(pub [u8; 32]);
+
 /// One request for one continuation.
 #[derive(Debug)]
 pub struct Job {
@@ -25,8 +30,12 @@ pub struct Job {
     pub sampling: Sampling,
     /// At most so many tokens are generated; 0 only computes the prompt.
     pub max_tokens: usize,
+    /// Before so many tokens, no stop token is drawn.
+    pub min_tokens: usize,
     /// Tokens that end the continuation (end-of-sequence tokens, unless they are to be ignored).
     pub stop_tokens: Arc<[u32]>,
+    /// Says what may come next, where the answer must have a form.
+    pub guide: Option<Box<dyn Guide>>,
     /// With `Some(n)`, each token comes with its log-probability and the `n` likeliest ones.
     pub logprobs: Option<usize>,
     /// With `Some(n)`, the prompt's own tokens are scored in the same way, in one [`Event::Prompt`].
@@ -35,13 +44,15 @@ pub struct Job {
     pub lane: Lane,
     /// Whose computed prefixes it may use.
     pub scope: Scope,
+    /// And with which of them.
+    pub salt: Salt,
     /// The job fails with [`Failure::Deadline`] at the first step after this moment.
     pub deadline: Option<Instant>,
 }
 
 /// How a token is drawn from the logits.
 ///
-/// The order is: penalties, then temperature, then `top_k`, `top_p`, `min_p`, then one draw from the job's own generator.
+/// The order is: biases, penalties, what may not be drawn at all, then temperature, then `top_k`, `top_p`, `min_p`, then one draw from the job's own generator.
 /// Two jobs with equal fields draw equal tokens, whatever runs beside them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
@@ -59,6 +70,8 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted from the logits of tokens in the answer, times their count there.
     pub frequency_penalty: f32,
+    /// Added to the logits of single tokens, which are all different.
+    pub bias: Arc<[(u32, f32)]>,
     /// Starts the job's own generator.
     pub seed: u64,
 }
@@ -73,6 +86,7 @@ impl Default for Sampling {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            bias: Arc::new([]),
             seed: 0,
         }
     }
@@ -116,7 +130,7 @@ pub enum Event {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop token was drawn.
+    /// A stop token was drawn, or the guide says that nothing more may come.
     Stop,
     /// `max_tokens` were generated.
     Length,
@@ -131,6 +145,9 @@ pub enum Failure {
     /// The numbers overflowed in this row; neighbours are not affected.
     #[error("the model produced a value that is not a number")]
     NotANumber,
+    /// The job's guide could not say what may come next.
+    #[error("what the answer must look like takes too much work to follow")]
+    Guide,
     /// The step that held this job failed.
     #[error("the engine could not compute this step")]
     Step,

@@ -7,11 +7,15 @@
 //! 3. `step`: lay the rows out by adapter, and compute.
 //! 4. `answer`, `sampler`: draw a token per sequence that is up to date; commit; tell the readers.
 //!
+//! Where an answer must have a form, a `guide` says after each token which may be next, on threads of its own while the next
+//! step is computed.
+//!
 //! Absences: no tenant, no name, no file, no string. The scheduler knows no tensor, no thread and no clock. Fairness
 //! comes in as an opaque [`Lane`], whose tokens `counters` count. No reader can stop a step: each job's channel holds all it can ever produce.
 
 mod answer;
 mod counters;
+mod guide;
 mod inbox;
 mod job;
 mod pages;
@@ -43,12 +47,14 @@ use tokio::sync::watch;
 
 use self::{
     answer::Answer,
+    guide::Guides,
     inbox::{Inbox, Phase},
     step::{Forward, Network},
     worker::Worker,
 };
 pub use self::{
-    job::{Event, Failure, Finish, Job, Lane, Logprob, Refused, Sampling, Scope},
+    guide::{Allowed, Guide, Lost, TokenSet},
+    job::{Event, Failure, Finish, Job, Lane, Logprob, Refused, Salt, Sampling, Scope},
     stats::{Ends, Histogram, Stats},
     stream::TokenStream,
 };
@@ -130,7 +136,8 @@ impl Engine {
         let inbox = Arc::new(Inbox::new(max_jobs));
         let (vocab, context) = (network.vocab(), network.context());
         let (sender, alive) = watch::channel(());
-        let worker = Worker::new(network, &settings, Arc::clone(&inbox), sender);
+        let guides = Guides::start(&inbox)?;
+        let worker = Worker::new(network, &settings, (Arc::clone(&inbox), guides), sender);
         let thread =
             thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run())?;
         let context = context.min(settings.context).min(settings.pages.saturating_mul(PAGE));

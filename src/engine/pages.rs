@@ -197,10 +197,11 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::job::Salt;
     use crate::engine::prefix::Chain;
 
     fn keys(scope: u32, pages: usize) -> Vec<Key> {
-        Chain::new(Scope(scope), None).extend(&vec![scope; pages * PAGE])
+        Chain::new((Scope(scope), Salt::default()), None).extend(&vec![scope; pages * PAGE])
     }
 
     /// A table of full pages that are kept.

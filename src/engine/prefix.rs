@@ -2,15 +2,15 @@
 //!
 //! Keys and values of a position depend on all tokens up to it, on the adapter and on the base, and on nothing else: no kernel
 //! lets a neighbour or a chunk decide a bit. An engine has one base, so that the name of a page is a chain of SHA-256 over
-//! scope, adapter and tokens. Nobody can be shown another's page: the scope is in it, and it is the whole of 256 bits.
+//! scope, salt, adapter and tokens. Nobody can be shown another's page: the scope is in it, and it is the whole of 256 bits.
 
 use sha2::{Digest as _, Sha256};
 
-use super::job::Scope;
+use super::job::{Salt, Scope};
 use crate::{lora::Digest, model::PAGE};
 
 /// Sets these hashes apart from all others.
-const TAG: &[u8] = b"chorus kv page 1";
+const TAG: &[u8] = b"chorus kv page 2";
 
 /// The name of a full page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,10 +26,11 @@ pub(crate) struct Chain {
 
 impl Chain {
     /// Of a sequence without pages.
-    pub(crate) fn new(scope: Scope, adapter: Option<Digest>) -> Self {
+    pub(crate) fn new((scope, salt): (Scope, Salt), adapter: Option<Digest>) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(TAG);
         hasher.update(scope.0.to_le_bytes());
+        hasher.update(salt.0);
         // The base is the only one without 32 bytes.
         if let Some(digest) = adapter {
             hasher.update(digest.as_bytes());
@@ -61,7 +62,7 @@ mod tests {
 
     fn keys(scope: u32, adapter: Option<u8>, tokens: &[u32]) -> Vec<Key> {
         let adapter = adapter.map(|id| Digest::of(&[id], &[]));
-        Chain::new(Scope(scope), adapter).extend(tokens)
+        Chain::new((Scope(scope), Salt::default()), adapter).extend(tokens)
     }
 
     #[test]
@@ -85,7 +86,7 @@ mod tests {
     #[test]
     fn names_come_as_pages_fill() {
         let tokens: Vec<u32> = (0..50).collect();
-        let mut chain = Chain::new(Scope(0), None);
+        let mut chain = Chain::new((Scope(0), Salt::default()), None);
         let mut grown = Vec::new();
         for end in 1..=tokens.len() {
             grown.extend(chain.extend(&tokens[..end]));

@@ -6,6 +6,7 @@
 use std::{cmp::Ordering, collections::HashMap};
 
 use super::{
+    guide::TokenSet,
     job::{Logprob, Sampling},
     rng::Rng,
 };
@@ -27,10 +28,27 @@ pub(crate) struct Sampler {
     rng: Rng,
     /// Tokens of prompt and answer with their counts in the answer; empty where no penalty needs them.
     counts: HashMap<u32, u32>,
-    /// Logits after penalties. Kept from token to token for its memory alone, as the next two.
+    /// Logits after biases and penalties, of what may be drawn. Kept from token to token for its memory alone, as the next two.
     scores: Vec<f32>,
     candidates: Vec<Candidate>,
     pool: Vec<Candidate>,
+}
+
+/// What may be drawn at one place, whatever its score.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits<'a> {
+    /// Only these, where somebody guides the answer, and the stop tokens where it may end.
+    pub(crate) allowed: Option<&'a TokenSet>,
+    /// The job's stop tokens.
+    pub(crate) stops: &'a [u32],
+    /// The answer is too short yet: no stop token, unless nothing else may be drawn.
+    pub(crate) goes_on: bool,
+}
+
+impl Limits<'_> {
+    fn bind(&self) -> bool {
+        self.allowed.is_some() || (self.goes_on && !self.stops.is_empty())
+    }
 }
 
 /// A token that may be drawn.
@@ -73,11 +91,15 @@ impl Sampler {
     }
 
     /// The next token after a row of logits `[vocab]`. Takes one random number unless the temperature is 0.
-    pub(crate) fn draw(&mut self, logits: &[f32]) -> Result<u32, NotANumber> {
+    pub(crate) fn draw(&mut self, logits: &[f32], limits: &Limits<'_>) -> Result<u32, NotANumber> {
         let mut best = best(logits)?;
         let mut scores = logits;
-        if self.penalizes() {
-            self.penalize(logits);
+        if self.penalizes() || !self.sampling.bias.is_empty() || limits.bind() {
+            self.scores.clear();
+            self.scores.extend_from_slice(logits);
+            self.lean();
+            self.penalize();
+            self.limit(limits);
             scores = &self.scores;
             best = self::best(scores)?;
         }
@@ -101,15 +123,20 @@ impl Sampler {
         (repetition_penalty, presence_penalty, frequency_penalty) != (1.0, 0.0, 0.0)
     }
 
-    /// Fills `scores` with the logits, those of tokens in prompt and answer with penalties.
-    fn penalize(&mut self, logits: &[f32]) {
+    /// Adds to the scores of single tokens what the request says.
+    fn lean(&mut self) {
+        for (id, bias) in &*self.sampling.bias {
+            if let Some(score) = score_of(&mut self.scores, *id) {
+                *score += bias;
+            }
+        }
+    }
+
+    /// Lowers the scores of tokens in prompt and answer.
+    fn penalize(&mut self) {
         let sampling = &self.sampling;
-        self.scores.clear();
-        self.scores.extend_from_slice(logits);
         for (id, count) in &self.counts {
-            let score = usize::try_from(*id).ok().and_then(|id| self.scores.get_mut(id));
-            // What is masked stays masked.
-            let Some(score) = score.filter(|score| score.is_finite()) else { continue };
+            let Some(score) = score_of(&mut self.scores, *id) else { continue };
             *score = if *score > 0.0 {
                 *score / sampling.repetition_penalty
             } else {
@@ -122,6 +149,49 @@ impl Sampler {
             *score = score.clamp(f32::MIN, f32::MAX);
         }
     }
+
+    /// Makes impossible what may not be drawn.
+    fn limit(&mut self, Limits { allowed, stops, goes_on }: &Limits<'_>) {
+        let ends = self.scores_of(stops);
+        if let Some(allowed) = allowed {
+            for (id, score) in self.scores.iter_mut().enumerate() {
+                if !allowed.has(id) {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+            if allowed.may_end {
+                self.restore(&ends);
+            }
+        }
+        if *goes_on {
+            let ends = self.scores_of(stops);
+            for (id, _) in &ends {
+                self.scores[*id] = f32::NEG_INFINITY;
+            }
+            if maximum(&self.scores) == f32::NEG_INFINITY {
+                self.restore(&ends);
+            }
+        }
+    }
+
+    /// Those of these tokens that can be drawn, and their scores.
+    fn scores_of(&self, ids: &[u32]) -> Vec<(usize, f32)> {
+        let ids = ids.iter().filter_map(|id| usize::try_from(*id).ok());
+        let scored = ids.filter_map(|id| Some((id, *self.scores.get(id)?)));
+        scored.filter(|(_, score)| score.is_finite()).collect()
+    }
+
+    fn restore(&mut self, scores: &[(usize, f32)]) {
+        for (id, score) in scores {
+            self.scores[*id] = *score;
+        }
+    }
+}
+
+/// A token's score, unless it cannot be drawn: what is masked stays masked.
+fn score_of(scores: &mut [f32], id: u32) -> Option<&mut f32> {
+    let score = usize::try_from(id).ok().and_then(|id| scores.get_mut(id));
+    score.filter(|score| score.is_finite())
 }
 
 /// The row that a token is chosen from.
@@ -322,7 +392,7 @@ mod tests {
     use super::*;
 
     fn drawn(sampling: Sampling, logits: &[f32]) -> Result<u32, NotANumber> {
-        Sampler::new(sampling, &[]).draw(logits)
+        Sampler::new(sampling, &[]).draw(logits, &Limits::default())
     }
 
     fn greedy() -> Sampling {
@@ -405,7 +475,7 @@ mod tests {
         let mut sampler = Sampler::new(Sampling { seed: 1, ..Sampling::default() }, &[]);
         let mut counts = [0_i32; 4];
         for _ in 0..20_000 {
-            counts[sampler.draw(&logits).unwrap() as usize] += 1;
+            counts[sampler.draw(&logits, &Limits::default()).unwrap() as usize] += 1;
         }
         // e^0, e^1, e^2 over their sum, five standard deviations at most 350.
         for (count, expected) in counts.iter().zip([1_801, 4_895, 13_305, 0]) {
@@ -419,10 +489,15 @@ mod tests {
         let sampling = Sampling { seed: 42, temperature: 2.0, ..Sampling::default() };
         let logits: Vec<f32> = (0..100_u8).map(|id| f32::from(id % 7)).collect();
         let [mut one, mut two] = [0; 2].map(|_| Sampler::new(sampling.clone(), &[]));
-        let tokens: Vec<_> = (0..50).map(|_| one.draw(&logits).unwrap()).collect();
-        assert!((0..50).map(|_| two.draw(&logits).unwrap()).eq(tokens.iter().copied()));
+        let tokens: Vec<_> =
+            (0..50).map(|_| one.draw(&logits, &Limits::default()).unwrap()).collect();
+        assert!(
+            (0..50)
+                .map(|_| two.draw(&logits, &Limits::default()).unwrap())
+                .eq(tokens.iter().copied())
+        );
         let mut other = Sampler::new(Sampling { seed: 43, ..sampling }, &[]);
-        assert!(!(0..50).map(|_| other.draw(&logits).unwrap()).eq(tokens));
+        assert!(!(0..50).map(|_| other.draw(&logits, &Limits::default()).unwrap()).eq(tokens));
     }
 
     #[test]
@@ -445,7 +520,7 @@ mod tests {
             let mut sampling = greedy();
             change(&mut sampling);
             let mut sampler = Sampler::new(sampling, &[0]);
-            [0; 3].map(|_| sampler.draw(&[2.0, 1.5, -0.5]).unwrap())
+            [0; 3].map(|_| sampler.draw(&[2.0, 1.5, -0.5], &Limits::default()).unwrap())
         };
         assert_eq!(with(|_| {}), [0, 0, 0]);
         assert_eq!(with(|sampling| sampling.repetition_penalty = 2.0), [1, 0, 0]);
@@ -458,7 +533,7 @@ mod tests {
     #[test]
     fn a_negative_logit_is_multiplied_by_the_repetition_penalty() {
         let sampling = Sampling { repetition_penalty: 2.0, ..greedy() };
-        assert_eq!(Sampler::new(sampling, &[0]).draw(&[-1.0, -1.5]), Ok(1));
+        assert_eq!(Sampler::new(sampling, &[0]).draw(&[-1.0, -1.5], &Limits::default()), Ok(1));
     }
 
     #[test]

@@ -202,9 +202,11 @@ impl Scheduler {
         }
     }
 
-    /// A running sequence has one more token; `keys` names the page that it fills, if it fills one.
+    /// A sequence has one more token; `keys` names the page that it fills, if it fills one. It may wait by now: its token was
+    /// drawn late.
     pub(crate) fn grow(&mut self, id: SequenceId, keys: Vec<Key>) {
-        if let Some(sequence) = find(&mut self.running, id) {
+        let running = find(&mut self.running, id);
+        if let Some(sequence) = running.or_else(|| self.waiting.find(id)) {
             sequence.grow(keys);
         }
     }

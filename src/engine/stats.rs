@@ -54,6 +54,8 @@ pub struct Ends {
     pub deadline: u64,
     /// [`Failure::NotANumber`].
     pub not_a_number: u64,
+    /// [`Failure::Guide`].
+    pub guide: u64,
     /// [`Failure::Step`].
     pub step: u64,
     /// [`Failure::Stopping`].
@@ -76,6 +78,7 @@ impl Ends {
             End::Finished(Finish::Length) => &mut self.length,
             End::Failed(Failure::Deadline) => &mut self.deadline,
             End::Failed(Failure::NotANumber) => &mut self.not_a_number,
+            End::Failed(Failure::Guide) => &mut self.guide,
             End::Failed(Failure::Step) => &mut self.step,
             End::Failed(Failure::Stopping) => &mut self.stopping,
             End::Cancelled => &mut self.cancelled,
@@ -85,8 +88,8 @@ impl Ends {
 
     /// All ends.
     pub fn total(&self) -> u64 {
-        let Self { stop, length, cancelled, deadline, not_a_number, step, stopping } = self;
-        stop + length + cancelled + deadline + not_a_number + step + stopping
+        let Self { stop, length, cancelled, deadline, not_a_number, guide, step, stopping } = self;
+        stop + length + cancelled + deadline + not_a_number + guide + step + stopping
     }
 }
 

@@ -11,10 +11,10 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    Engine, Event, Failure, Finish, Job, Lane, Refused, Sampling, Scope, Settings, Stats,
-    TokenStream,
+    Allowed, Engine, Event, Failure, Finish, Guide, Job, Lane, Lost, Refused, Salt, Sampling,
+    Scope, Settings, Stats, TokenStream,
     fake::{self, Fake, Watch},
-    sampler::{self, Sampler},
+    sampler::{self, Limits, Sampler},
     step::{Batch, Forward},
 };
 use crate::lora::Lease;
@@ -26,6 +26,9 @@ struct Wish {
     adapter: Option<u8>,
     sampling: Sampling,
     max_tokens: usize,
+    min_tokens: usize,
+    /// Seed of a [`fake::Maze`].
+    guide: Option<u64>,
     stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
@@ -40,6 +43,8 @@ impl Wish {
             adapter: None,
             sampling: Sampling::default(),
             max_tokens,
+            min_tokens: 0,
+            guide: None,
             stop_tokens: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
@@ -54,13 +59,22 @@ impl Wish {
             adapter: self.adapter.map(fake::lease),
             sampling: self.sampling.clone(),
             max_tokens: self.max_tokens,
+            min_tokens: self.min_tokens,
+            guide: self.maze().map(|maze| Box::new(maze) as Box<dyn Guide>),
             stop_tokens: self.stop_tokens.clone().into(),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
             lane: Lane(self.lane),
             scope: Scope(self.scope),
+            salt: Salt::default(),
             deadline: None,
         }
+    }
+
+    /// Faster than a step in one of two cases, slower in the other.
+    fn maze(&self) -> Option<fake::Maze> {
+        let pace = |seed| Duration::from_micros(if seed % 2 == 0 { 0 } else { 300 });
+        self.guide.map(|seed| fake::Maze::new(seed, pace(seed)))
     }
 
     /// The plain reference: one token after the other, no pages, no batch, nobody else.
@@ -76,9 +90,29 @@ impl Wish {
             };
             events.push(Event::Prompt((1..tokens.len()).map(score).collect()));
         }
-        for _ in 0..self.max_tokens {
+        let (mut maze, mut last) = (self.maze(), None);
+        for generated in 0..self.max_tokens {
             let logits = fake::logits(&tokens, adapter);
-            let id = sampler.draw(&logits).unwrap();
+            let found = maze.as_mut().map(|maze| maze.after(last));
+            let allowed = match found {
+                None => None,
+                Some(Ok(Allowed::Tokens(tokens))) => Some(tokens),
+                Some(Ok(Allowed::Nothing)) => {
+                    events.push(Event::Finished(Finish::Stop));
+                    return events;
+                }
+                Some(Err(Lost)) => {
+                    events.push(Event::Failed(Failure::Guide));
+                    return events;
+                }
+            };
+            let limits = Limits {
+                allowed: allowed.as_ref(),
+                stops: &self.stop_tokens,
+                goes_on: generated < self.min_tokens,
+            };
+            let id = sampler.draw(&logits, &limits).unwrap();
+            last = Some(id);
             if self.stop_tokens.contains(&id) {
                 events.push(Event::Finished(Finish::Stop));
                 return events;
@@ -149,7 +183,11 @@ fn assert_nothing_held(stats: &Stats) {
 
 fn wishes() -> impl Strategy<Value = Wish> {
     let sampling = (0..3_u8, any::<u64>()).prop_map(|(kind, seed)| match kind {
-        0 => Sampling { temperature: 0.0, ..Sampling::default() },
+        0 => Sampling {
+            temperature: 0.0,
+            bias: [(3, 2.5), (9, -100.0)].into(),
+            ..Sampling::default()
+        },
         1 => Sampling { seed, top_k: 5, repetition_penalty: 1.3, ..Sampling::default() },
         _ => Sampling { seed, top_p: 0.8, frequency_penalty: 0.5, ..Sampling::default() },
     });
@@ -168,13 +206,15 @@ fn wishes() -> impl Strategy<Value = Wish> {
         prop::option::of(0..4_usize),
         prop::option::of(0..4_usize),
         (0..3_u32, 0..2_u32),
+        (0..20_usize, prop::option::of(any::<u64>())),
     )
         .prop_map(|parts| {
-            let (prompt, adapter, sampling, max_tokens, stop_tokens, logprobs, scores, whose) =
+            let (prompt, adapter, sampling, max_tokens, stop_tokens, logprobs, scores, whose, form) =
                 parts;
             let mut wish = Wish::of(&prompt, max_tokens);
             wish = Wish { adapter, sampling, stop_tokens, logprobs, ..wish };
-            Wish { prompt_logprobs: scores, lane: whose.0, scope: whose.1, ..wish }
+            let (min_tokens, guide) = form;
+            Wish { prompt_logprobs: scores, lane: whose.0, scope: whose.1, min_tokens, guide, ..wish }
         })
 }
 
@@ -562,4 +602,88 @@ async fn steps_mix_adapters_prompts_and_answers() {
     assert!(stats.mixed_steps > 0 && (31..=32).contains(&stats.max_rows), "{stats:?}");
     assert_eq!((stats.decode_seconds.count(), stats.prefill_seconds.count()), (7, 7));
     assert_eq!(stats.step_seconds.count(), stats.steps);
+}
+
+/// Panics, or thinks until it is let go.
+#[derive(Debug)]
+enum Trying {
+    Panics,
+    Waits(std::sync::mpsc::Receiver<()>),
+}
+
+impl Guide for Trying {
+    fn after(&mut self, _: Option<u32>) -> Result<Allowed, Lost> {
+        match self {
+            Self::Panics => panic!("a guide that panics"),
+            Self::Waits(go) => {
+                go.recv_timeout(Duration::from_secs(20)).map_err(|_| Lost)?;
+                Ok(Allowed::Nothing)
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_guide_that_panics_ends_its_own_answer() {
+    let (engine, _) = engine(settings());
+    let guide = Some(Box::new(Trying::Panics) as _);
+    let guided = engine.submit(Job { guide, ..Wish::of(&[1], 9).job() }).unwrap();
+    let other = Wish { guide: Some(3), ..Wish::of(&[2], 9) };
+    let neighbour = engine.submit(other.job()).unwrap();
+    assert_eq!(all(guided).await, [Event::Failed(Failure::Guide)]);
+    assert_eq!(all(neighbour).await, other.alone());
+    assert_eq!(
+        engine.stats().ends.guide,
+        1 + u64::from(other.alone() == [Event::Failed(Failure::Guide)])
+    );
+    assert_nothing_held(&engine.stats());
+}
+
+#[tokio::test]
+async fn a_guide_that_thinks_holds_nobody_up_and_no_answer_is_lost() {
+    let (engine, _) = engine(settings());
+    let (go, gone) = std::sync::mpsc::channel();
+    let guide = Some(Box::new(Trying::Waits(gone)) as _);
+    let guided = engine.submit(Job { guide, ..Wish::of(&[1], 9).job() }).unwrap();
+    // Its logits are there by now, and it stands back.
+    let other = Wish::of(&[2], 60);
+    assert_eq!(all(engine.submit(other.job()).unwrap()).await, other.alone());
+    stats_when(&engine, |stats| stats.running == 1).await;
+    go.send(()).unwrap();
+    assert_eq!(all(guided).await, [Event::Finished(Finish::Stop)]);
+    assert_nothing_held(&engine.stats());
+}
+
+#[tokio::test]
+async fn who_leaves_while_the_guide_thinks_leaves_nothing_behind() {
+    let (engine, _) = engine(settings());
+    let (go, gone) = std::sync::mpsc::channel();
+    let guide = Some(Box::new(Trying::Waits(gone)) as _);
+    drop(engine.submit(Job { guide, ..Wish::of(&[1], 9).job() }).unwrap());
+    go.send(()).unwrap();
+    let stats = stats_when(&engine, |stats| stats.ends.cancelled == 1).await;
+    assert_nothing_held(&stats);
+}
+
+#[tokio::test]
+async fn an_engine_stops_although_a_guide_thinks() {
+    let (engine, _) = engine(settings());
+    let (_go, gone) = std::sync::mpsc::channel();
+    let guide = Some(Box::new(Trying::Waits(gone)) as _);
+    let guided = engine.submit(Job { guide, ..Wish::of(&[1], 9).job() }).unwrap();
+    stats_when(&engine, |stats| stats.running == 1).await;
+    engine.stop_now();
+    engine.stopped().await;
+    assert_eq!(all(guided).await, [Event::Failed(Failure::Stopping)]);
+}
+
+#[tokio::test]
+async fn salts_keep_prefixes_apart() {
+    let (engine, _) = engine(settings());
+    let prompt: Vec<u32> = (0..70).map(|at| at % 20).collect();
+    let ask = async |salt: u8| {
+        let job = Job { salt: Salt([salt; 32]), ..Wish::of(&prompt, 1).job() };
+        all_and_cached(engine.submit(job).unwrap()).await.1
+    };
+    assert_eq!([ask(0).await, ask(1).await, ask(1).await, ask(0).await], [0, 0, 64, 64]);
 }

@@ -145,6 +145,12 @@ impl Waiting {
         sequence
     }
 
+    /// A sequence, wherever it stands.
+    pub(crate) fn find(&mut self, id: SequenceId) -> Option<&mut Sequence> {
+        let all = self.preempted.iter_mut().chain(self.lanes.values_mut().flatten());
+        all.into_iter().find(|sequence| sequence.id() == id)
+    }
+
     /// Somebody was admitted: the first of each lane that finds no slot has been passed over once more.
     pub(crate) fn pass_over(&mut self, slots: &Slots) {
         for first in self.lanes.values_mut().filter_map(VecDeque::front_mut) {

@@ -12,8 +12,9 @@ use tokio::sync::watch;
 
 use super::{
     Lane, Settings,
-    answer::{Answer, Farewell, Next},
-    inbox::{Inbox, Phase},
+    answer::{Answer, Farewell, Next, Undrawn},
+    guide::{Guidance, Guided, Guides},
+    inbox::{Inbox, News, Phase},
     job::Failure,
     scheduler::{Plan, Scheduler},
     sequence::{Part, SequenceId},
@@ -40,6 +41,9 @@ pub(crate) struct Worker<F> {
     /// To be sent once their ends are published.
     farewells: Vec<Farewell>,
     inbox: Arc<Inbox>,
+    guides: Guides,
+    /// All that could be computed is: who runs waits for a guide.
+    rests: bool,
     /// Dropped with the worker: that is how others know that it is gone.
     _alive: watch::Sender<()>,
 }
@@ -49,7 +53,7 @@ impl<F: Forward> Worker<F> {
     pub(crate) fn new(
         network: F,
         settings: &Settings,
-        inbox: Arc<Inbox>,
+        (inbox, guides): (Arc<Inbox>, Guides),
         alive: watch::Sender<()>,
     ) -> Self {
         Self {
@@ -60,6 +64,8 @@ impl<F: Forward> Worker<F> {
             stats: Stats::default(),
             farewells: Vec::new(),
             inbox,
+            guides,
+            rests: false,
             _alive: alive,
         }
     }
@@ -70,10 +76,15 @@ impl<F: Forward> Worker<F> {
             self.publish();
             if self.scheduler.is_idle() {
                 self.inbox.wait();
+            } else if self.rests {
+                self.inbox.wait_for_guides();
             }
-            let (arrivals, phase) = self.inbox.receive();
+            let News { arrivals, guided, phase } = self.inbox.receive();
             for (answer, lane) in arrivals {
                 self.take(answer, lane);
+            }
+            for guided in guided {
+                self.guided(guided);
             }
             match phase {
                 Phase::Aborting => return self.abort(),
@@ -92,6 +103,29 @@ impl<F: Forward> Worker<F> {
         self.taken += 1;
         self.scheduler.add(answer.sequence(id, lane));
         self.answers.insert(id, answer);
+        self.ask(id);
+    }
+
+    /// Asks the guide of an answer, where it has one that is not asked yet, what may come next.
+    fn ask(&mut self, id: SequenceId) {
+        if let Some((guide, token)) = self.answer(id).asking() {
+            self.guides.ask(id, guide, token);
+        }
+    }
+
+    /// A guide has done its work. Where the logits were there before, the token is drawn now.
+    fn guided(&mut self, Guided { id, guidance }: Guided) {
+        let Some(answer) = self.answers.get_mut(&id) else {
+            // The answer has ended meanwhile.
+            if let Guidance::Told(guide, _) = guidance {
+                self.guides.forget(guide);
+            }
+            return;
+        };
+        let known = answer.generated();
+        if let Some(next) = answer.guided(guidance) {
+            self.follow(id, next, known, Instant::now());
+        }
     }
 
     /// Ends those whose reader has left or whose time is over.
@@ -110,7 +144,8 @@ impl<F: Forward> Worker<F> {
     fn step(&mut self, now: Instant) {
         let plan = self.scheduler.plan();
         self.stats.preemptions += plan.preempted as u64;
-        if plan.parts.is_empty() {
+        self.rests = plan.parts.is_empty();
+        if self.rests {
             return;
         }
         for part in &plan.parts {
@@ -176,24 +211,30 @@ impl<F: Forward> Worker<F> {
         let known = answer.generated();
         let passed = answer.pass_prompt(part.rows.end, now);
         let next = answer.accept(part, logits);
-        self.stats.generated_tokens += (self.answer(part.id).generated() - known) as u64;
         if let Some((tokens, seconds)) = passed {
             self.stats.prompt_tokens += tokens as u64;
             self.stats.prefill_seconds.record(seconds);
         }
+        self.follow(part.id, next, known, now);
+    }
+
+    /// Does what the logits of an answer have led to; `known` tokens of it were known before.
+    fn follow(&mut self, id: SequenceId, next: Result<Next, Undrawn>, known: usize, now: Instant) {
+        self.stats.generated_tokens += (self.answer(id).generated() - known) as u64;
         match next {
-            Ok(Next::Pending) => {}
+            Ok(Next::Pending | Next::Held) => {}
             Ok(Next::Grown) => {
-                let keys = self.answer(part.id).new_keys();
-                self.scheduler.grow(part.id, keys);
+                let keys = self.answer(id).new_keys();
+                self.scheduler.grow(id, keys);
+                self.ask(id);
             }
             Ok(Next::Finished(finish)) => {
-                if let Some(seconds) = self.answer(part.id).decoding(now) {
+                if let Some(seconds) = self.answer(id).decoding(now) {
                     self.stats.decode_seconds.record(seconds);
                 }
-                self.end(part.id, End::Finished(finish));
+                self.end(id, End::Finished(finish));
             }
-            Err(_) => self.end(part.id, End::Failed(Failure::NotANumber)),
+            Err(undrawn) => self.end(id, End::Failed(undrawn.into())),
         }
     }
 
@@ -211,7 +252,11 @@ impl<F: Forward> Worker<F> {
         self.scheduler.remove(id);
         if let Some(answer) = self.answers.remove(&id) {
             self.stats.ends.record(end);
-            self.farewells.push(answer.end(end));
+            let (farewell, guide) = answer.end(end);
+            self.farewells.push(farewell);
+            if let Some(guide) = guide {
+                self.guides.forget(guide);
+            }
         }
     }
 
@@ -258,7 +303,7 @@ mod tests {
     use std::{sync::mpsc, time::Duration};
 
     use super::*;
-    use crate::engine::{Engine, Event, Finish, Job, Sampling, Scope};
+    use crate::engine::{Engine, Event, Finish, Job, Salt, Sampling, Scope};
 
     /// A network whose step lasts until it is let go.
     struct Held {
@@ -301,11 +346,14 @@ mod tests {
             adapter: None,
             sampling: Sampling::default(),
             max_tokens: 1,
+            min_tokens: 0,
+            guide: None,
             stop_tokens: Arc::new([]),
             logprobs: None,
             prompt_logprobs: None,
             lane: Lane::default(),
             scope: Scope::default(),
+            salt: Salt::default(),
             deadline: None,
         };
         let mut stream = engine.submit(job).unwrap();

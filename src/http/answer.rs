@@ -16,6 +16,8 @@ use crate::{
 pub(super) struct Answer {
     detok: Detok,
     stops: Stops,
+    /// Tokens before which no stop string counts.
+    min_tokens: usize,
     /// Characters decoded, some of which may still be held back.
     decoded: usize,
     /// Characters given out.
@@ -94,9 +96,18 @@ impl Piece {
 
 impl Answer {
     /// An answer without text yet.
-    pub(super) fn new(detok: Detok, stops: Stops) -> Self {
-        let held = VecDeque::new();
-        Self { detok, stops, decoded: 0, released: 0, tokens: 0, cached: 0, held, prompt: None }
+    pub(super) fn new(detok: Detok, stops: Stops, min_tokens: usize) -> Self {
+        Self {
+            detok,
+            stops,
+            min_tokens,
+            decoded: 0,
+            released: 0,
+            tokens: 0,
+            cached: 0,
+            held: VecDeque::new(),
+            prompt: None,
+        }
     }
 
     /// What the event adds. After a piece with an end nothing more may come.
@@ -125,6 +136,9 @@ impl Answer {
             // A token without text of its own is due when all text before it is out.
             let due = if self.decoded > offset { offset + 1 } else { offset };
             self.held.push_back(Held { scored: Scored { logprob, offset }, due });
+        }
+        if self.tokens <= self.min_tokens {
+            return self.piece(text, None);
         }
         let released = self.stops.push(&text);
         let finish = released.stopped.then_some(Finish::Stop);
@@ -160,7 +174,7 @@ mod tests {
 
     fn answer(stops: &[&str], keep: Keep) -> Answer {
         let stops = stops.iter().map(|&stop| stop.to_owned()).collect();
-        Answer::new(double::text().detok(Specials::Hide), Stops::new(stops, keep))
+        Answer::new(double::text().detok(Specials::Hide), Stops::new(stops, keep), 0)
     }
 
     fn token(id: u32) -> Event {

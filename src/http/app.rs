@@ -31,7 +31,7 @@ use super::{
     models, ops,
     prompt::Encoder,
     request_id,
-    select::{self, Names, Voice},
+    select::{self, Names, Part, Voice},
     tokenize,
     upload::Places,
     vllm,
@@ -41,7 +41,7 @@ use crate::{
     engine::Engine,
     ledger::Ledger,
     tenant::{Caller, Permit, TenantId, TenantName, Tenants},
-    text::{Ending, Message, Text},
+    text::{Chat, Ending, Text},
 };
 
 /// The base as clients know it.
@@ -361,7 +361,18 @@ impl App {
         &self,
         caller: &Caller,
         headers: &HeaderMap,
+        named: (Option<String>, Option<&str>),
+    ) -> Result<(Voice, String), ApiError> {
+        self.choose_of(caller, headers, named, None).await
+    }
+
+    /// The same where the body may name several adapters, so much of each.
+    pub(super) async fn choose_of(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
         (model, user): (Option<String>, Option<&str>),
+        adapters: Option<&[Part]>,
     ) -> Result<(Voice, String), ApiError> {
         // Some clients send an empty text for nobody.
         let lot = match user.filter(|user| !user.is_empty()) {
@@ -369,7 +380,16 @@ impl App {
             None => Lot::new(format!("request {}", request_id::of(headers))),
         };
         let header = select::header(headers, &self.settings().adapter_header.0)?;
-        let choose = |names: &Names<'_>| select::choose(header, model.as_deref(), names);
+        let name = self.settings().adapter_header.0.as_str();
+        let choose = |names: &Names<'_>| match select::choose_mix(
+            (header, name),
+            model.as_deref(),
+            adapters,
+            names,
+        )? {
+            Some(mix) => Ok(mix),
+            None => select::choose(header, model.as_deref(), names),
+        };
         let voice = self.with_names(caller.tenant, Some(&lot), choose).await??;
         let named = model.filter(|model| !model.is_empty()).or(header.map(str::to_owned));
         Ok((voice, named.unwrap_or_default()))
@@ -392,8 +412,9 @@ impl App {
     /// What the adapter that answers brings besides weights.
     pub(super) fn extras(&self, voice: &Voice) -> Arc<Extras> {
         match voice {
-            Voice::Base => Arc::default(),
             Voice::Adapter(revision) => self.adapters().extras(revision),
+            // Of a mix, which one's would it be?
+            Voice::Base | Voice::Mix(_) => Arc::default(),
         }
     }
 
@@ -402,10 +423,10 @@ impl App {
         &self,
         tenant: TenantId,
         extras: &Extras,
-        (messages, ending): (&[Message], Ending),
+        (chat, ending): (&Chat, Ending),
     ) -> Result<Option<String>, ApiError> {
         let Some(source) = &extras.chat_template else { return Ok(None) };
-        let rendering = self.text().rendering(source, messages, ending);
+        let rendering = self.text().rendering(source, chat, ending);
         Ok(Some(self.renderers().render(Some(tenant), &rendering).await??))
     }
 

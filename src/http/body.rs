@@ -215,8 +215,8 @@ mod tests {
         assert!(refusal::<CompletionFields>(&deep).0.len() < 600);
         let lists = &[unsupported::GENERATION, unsupported::CHAT, unsupported::RENDERED];
         assert_eq!(status(refuse_unsupported(b"[]", lists).unwrap_err()), 400);
-        assert_eq!(status(refuse_unsupported(b"{\"tools\":[1]}", lists).unwrap_err()), 400);
-        assert!(refuse_unsupported(b"{\"tools\":[]}", lists).is_ok());
+        assert_eq!(status(refuse_unsupported(b"{\"functions\":[1]}", lists).unwrap_err()), 400);
+        assert!(refuse_unsupported(b"{\"functions\":[]}", lists).is_ok());
     }
 
     #[test]

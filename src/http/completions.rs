@@ -20,11 +20,12 @@ use super::{
     generate::{Opening, Order, check_choices},
     prompt::{self, Echo, Encoder},
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
+    select::Part,
     sse::Data,
     wire::{
         common::Common,
         completion::{Completion, CompletionChoice, CompletionFields, CompletionLogprobs},
-        prompt::Prompt,
+        prompt::{MAX_CHOICES, Prompt},
         unsupported::{COMPLETION, GENERATION},
         usage::{Usage, UsageKey},
     },
@@ -42,9 +43,12 @@ const DEFAULT_TOKENS: usize = 16;
 struct Wanted {
     model: Option<String>,
     user: Option<String>,
+    adapters: Option<Vec<Part>>,
     prompts: Vec<Prompt>,
     framing: Framing,
     terms: Terms,
+    /// Choices of each prompt that are sent; the likeliest, where more are made.
+    shown: usize,
     echo: bool,
     /// The likeliest tokens beside each, where scores are wanted.
     logprobs: Option<usize>,
@@ -55,21 +59,21 @@ impl Wanted {
         refuse_unsupported(bytes, &[GENERATION, COMPLETION])?;
         let common: Common = parse(bytes)?;
         let fields: CompletionFields = parse(bytes)?;
-        let terms = Terms::read(&common)?;
+        let mut terms = Terms::read(&common)?;
+        let shown = terms.choices;
+        terms.choices = best_of(fields.best_of, &terms)?;
         let prompts = fields.prompt.0;
         check_choices(prompts.len(), &terms)?;
-        // 0 and 1 say what is done anyway; more would have to be generated than is shown.
-        if fields.best_of.is_some_and(|best| best > 1 && best != terms.choices) {
-            return Err(ApiError::unsupported("best_of"));
-        }
         let top = fields.logprobs.unwrap_or(0);
         within("logprobs", Some(top), 0..=MAX_TOP_LOGPROBS, 0)?;
         Ok(Self {
             model: common.model,
             user: common.user,
+            adapters: prompt::parts(common.adapters)?,
             prompts,
             framing: prompt::framing(common.add_special_tokens, Framing::Framed),
             terms,
+            shown,
             echo: fields.echo == Some(true),
             logprobs: fields.logprobs,
         })
@@ -96,6 +100,24 @@ impl Wanted {
         }
         Ok(encoded)
     }
+}
+
+/// How many choices are made for each prompt.
+fn best_of(asked: Option<usize>, terms: &Terms) -> Result<usize, ApiError> {
+    let field = "best_of";
+    // 0 says nothing.
+    let Some(best) = asked.filter(|best| *best > 0) else { return Ok(terms.choices) };
+    let best = within(field, Some(best), 1..=MAX_CHOICES, 1)?;
+    if best < terms.choices {
+        let message = format!("'{field}' is {best}, less than 'n', which is {}", terms.choices);
+        return Err(ApiError::invalid(field, message));
+    }
+    if best > terms.choices && terms.delivery != Delivery::Whole {
+        let message =
+            format!("'{field}' above 'n' cannot be streamed: the best is known at the end");
+        return Err(ApiError::invalid(field, message));
+    }
+    Ok(best)
 }
 
 #[derive(Debug, Default)]
@@ -127,8 +149,14 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let size = bytes.len();
     let mut wanted = app.work(size, move |_| Wanted::read(&bytes)).await?;
-    let (voice, requested) =
-        app.choose(caller, headers, (wanted.model.take(), wanted.user.as_deref())).await?;
+    let (voice, requested) = app
+        .choose_of(
+            caller,
+            headers,
+            (wanted.model.take(), wanted.user.as_deref()),
+            wanted.adapters.as_deref(),
+        )
+        .await?;
     let encoder = app.encoder();
     wanted.check_room(&encoder)?;
     let extras = app.extras(&voice);
@@ -138,12 +166,14 @@ async fn answer(
         wanted.encode(&encoder, asker).map(|encoded| (wanted, encoded))
     };
     let (wanted, Encoded { prompts, echoes }) = app.work(size, encode).await?;
-    let Wanted { terms, logprobs, echo, .. } = wanted;
+    let Wanted { terms, logprobs, echo, shown, .. } = wanted;
+    let best = (terms.choices > shown).then_some(Best { of: terms.choices, shown });
     let choices = prompts.len() * terms.choices;
     let writer = Writer {
         text: app.text().clone(),
         scored: logprobs.is_some(),
         delivery: terms.delivery,
+        best,
         envelope: Envelope::new("cmpl", requested.clone(), voice.clone(), &app.base().digest),
         echoes: Echoes { prompts: echoes, per_prompt: terms.choices, given: vec![false; choices] },
     };
@@ -152,7 +182,8 @@ async fn answer(
         opening: Opening::Continuing,
         terms,
         default_tokens: default_tokens.unwrap_or(DEFAULT_TOKENS),
-        logprobs,
+        // Without scores there is no best.
+        logprobs: logprobs.or(best.map(|_| 0)),
         prompt_logprobs: logprobs.filter(|_| echo),
         voice,
         tenant: caller.tenant,
@@ -169,8 +200,39 @@ struct Writer {
     text: Text,
     scored: bool,
     delivery: Delivery,
+    best: Option<Best>,
     envelope: Envelope,
     echoes: Echoes,
+}
+
+/// Only some choices of each prompt are sent.
+#[derive(Clone, Copy, Debug)]
+struct Best {
+    /// So many are made.
+    of: usize,
+    /// So many are sent.
+    shown: usize,
+}
+
+impl Best {
+    /// The choices with the highest mean log-probability of a token, in that order, each with its number among all.
+    fn choose(self, pieces: Vec<Piece>) -> Vec<(usize, Piece)> {
+        let mut all: Vec<_> = pieces.into_iter().enumerate().collect();
+        for prompt in all.chunks_mut(self.of) {
+            prompt.sort_by(|(_, one), (_, other)| mean(other).total_cmp(&mean(one)));
+        }
+        let of = self.of;
+        all.into_iter()
+            .enumerate()
+            .filter(|(at, _)| at % of < self.shown)
+            .map(|(_, piece)| piece)
+            .collect()
+    }
+}
+
+fn mean(piece: &Piece) -> f32 {
+    let sum: f32 = piece.scores.iter().map(|scored| scored.logprob.logprob).sum();
+    if piece.scores.is_empty() { f32::NEG_INFINITY } else { sum / piece.scores.len() as f32 }
 }
 
 /// Which prompts are still to be sent back.
@@ -233,8 +295,13 @@ impl Form for Writer {
     }
 
     fn whole(&mut self, pieces: Vec<Piece>, usage: Usage) -> impl Serialize {
-        let pieces = pieces.into_iter().enumerate();
-        let choices = pieces.map(|(index, piece)| self.choice(index, piece)).collect();
+        let all = match self.best {
+            Some(best) => best.choose(pieces),
+            None => pieces.into_iter().enumerate().collect(),
+        };
+        let choice =
+            |(index, (made, piece))| CompletionChoice { index, ..self.choice(made, piece) };
+        let choices = all.into_iter().enumerate().map(choice).collect();
         self.completion(choices, UsageKey::Now(usage))
     }
 
@@ -249,5 +316,34 @@ impl Form for Writer {
 
     fn usage(&mut self, usage: Usage) -> Data {
         Data::json(&self.completion(vec![], UsageKey::Now(usage)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{engine::Logprob, http::answer::Scored};
+
+    fn piece(logprobs: &[f32]) -> Piece {
+        let scored = |logprob: &f32| Scored {
+            logprob: Logprob { token: 0, logprob: *logprob, top: vec![] },
+            offset: 0,
+        };
+        Piece { scores: logprobs.iter().map(scored).collect(), ..Piece::default() }
+    }
+
+    #[test]
+    fn the_best_have_the_likeliest_tokens_on_average() {
+        let made = vec![
+            piece(&[-3.0]),
+            piece(&[]),
+            piece(&[-1.0, -2.0]),
+            piece(&[-2.0]),
+            piece(&[-0.5]),
+            piece(&[-9.0]),
+        ];
+        let best = Best { of: 3, shown: 2 }.choose(made);
+        let numbers: Vec<_> = best.iter().map(|(made, _)| *made).collect();
+        assert_eq!(numbers, [2, 0, 4, 3]);
     }
 }

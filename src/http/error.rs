@@ -42,7 +42,7 @@ use super::{
     wire::error::{ErrorBody, ErrorDetail},
 };
 use crate::{
-    adapter::{LoadError, NotChanged, NotLent, Unfit, Unproved, Unreceived},
+    adapter::{LoadError, NotChanged, NotLent, NotMixable, Unfit, Unproved, Unreceived},
     engine::{Failure, Refused},
     ledger::NotSummed,
     store::StoreError,
@@ -354,6 +354,11 @@ impl ApiError {
         Self { retry: Retry::Never, ..Self::new(StatusCode::CONFLICT, message) }
     }
 
+    /// Adapters of which there can be no sum.
+    pub(super) fn not_mixable(not: &NotMixable) -> Self {
+        Self::malformed(not.to_string()).with_code("adapter_not_mixable")
+    }
+
     fn incompatible(message: impl Into<String>) -> Self {
         Self::conflict(message).with_code("adapter_incompatible")
     }
@@ -526,6 +531,7 @@ impl From<Failure> for ApiError {
         match failure {
             Failure::Deadline => Self::deadline(),
             Failure::Stopping => Self::stopping(),
+            Failure::Guide => Self::malformed(failure.to_string()),
             Failure::NotANumber => {
                 tracing::error!(%failure, "an answer was given up");
                 Self { retry: Retry::Never, ..Self::internal() }

@@ -12,11 +12,14 @@ use futures_util::{
     stream::{self, BoxStream, Peekable, SelectAll},
 };
 
+use sha2::{Digest as _, Sha256};
+
 use super::{
     answer::{Answer, Piece},
     app::App,
     deadline::Deadline,
     error::ApiError,
+    form::FormGuide,
     metrics::Latency,
     sampling::{Ends, Terms},
     select::Voice,
@@ -24,8 +27,8 @@ use super::{
     wire::{prompt::MAX_CHOICES, usage::Usage},
 };
 use crate::{
-    adapter::{Lease, Wanted},
-    engine::{Event, Failure, Job, Lane, Scope, TokenStream},
+    adapter::{Adapter, Lease, Revision, Wanted},
+    engine::{Event, Failure, Guide, Job, Lane, Salt, Scope, TokenStream},
     tenant::{Permit, TenantId},
     text::{Detok, Stops},
 };
@@ -114,7 +117,7 @@ impl Answers {
                     number: choices.len(),
                     prompt: (choice == 0).then_some(prompt.len()),
                     tokens,
-                    answer: Answer::new(detok.clone(), stops),
+                    answer: Answer::new(detok.clone(), stops, order.terms.min_tokens),
                     latency: app.metrics().latency(Instant::now()),
                     permit: Arc::clone(&order.permit),
                     counts: tally.counts(),
@@ -203,9 +206,25 @@ impl Order {
     }
 
     async fn lease(&self, app: &App) -> Result<Option<Arc<Lease>>, ApiError> {
-        let Voice::Adapter(revision) = &self.voice else { return Ok(None) };
+        match &self.voice {
+            Voice::Base => Ok(None),
+            Voice::Adapter(revision) => self.lease_of(app, revision).await.map(Some),
+            Voice::Mix(parts) => {
+                let (mut leases, mut mixed) = (Vec::new(), Vec::new());
+                for (revision, weight) in parts {
+                    let lease = self.lease_of(app, revision).await?;
+                    mixed.push((Arc::clone(lease.adapter()), *weight));
+                    leases.push(lease);
+                }
+                let mix = Adapter::mix(mixed).map_err(|not| ApiError::not_mixable(&not))?;
+                Ok(Some(Arc::new(Lease::new(Arc::new(mix), move || drop(leases)))))
+            }
+        }
+    }
+
+    async fn lease_of(&self, app: &App, revision: &Revision) -> Result<Arc<Lease>, ApiError> {
         let refusal = match app.adapters().lease(self.tenant, revision).await {
-            Ok(lease) => return Ok(Some(Arc::new(lease))),
+            Ok(lease) => return Ok(Arc::new(lease)),
             Err(refusal) => refusal,
         };
         if !refusal.is_gone() {
@@ -240,14 +259,26 @@ impl Order {
             adapter: lease.map(share),
             sampling: self.terms.sampling_of(choice),
             max_tokens,
+            min_tokens: self.terms.min_tokens,
+            guide: self.guide(),
             stop_tokens: self.stop_tokens(app),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
             // Tenants share the engine fairly, and nothing that one has computed tells another of it.
             lane: Lane(self.tenant.number()),
             scope: Scope(self.tenant.number()),
+            salt: self
+                .terms
+                .salt
+                .as_ref()
+                .map_or_else(Salt::default, |salt| Salt(Sha256::digest(salt).into())),
             deadline: Some(self.deadline.instant()),
         }
+    }
+
+    /// Each choice walks through the form by itself.
+    fn guide(&self) -> Option<Box<dyn Guide>> {
+        self.terms.walk.as_ref().map(|walk| Box::new(FormGuide(walk.clone())) as _)
     }
 
     fn stop_tokens(&self, app: &App) -> Arc<[u32]> {

@@ -321,6 +321,7 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
         ("jobs_cancelled", "Jobs whose client went away or needed no more", stats.ends.cancelled),
         ("jobs_late", "Jobs whose deadline passed", stats.ends.deadline),
         ("jobs_failed", "Jobs whose step failed", stats.ends.step + stats.ends.not_a_number),
+        ("jobs_unguided", "Jobs whose form took too much work to follow", stats.ends.guide),
     ] {
         writer.counter(name, help, value)?;
     }

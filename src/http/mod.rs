@@ -5,7 +5,7 @@
 //! response drops the streams of its jobs, their share of the lease, and so the request.
 //!
 //! - `wire` is what JSON looks like; nothing of it is known elsewhere. `error` alone knows status codes.
-//! - `select` decides who answers, `sampling` how, `generate` runs it, `answer` turns tokens into text, `logprobs` writes scores.
+//! - `select` decides who answers, `sampling` how, `form` and `tools` in what form, `generate` runs it, `answer` turns tokens into text, `logprobs` writes scores.
 //! - `chat` and `completions` are the two forms of that; `delivery` sends either whole, or by `sse` as it grows.
 //! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
 //! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read.
@@ -32,6 +32,7 @@ mod delivery;
 mod desks;
 mod envelope;
 mod error;
+mod form;
 mod generate;
 mod generator;
 mod guard;
@@ -49,6 +50,7 @@ mod serve;
 mod sse;
 mod tally;
 mod tokenize;
+mod tools;
 mod trial;
 mod upload;
 mod vllm;

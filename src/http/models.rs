@@ -46,7 +46,8 @@ pub(super) async fn show(
     need(&caller, Scope::Infer)?;
     let Path(id) = id.map_err(|_| ApiError::malformed("the path is not percent-encoded UTF-8"))?;
     match app.with_names(caller.tenant, None, |names| names.in_model(&id)).await? {
-        None => Err(ApiError::model_not_found(&id)),
+        // A mix has no name.
+        None | Some(Voice::Mix(_)) => Err(ApiError::model_not_found(&id)),
         Some(Voice::Base) => Ok(Json(base(&app, id))),
         Some(Voice::Adapter(revision)) => {
             let card = app.adapters().card(caller.tenant, &revision.name);

@@ -1,14 +1,19 @@
 //! What is sent to token ids: messages through the chat template, texts through the tokenizer.
 
+use serde_json::{Map, Value};
+
 use super::{
     error::ApiError,
+    select::{Part, checked},
     wire::{
+        common::AdapterPart,
         content::{MessageIn, Role},
         prompt::Prompt,
+        tools::{FunctionIn, ToolCallIn},
         unsupported::Weight,
     },
 };
-use crate::text::{Ending, Framing, Message, Specials, Text};
+use crate::text::{Call, Ending, Framing, Message, Specials, Text};
 
 /// The messages as templates take them. Only the assistant may say nothing.
 pub(super) fn messages(sent: Vec<MessageIn>) -> Result<Vec<Message>, ApiError> {
@@ -19,9 +24,8 @@ pub(super) fn messages(sent: Vec<MessageIn>) -> Result<Vec<Message>, ApiError> {
 }
 
 fn read(index: usize, sent: MessageIn) -> Result<Message, ApiError> {
-    let MessageIn { role, content, name, tool_calls, function_call, audio } = sent;
-    let given = [("tool_calls", tool_calls), ("function_call", function_call), ("audio", audio)];
-    for (field, weight) in given {
+    let MessageIn { role, content, name, tool_calls, tool_call_id, function_call, audio } = sent;
+    for (field, weight) in [("function_call", function_call), ("audio", audio)] {
         if !weight.as_ref().is_none_or(Weight::is_nothing) {
             return Err(ApiError::unsupported(&format!("messages[{index}].{field}")));
         }
@@ -34,7 +38,43 @@ fn read(index: usize, sent: MessageIn) -> Result<Message, ApiError> {
             return Err(ApiError::invalid(&field, format!("'{field}' is missing")));
         }
     };
-    Ok(Message { role: role.in_template().to_owned(), content, name })
+    let tool_calls = tool_calls.unwrap_or_default();
+    if role != Role::Assistant && !tool_calls.is_empty() {
+        let field = format!("messages[{index}].tool_calls");
+        let message = format!("'{field}': only the assistant calls tools");
+        return Err(ApiError::invalid(&field, message));
+    }
+    let calls = tool_calls.into_iter().enumerate();
+    let tool_calls = calls
+        .map(|(at, call)| self::call(&format!("messages[{index}].tool_calls[{at}]"), call))
+        .collect::<Result<_, _>>()?;
+    let tool_call_id = tool_call_id.filter(|_| role == Role::Tool);
+    Ok(Message { role: role.in_template().to_owned(), content, name, tool_calls, tool_call_id })
+}
+
+/// A call of an earlier answer. Templates show its arguments as JSON, so that they have to be some.
+fn call(field: &str, sent: ToolCallIn) -> Result<Call, ApiError> {
+    let ToolCallIn { id, kind, function: FunctionIn { name, arguments } } = sent;
+    if kind.is_some_and(|kind| kind != "function") {
+        let field = format!("{field}.type");
+        return Err(ApiError::invalid(&field, format!("'{field}' must be function")));
+    }
+    let arguments = arguments.filter(|arguments| !arguments.is_empty());
+    let arguments: Value = match arguments {
+        None => Value::Object(Map::new()),
+        Some(arguments) => serde_json::from_str(&arguments).map_err(|_| {
+            let field = format!("{field}.function.arguments");
+            ApiError::invalid(&field, format!("'{field}' is not JSON"))
+        })?,
+    };
+    Ok(Call { id: id.unwrap_or_default(), name, arguments })
+}
+
+/// The adapters that are to answer together.
+pub(super) fn parts(sent: Option<Vec<AdapterPart>>) -> Result<Option<Vec<Part>>, ApiError> {
+    let part = |AdapterPart { name, scale }| Part { name, weight: scale.unwrap_or(1.0) };
+    let parts = sent.map(|sent| checked(sent.into_iter().map(part).collect(), "adapters"));
+    parts.transpose()
 }
 
 /// How the rendered chat ends. An answer begins anew unless the final message is to be continued.
@@ -174,8 +214,9 @@ mod tests {
         assert_eq!(read(r#"{"messages":[]}"#).unwrap_err(), "messages");
         assert_eq!(read(r#"{"messages":[{"role":"user"}]}"#).unwrap_err(), "messages[0].content");
         assert_eq!(
-            read(r#"{"messages":[{"role":"assistant","tool_calls":[{"id":"x"}]}]}"#).unwrap_err(),
-            "messages[0].tool_calls"
+            read(r#"{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{"}}]}]}"#)
+                .unwrap_err(),
+            "messages[0].tool_calls[0].function.arguments"
         );
     }
 

@@ -3,16 +3,18 @@
 use std::{
     hash::{BuildHasher, RandomState},
     ops::RangeInclusive,
+    sync::Arc,
 };
 
 use super::{
     error::ApiError,
+    form,
     wire::{common::Common, list::Strings, prompt::MAX_CHOICES, usage::UsageKey},
 };
 use crate::{
     adapter::{Defaults, Extras, ranges},
     engine::Sampling,
-    text::{Framing, Keep, Specials, Text},
+    text::{Framing, Keep, Specials, Text, Walk},
 };
 
 /// Below it a temperature is greedy: dividing by it would overflow the logits (vLLM draws the line at the same place).
@@ -21,6 +23,10 @@ const GREEDY: f64 = 1e-5;
 const MAX_STOP_IDS: usize = 128;
 /// The longest stop string, in bytes: every one is compared at every position.
 const MAX_STOP_BYTES: usize = 1024;
+/// What may be added to the logit of a token: as much either way leaves it alone, or out.
+const BIAS: RangeInclusive<f64> = -100.0..=100.0;
+/// The longest salt, in characters.
+const MAX_SALT: usize = 1024;
 /// The most likely tokens that are listed beside a token.
 pub(super) const MAX_TOP_LOGPROBS: usize = 20;
 
@@ -33,6 +39,14 @@ pub(super) struct Terms {
     pub(super) sampling: Sampling,
     /// At most so many tokens, where the request says it.
     pub(super) max_tokens: Option<usize>,
+    /// No choice ends before so many tokens.
+    pub(super) min_tokens: usize,
+    /// What each choice must look like.
+    pub(super) form: Option<form::Asked>,
+    /// The beginning of that form, once it is known who answers.
+    pub(super) walk: Option<Walk>,
+    /// Computed prefixes are shared among requests with the same.
+    pub(super) salt: Option<String>,
     /// Choices per prompt, at least one.
     pub(super) choices: usize,
     /// Strings that end a choice.
@@ -82,11 +96,6 @@ impl Delivery {
 impl Terms {
     /// Reads the fields that both endpoints share.
     pub(super) fn read(common: &Common) -> Result<Self, ApiError> {
-        if let Some(format) = &common.response_format
-            && format.kind != "text"
-        {
-            return Err(ApiError::unsupported("response_format"));
-        }
         let stops = common.stop.clone().unwrap_or_default();
         let stop_ids = common.stop_token_ids.clone().unwrap_or_default();
         if stop_ids.len() > MAX_STOP_IDS {
@@ -98,6 +107,10 @@ impl Terms {
             sampling: asked.sampling()?,
             asked,
             max_tokens: common.max_tokens,
+            min_tokens: min_tokens(common)?,
+            form: form::Asked::read(common)?,
+            walk: None,
+            salt: salt(common)?,
             choices: within("n", common.n, 1..=MAX_CHOICES, 1)?,
             stops: stop_strings(stops)?,
             keep: choose(common.include_stop_str_in_output, Keep::Include, Keep::Cut),
@@ -112,13 +125,30 @@ impl Terms {
         })
     }
 
-    /// Takes from an adapter what the request leaves open, and its stop strings besides the request's.
-    ///
-    /// A stop string that is one token, as special tokens are, ends a choice as that token too: it may not be shown.
-    pub(super) fn follow(&mut self, extras: &Extras, text: &Text) -> Result<(), ApiError> {
-        if extras.is_empty() {
-            return Ok(());
+    /// Writes a special token out, although others may be hidden.
+    pub(super) fn show(&mut self, special: u32) {
+        if self.specials == Specials::Hide {
+            self.specials = Specials::HideBut(special);
         }
+    }
+
+    /// Takes from an adapter what the request leaves open, and its stop strings besides the request's; and begins the form.
+    pub(super) fn follow(&mut self, extras: &Extras, text: &Text) -> Result<(), ApiError> {
+        if !extras.is_empty() {
+            self.take_over(extras, text)?;
+        }
+        if let Some((id, _)) =
+            self.sampling.bias.iter().find(|(id, _)| text.token_bytes(*id).is_none())
+        {
+            let message = format!("the vocabulary of {} tokens has no token {id}", text.vocab());
+            return Err(ApiError::invalid("logit_bias", message));
+        }
+        self.walk = self.form.as_ref().map(|form| form.begin(text)).transpose()?;
+        Ok(())
+    }
+
+    /// A stop string that is one token, as special tokens are, ends a choice as that token too: it may not be shown.
+    fn take_over(&mut self, extras: &Extras, text: &Text) -> Result<(), ApiError> {
         self.sampling = self.asked.or(&extras.sampling).sampling()?;
         for stop in &extras.stop {
             if let [id] = *text.encode(stop, Framing::Bare)? {
@@ -159,6 +189,27 @@ fn choose<T>(flag: Option<bool>, yes: T, no: T) -> T {
     if flag == Some(true) { yes } else { no }
 }
 
+fn min_tokens(common: &Common) -> Result<usize, ApiError> {
+    let least = common.min_tokens.unwrap_or(0);
+    match common.max_tokens {
+        Some(most) if most < least => {
+            let message =
+                format!("'min_tokens' is {least}, more than 'max_tokens', which is {most}");
+            Err(ApiError::invalid("min_tokens", message))
+        }
+        _ => Ok(least),
+    }
+}
+
+fn salt(common: &Common) -> Result<Option<String>, ApiError> {
+    let salt = common.cache_salt.clone();
+    if salt.as_ref().is_some_and(|salt| salt.is_empty() || salt.chars().count() > MAX_SALT) {
+        let message = format!("'cache_salt' must have from 1 to {MAX_SALT} characters");
+        return Err(ApiError::invalid("cache_salt", message));
+    }
+    Ok(salt)
+}
+
 fn delivery(common: &Common) -> Delivery {
     let usage = common.stream_options.as_ref().and_then(|options| options.include_usage);
     match (common.stream, usage) {
@@ -169,7 +220,7 @@ fn delivery(common: &Common) -> Delivery {
 }
 
 /// How tokens are to be drawn, as far as somebody says it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     temperature: Option<f64>,
     top_p: Option<f64>,
@@ -178,6 +229,7 @@ struct Asked {
     repetition_penalty: Option<f64>,
     presence_penalty: Option<f64>,
     frequency_penalty: Option<f64>,
+    bias: Arc<[(u32, f64)]>,
     seed: u64,
 }
 
@@ -191,12 +243,16 @@ impl Asked {
             repetition_penalty: common.repetition_penalty,
             presence_penalty: common.presence_penalty,
             frequency_penalty: common.frequency_penalty,
+            bias: common
+                .logit_bias
+                .as_ref()
+                .map_or_else(|| [].into(), |given| given.0.as_slice().into()),
             seed: common.seed.map_or_else(random_seed, i64::cast_unsigned),
         }
     }
 
     /// These, and where one is open, the default.
-    fn or(self, defaults: &Defaults) -> Self {
+    fn or(&self, defaults: &Defaults) -> Self {
         Self {
             temperature: self.temperature.or(defaults.temperature),
             top_p: self.top_p.or(defaults.top_p),
@@ -205,11 +261,15 @@ impl Asked {
             repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty),
             presence_penalty: self.presence_penalty.or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.or(defaults.frequency_penalty),
+            bias: Arc::clone(&self.bias),
             seed: self.seed,
         }
     }
 
     fn sampling(&self) -> Result<Sampling, ApiError> {
+        for (_, bias) in &*self.bias {
+            within("logit_bias", Some(*bias), BIAS, 0.0)?;
+        }
         let temperature = within("temperature", self.temperature, ranges::TEMPERATURE, 1.0)?;
         let top_p = within("top_p", self.top_p, ranges::TOP_P, 1.0)?;
         let top_k = within("top_k", self.top_k, ranges::TOP_K, 0)?;
@@ -228,6 +288,7 @@ impl Asked {
             repetition_penalty: narrow(repetition),
             presence_penalty: narrow(presence),
             frequency_penalty: narrow(frequency),
+            bias: self.bias.iter().map(|(id, bias)| (*id, narrow(*bias))).collect(),
             seed: self.seed,
         })
     }
@@ -299,6 +360,7 @@ mod tests {
             repetition_penalty: 1.1,
             presence_penalty: -1.0,
             frequency_penalty: 2.0,
+            bias: [].into(),
             seed: u64::MAX,
         };
         assert_eq!(terms.sampling, expected);
@@ -328,7 +390,9 @@ mod tests {
             ("stream", &["1", "\"true\""]),
             ("ignore_eos", &["0"]),
             ("model", &["7"]),
-            ("response_format", &[r#"{"type":"json_object"}"#, r#"{"type":"json_schema"}"#]),
+            ("min_tokens", &["-1", "1.5"]),
+            ("cache_salt", &["\"\"", "7"]),
+            ("logit_bias", &[r#"{"1":101}"#, r#"{"1":-100.5}"#]),
         ] {
             for value in values {
                 assert_eq!(

@@ -1,6 +1,6 @@
 //! Which adapter answers: the header before `model`, and never another one than was named.
 
-use std::fmt;
+use std::{fmt, ops::RangeInclusive};
 
 use axum::http::{HeaderMap, HeaderName};
 use sha2::{Digest as _, Sha256};
@@ -16,12 +16,14 @@ const DEFAULT: &str = "default";
 /// Who answers a request. An adapter is pinned to the content that its name pointed to when the request arrived.
 ///
 /// Prints as the `X-Chorus-Adapter` header has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Voice {
     /// The base alone.
     Base,
     /// The base through an adapter.
     Adapter(Revision),
+    /// The base through several, so much of each.
+    Mix(Vec<(Revision, f32)>),
 }
 
 impl Voice {
@@ -29,8 +31,15 @@ impl Voice {
     pub(super) fn fingerprint(&self, base_digest: &str) -> String {
         let mut hasher = Sha256::new();
         hasher.update(base_digest);
-        if let Self::Adapter(revision) = self {
-            hasher.update(revision.digest.as_bytes());
+        match self {
+            Self::Base => {}
+            Self::Adapter(revision) => hasher.update(revision.digest.as_bytes()),
+            Self::Mix(parts) => {
+                for (revision, weight) in parts {
+                    hasher.update(revision.digest.as_bytes());
+                    hasher.update(weight.to_bits().to_le_bytes());
+                }
+            }
         }
         let digest: [u8; 32] = hasher.finalize().into();
         digest[..6].iter().fold("fp_".to_owned(), |text, byte| format!("{text}{byte:02x}"))
@@ -42,6 +51,12 @@ impl fmt::Display for Voice {
         match self {
             Self::Base => f.write_str(BASE),
             Self::Adapter(revision) => revision.fmt(f),
+            Self::Mix(parts) => {
+                parts.iter().enumerate().try_for_each(|(at, (revision, weight))| {
+                    let comma = if at == 0 { "" } else { ", " };
+                    write!(f, "{comma}{revision};weight={weight}")
+                })
+            }
         }
     }
 }
@@ -60,6 +75,21 @@ impl Names<'_> {
     /// What the header's value means.
     fn in_header(&self, value: &str) -> Option<Voice> {
         if value == BASE { Some(Voice::Base) } else { self.adapter(value) }
+    }
+
+    /// What a mix means, or the name in it that means nothing.
+    fn mix<'a>(&self, parts: &'a [Part]) -> Result<Voice, &'a str> {
+        let part = |Part { name, weight }: &'a Part| match self.adapter(name) {
+            Some(Voice::Adapter(revision)) => Ok((revision, *weight)),
+            _ => Err(&**name),
+        };
+        let mut parts: Vec<_> = parts.iter().map(part).collect::<Result<_, _>>()?;
+        match &mut *parts {
+            [(_, weight)] if weight.to_bits() == 1.0_f32.to_bits() => {
+                Ok(Voice::Adapter(parts.remove(0).0))
+            }
+            _ => Ok(Voice::Mix(parts)),
+        }
     }
 
     /// What `model` means.
@@ -86,6 +116,87 @@ impl Names<'_> {
             return None;
         }
         (self.lookup)(&wanted).map(Voice::Adapter)
+    }
+}
+
+/// A name in a mix, and how much of it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Part {
+    pub(super) name: String,
+    pub(super) weight: f32,
+}
+
+/// The most adapters of a mix.
+pub(super) const MOST_PARTS: usize = 8;
+/// How much of an adapter there may be.
+const WEIGHTS: RangeInclusive<f32> = -16.0..=16.0;
+
+/// A mix, in the field or header of this name, that makes sense.
+pub(super) fn checked(parts: Vec<Part>, field: &str) -> Result<Vec<Part>, ApiError> {
+    let refuse = |problem: String| Err(ApiError::invalid(field, format!("'{field}' {problem}")));
+    if parts.is_empty() || parts.len() > MOST_PARTS {
+        return refuse(format!("names from 1 to {MOST_PARTS} adapters, not {}", parts.len()));
+    }
+    for (at, Part { name, weight }) in parts.iter().enumerate() {
+        if !WEIGHTS.contains(weight) {
+            let (least, most) = (WEIGHTS.start(), WEIGHTS.end());
+            return refuse(format!("has a scale of {weight}; they go from {least} to {most}"));
+        }
+        if parts[..at].iter().any(|other| other.name == *name) {
+            return refuse(format!("names {name:?} twice"));
+        }
+    }
+    Ok(parts)
+}
+
+/// The mix that a header's value names: `NAME:SCALE,NAME:SCALE`; `None` where it is the name of one adapter.
+fn mix_in_header(value: &str, header: &str) -> Result<Option<Vec<Part>>, ApiError> {
+    let part = |text: &str| {
+        let (name, weight) = text.trim().rsplit_once(':')?;
+        // What follows a digest's own colon is no scale.
+        let weight = weight.trim().parse().ok().filter(|_| !name.ends_with("@sha256"))?;
+        Some(Part { name: name.trim().to_owned(), weight })
+    };
+    let parts: Vec<_> = value.split(',').map(part).collect();
+    if parts.len() == 1 && parts[0].is_none() {
+        return Ok(None);
+    }
+    let parts: Option<Vec<_>> = parts.into_iter().collect();
+    let parts = parts.ok_or_else(|| {
+        let message = format!("'{header}' must be NAME, or NAME:SCALE,NAME:SCALE");
+        ApiError::invalid(header, message)
+    })?;
+    checked(parts, header).map(Some)
+}
+
+/// Decides where a mix is asked for, in the header or by `adapters`; `None` where none is.
+pub(super) fn choose_mix(
+    (header, name): (Option<&str>, &str),
+    model: Option<&str>,
+    adapters: Option<&[Part]>,
+    names: &Names<'_>,
+) -> Result<Option<Voice>, ApiError> {
+    let in_header = header.map(|value| mix_in_header(value, name)).transpose()?.flatten();
+    let known = |voice: Result<Voice, &str>| voice.map_err(ApiError::model_not_found);
+    let Some(parts) = in_header.as_deref().or(adapters) else { return Ok(None) };
+    let mix = known(names.mix(parts))?;
+    // Whatever else names an adapter must name the same.
+    if let Some(adapters) = adapters {
+        let conflict = || ApiError::adapter_conflict(header.unwrap_or_default(), "adapters");
+        let other = match header {
+            Some(_) if in_header.is_some() => Some(known(names.mix(adapters))?),
+            Some(value) => Some(known(names.in_header(value).ok_or(value))?),
+            None => None,
+        };
+        if other.is_some_and(|other| other != mix) {
+            return Err(conflict());
+        }
+    }
+    let Some(model) = model.filter(|model| !model.is_empty()) else { return Ok(Some(mix)) };
+    match known(names.in_model(model).ok_or(model))? {
+        Voice::Base => Ok(Some(mix)),
+        named if named == mix => Ok(Some(mix)),
+        _ => Err(ApiError::adapter_conflict(header.unwrap_or("adapters"), model)),
     }
 }
 
@@ -272,6 +383,79 @@ mod tests {
             (Some("nobody"), Some("tiny"), NONE),
             (Some("nobody"), Some("sql"), NONE),
         ]);
+    }
+
+    /// `NAME@vN*WEIGHT`, one after the other, or the code of the refusal; `-` where no mix is asked for.
+    fn mixed(
+        header: Option<&str>,
+        model: Option<&str>,
+        adapters: Option<&[(&str, f32)]>,
+    ) -> String {
+        let part =
+            |(name, weight): &(&str, f32)| Part { name: (*name).to_owned(), weight: *weight };
+        let adapters = adapters.map(|parts| checked(parts.iter().map(part).collect(), "adapters"));
+        let names = Names { base: "tiny", default: None, lookup: &lookup };
+        let chosen = adapters
+            .transpose()
+            .and_then(|parts| choose_mix((header, "x-adapter"), model, parts.as_deref(), &names));
+        match chosen {
+            Ok(None) => "-".to_owned(),
+            Ok(Some(Voice::Mix(parts))) => {
+                let part = |(revision, weight): &(Revision, f32)| {
+                    format!("{}@v{}*{weight}", revision.name, revision.version)
+                };
+                parts.iter().map(part).collect::<Vec<_>>().join(" ")
+            }
+            Ok(Some(voice)) => voice.to_string().split(';').next().unwrap().to_owned(),
+            Err(error) => {
+                let code = error.body().error.code.unwrap_or("invalid").to_owned();
+                format!("{} {code}", error.into_response().status().as_u16())
+            }
+        }
+    }
+
+    #[test]
+    fn mixes_are_named_by_header_or_body_and_never_in_part() {
+        let (digest, law) = (sha("sql", 1), [("law", 1.0)]);
+        let of_digest = format!("{digest}:0.5, law:1");
+        let both = [("sql", 0.5), ("law", -1.0)];
+        for (header, model, adapters, expected) in [
+            (None, None, None, "-"),
+            (Some("sql"), None, None, "-"),
+            (Some(&*digest), None, None, "-"),
+            (Some("sql:0.5,law:-1"), None, None, "sql@v2*0.5 law@v1*-1"),
+            (Some("sql@v1:2"), Some("tiny"), None, "sql@v1*2"),
+            (Some(&*of_digest), Some("base"), None, "sql@v1*0.5 law@v1*1"),
+            (Some("sql:1"), Some("sql"), None, "sql@v2"),
+            (None, Some("tiny"), Some(&both[..]), "sql@v2*0.5 law@v1*-1"),
+            (None, None, Some(&law[..]), "law@v1"),
+            (Some("sql:0.5,law:-1"), None, Some(&both[..]), "sql@v2*0.5 law@v1*-1"),
+            (Some("law"), None, Some(&law[..]), "law@v1"),
+            // Order is part of a mix: so are its bits.
+            (Some("law:-1,sql:0.5"), None, Some(&both[..]), CONFLICT),
+            (Some("sql"), None, Some(&both[..]), CONFLICT),
+            (Some("base"), None, Some(&both[..]), CONFLICT),
+            (Some("sql:0.5,law:-1"), Some("law"), None, CONFLICT),
+            (None, Some("sql"), Some(&both[..]), CONFLICT),
+            (Some("sql:0.5,nobody:1"), None, None, NONE),
+            (Some("sql:0.5,base:1"), None, None, NONE),
+            (Some("sql:0.5,law:1"), Some("gpt-4o"), None, NONE),
+            (None, None, Some(&[("nobody", 1.0)][..]), NONE),
+            (Some("sql:0.5,law"), None, None, "400 invalid"),
+            (Some("sql:0.5,"), None, None, "400 invalid"),
+            (Some("sql:0.5,sql:1"), None, None, "400 invalid"),
+            (Some("sql:99"), None, None, "400 invalid"),
+            (Some("sql:nan"), None, None, "400 invalid"),
+            (Some("sql:inf,law:1"), None, None, "400 invalid"),
+            (None, None, Some(&[][..]), "400 invalid"),
+            (None, None, Some(&[("sql", f32::NAN)][..]), "400 invalid"),
+        ] {
+            assert_eq!(
+                mixed(header, model, adapters),
+                expected,
+                "{header:?} {model:?} {adapters:?}"
+            );
+        }
     }
 
     #[test]

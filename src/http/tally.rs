@@ -15,6 +15,9 @@ use crate::{
     tenant::TenantId,
 };
 
+/// What all mixes of a tenant's adapters are called in its account.
+const MIXES: &str = "(mixes)";
+
 /// Adds up a request whose jobs are running. Where it is dropped before it is settled, the client has gone: what was computed
 /// until then is noted.
 #[derive(Debug)]
@@ -58,6 +61,7 @@ impl Tally {
             Voice::Adapter(revision) => {
                 Some(Used { name: revision.name.to_string(), version: revision.version })
             }
+            Voice::Mix(_) => Some(Used { name: MIXES.to_owned(), version: 0 }),
         };
         let account = Account { tenant, adapter };
         let counts = Arc::default();

@@ -16,6 +16,7 @@ use super::{
     deadline::Deadline,
     error::ApiError,
     prompt, rates,
+    tools::Tools,
     wire::{
         tokens::{Detokenize, Detokenized, Tokenize, Tokenized},
         unsupported::RENDERED,
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     tenant::{Permit, Scope},
-    text::{Ending, Framing, Message, Specials, Text},
+    text::{Chat, Ending, Framing, Specials, Text},
 };
 
 /// The tokens that a prompt or a chat becomes.
@@ -49,9 +50,9 @@ pub(super) async fn tokenize(
         let voice = app.voice(&caller, &headers, fields.model.take()).await?;
         let what = app.work(size, move |_| what(fields)).await?;
         let brought = match &what {
-            What::Chat(messages, ending, _) => {
+            What::Chat(chat, ending, _) => {
                 let extras = app.extras(&voice);
-                app.render_brought(caller.tenant, &extras, (messages, *ending)).await?
+                app.render_brought(caller.tenant, &extras, (chat, *ending)).await?
             }
             What::Prompt(..) => None,
         };
@@ -72,7 +73,7 @@ fn rated(answer: impl Serialize, permit: &Permit) -> Response {
 /// What is to become tokens.
 enum What {
     Prompt(String, Framing),
-    Chat(Vec<Message>, Ending, Framing),
+    Chat(Chat, Ending, Framing),
 }
 
 fn what(fields: Tokenize) -> Result<What, ApiError> {
@@ -82,7 +83,9 @@ fn what(fields: Tokenize) -> Result<What, ApiError> {
         (None, Some(sent)) => {
             let ending =
                 prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?;
-            Ok(What::Chat(prompt::messages(sent)?, ending, framing(Framing::Bare)))
+            let tools = Tools::read(fields.tools, None, None)?.told;
+            let chat = Chat { messages: prompt::messages(sent)?, tools };
+            Ok(What::Chat(chat, ending, framing(Framing::Bare)))
         }
         _ => Err(ApiError::invalid("prompt", "send either 'prompt' or 'messages'")),
     }
@@ -92,10 +95,10 @@ fn what(fields: Tokenize) -> Result<What, ApiError> {
 fn ids(text: &Text, what: What, brought: Option<String>) -> Result<Vec<u32>, ApiError> {
     Ok(match what {
         What::Prompt(prompt, framing) => text.encode(&prompt, framing)?,
-        What::Chat(messages, ending, framing) => {
+        What::Chat(chat, ending, framing) => {
             let rendered = match brought {
                 Some(rendered) => rendered,
-                None => text.render(&messages, ending)?,
+                None => text.render(&chat, ending)?,
             };
             text.encode(&rendered, framing)?
         }

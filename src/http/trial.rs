@@ -10,8 +10,8 @@ use futures_util::future::{BoxFuture, try_join};
 use super::{answer::Answer, app::App};
 use crate::{
     adapter::{Extras, Lease, SmokeTest, Trial, Unproved},
-    engine::{Event, Failure, Job, Lane, Logprob, Sampling, Scope},
-    text::{self, Ending, Framing, Keep, Message, Specials, Stops},
+    engine::{Event, Failure, Job, Lane, Logprob, Salt, Sampling, Scope},
+    text::{self, Chat, Ending, Framing, Keep, Message, Specials, Stops},
 };
 
 /// Tokens that are computed: enough that whatever an adapter changes shows somewhere.
@@ -40,12 +40,15 @@ impl<'a> EngineTrial<'a> {
             adapter,
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
             max_tokens: 1,
+            min_tokens: 0,
+            guide: None,
             stop_tokens: [].into(),
             logprobs: Some(LIKELIEST),
             prompt_logprobs: Some(LIKELIEST),
             // In nobody's line, and for nobody to find.
             lane: Lane(u32::MAX),
             scope: Scope(u32::MAX),
+            salt: Salt::default(),
             deadline: Some(Instant::now() + TIME),
         };
         let not_now = |why: String| Unproved::NotNow(why);
@@ -79,17 +82,20 @@ impl<'a> EngineTrial<'a> {
             adapter: Some(adapter),
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
             max_tokens: test.tokens(),
+            min_tokens: 0,
+            guide: None,
             stop_tokens: Arc::clone(text.stop_tokens()),
             logprobs: None,
             prompt_logprobs: None,
             lane: Lane(u32::MAX),
             scope: Scope(u32::MAX),
+            salt: Salt::default(),
             deadline: Some(Instant::now() + TIME),
         };
         let submitted = self.app.generator().submit(job);
         let mut events = submitted.map_err(|refused| not_now(refused.to_string()))?;
         let stops = Stops::new(extras.stop.clone(), Keep::Cut);
-        let mut answer = Answer::new(text.detok(Specials::Hide), stops);
+        let mut answer = Answer::new(text.detok(Specials::Hide), stops, 0);
         let mut said = String::new();
         while let Some(event) = events.next().await {
             let piece = answer.take(event).map_err(|failure| match failure {
@@ -105,7 +111,7 @@ impl<'a> EngineTrial<'a> {
     }
 
     /// The tokens of a chat, by the template that the adapter brings, or the base's own; a base without one is asked as it is.
-    async fn prompt(&self, chat: &[Message], extras: &Extras) -> Result<Vec<u32>, Unproved> {
+    async fn prompt(&self, chat: &Chat, extras: &Extras) -> Result<Vec<u32>, Unproved> {
         let text = self.app.text();
         let (rendered, framing) = match &extras.chat_template {
             Some(source) => (self.render(source, chat).await?, Framing::Bare),
@@ -114,14 +120,14 @@ impl<'a> EngineTrial<'a> {
                 (rendered.map_err(|error| unrendered(&error, chat))?, Framing::Bare)
             }
             None => {
-                let said: Vec<_> = chat.iter().map(|message| &*message.content).collect();
+                let said: Vec<_> = chat.messages.iter().map(|message| &*message.content).collect();
                 (said.join("\n"), Framing::Framed)
             }
         };
         text.encode(&rendered, framing).map_err(|error| unusable(&error))
     }
 
-    async fn render(&self, source: &str, chat: &[Message]) -> Result<String, Unproved> {
+    async fn render(&self, source: &str, chat: &Chat) -> Result<String, Unproved> {
         let rendering = self.app.text().rendering(source, chat, Ending::Prompt);
         let rendered = self.app.renderers().render(None, &rendering).await;
         let rendered =
@@ -144,12 +150,10 @@ fn unusable(error: &text::Error) -> Unproved {
     Unproved::Template(error.to_string())
 }
 
-fn message(role: &str, content: &str) -> Message {
-    Message { role: role.to_owned(), content: content.to_owned(), name: None }
-}
-
-fn chat(test: &SmokeTest) -> Vec<Message> {
-    test.chat().iter().map(|said| message(&said.role, &said.content)).collect()
+fn chat(test: &SmokeTest) -> Chat {
+    let said = test.chat();
+    let messages = said.into_iter().map(|said| Message::new(said.role, said.content));
+    messages.collect::<Vec<_>>().into()
 }
 
 impl Trial for EngineTrial<'_> {
@@ -173,7 +177,7 @@ impl Trial for EngineTrial<'_> {
         Box::pin(async move {
             if let Some(source) = &extras.chat_template {
                 // A chat for which every template must have a prompt.
-                let sample = [message("user", "How do I cook rice?")];
+                let sample = vec![Message::new("user", "How do I cook rice?")].into();
                 if self.render(source, &sample).await?.is_empty() {
                     let problem = "it renders a chat to an empty prompt".to_owned();
                     return Err(Unproved::Template(problem));

@@ -88,7 +88,8 @@ pub struct Linear<'a> {
     pub input: Input<'a>,
     /// The base's maps.
     pub projections: &'a [Projection],
-    /// Rows that have a delta: ascending, none twice. Rows in none of them are the base's own.
+    /// Rows that have a delta, ascending. Rows in none of them are the base's own; those of a mix are in several, one after the
+    /// other and all of the same rows.
     pub stacks: &'a [StackRows<'a>],
 }
 
@@ -207,24 +208,28 @@ impl Linear<'_> {
         }
     }
 
-    /// The stack of `row` as its place in the list, and the row that it or its absence ends before.
-    fn stack_at(&self, row: usize) -> (Option<usize>, usize) {
+    /// The stacks of `row` as their places in the list, and the row that they or their absence end before.
+    fn stacks_at(&self, row: usize) -> (Range<usize>, usize) {
         let after = self.stacks.partition_point(|stack| stack.rows.start <= row);
         let next = self.stacks.get(after).map_or(usize::MAX, |stack| stack.rows.start);
-        match after.checked_sub(1).map(|index| (index, &self.stacks[index].rows)) {
-            Some((index, rows)) if rows.contains(&row) => (Some(index), rows.end),
-            _ => (None, next),
+        match self.stacks[..after].last().map(|last| &last.rows) {
+            Some(rows) if rows.contains(&row) => {
+                let first =
+                    self.stacks[..after].partition_point(|stack| stack.rows.start < rows.start);
+                (first..after, rows.end)
+            }
+            _ => (after..after, next),
         }
     }
 
-    /// Cuts rows where the stack changes.
-    fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Option<usize>)> {
+    /// Cuts rows where the stacks change.
+    fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
         let mut row = rows.start;
         std::iter::from_fn(move || {
             let start = row;
-            let (stack, end) = (start < rows.end).then(|| self.stack_at(start))?;
+            let (stacks, end) = (start < rows.end).then(|| self.stacks_at(start))?;
             row = end.min(rows.end);
-            Some((start..row, stack))
+            Some((start..row, stacks))
         })
     }
 }
@@ -252,11 +257,13 @@ impl<'a> Prepared<'a> {
         let places: Vec<_> = tiles
             .iter()
             .map(|tile| {
-                let stacked = |(rows, stack): (Range<usize>, Option<usize>)| {
-                    let index = stack?;
-                    Some((shrunk.place(index, &op.stacks[index], &rows), rows, index))
+                let stacked = |(rows, stacks): (Range<usize>, Range<usize>)| {
+                    let place = |index: usize| {
+                        (shrunk.place(index, &op.stacks[index], &rows), rows.clone(), index)
+                    };
+                    stacks.map(place).collect::<Vec<_>>()
                 };
-                op.runs(tile.clone()).filter_map(stacked).collect::<Vec<_>>()
+                op.runs(tile.clone()).flat_map(stacked).collect::<Vec<_>>()
             })
             .collect();
         let (to, room) = (Disjoint::new(&mut changed), quantized.as_mut().map(Quantized::room));
@@ -343,8 +350,7 @@ impl PanelRows<'_> {
     }
 
     fn tile<const R: usize>(&self, quantized: &Quantized, rows: Range<usize>) {
-        let stacks = self.op.runs(rows.clone()).filter_map(|(_, stack)| stack);
-        for stack in stacks {
+        for stack in self.op.runs(rows.clone()).flat_map(|(_, stacks)| stacks) {
             if let Some(low_rank) = &self.op.stacks[stack].stack.sites[self.site].low_rank {
                 low_rank.prefetch(self.panel * COLUMNS);
             }
@@ -358,18 +364,20 @@ impl PanelRows<'_> {
     fn finish(&self, rows: Range<usize>, sums: &mut [[f32; COLUMNS]]) {
         let projection = &self.op.projections[self.site];
         let from = self.panel * COLUMNS;
-        for (run, stack) in self.op.runs(rows.clone()) {
+        for (run, stacks) in self.op.runs(rows.clone()) {
             let sums = &mut sums[run.start - rows.start..run.end - rows.start];
             let mut bias = &projection.bias;
-            let delta = stack.map(|index| (index, &self.op.stacks[index]));
-            if let Some((index, stack)) = delta {
+            for index in stacks {
+                let stack = &self.op.stacks[index];
                 let Delta { low_rank, gain, bias: own } = &stack.stack.sites[self.site];
                 if let Some(low_rank) = low_rank {
                     let shrunk = &self.prepared.shrunk;
                     let shrunk = shrunk.values(shrunk.place(index, stack, &run));
-                    low_rank.expand(self.op.tier, (shrunk, stack.stack.rank), from, sums);
-                    each(sums, from, low_rank.bias.as_ref(), |y, bias| *y += bias);
+                    let (width, weight) = (stack.stack.rank, stack.weight);
+                    low_rank.expand(self.op.tier, (shrunk, width), (from, weight), sums);
+                    each(sums, from, low_rank.bias.as_ref(), |y, bias| *y += weight * bias);
                 }
+                // Neither is part of a mix.
                 each(sums, from, gain.as_ref(), |y, gain| *y *= gain);
                 bias = if own.is_some() { own } else { bias };
             }
@@ -407,7 +415,7 @@ fn each(
     sums: &mut [[f32; COLUMNS]],
     from: usize,
     terms: Option<&Vec<f32>>,
-    apply: fn(&mut f32, f32),
+    apply: impl Fn(&mut f32, f32),
 ) {
     if let Some(terms) = terms {
         for sums in sums {

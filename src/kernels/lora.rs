@@ -77,6 +77,8 @@ pub struct StackRows<'a> {
     pub rows: Range<usize>,
     /// What to add there.
     pub stack: &'a Stack,
+    /// How often: 1, but in a mix of adapters.
+    pub weight: f32,
 }
 
 /// `x A^T` for all rows that have a stack, row after row.
@@ -260,16 +262,18 @@ impl LowRank {
         self.b.prefetch(column / COLUMNS * self.rank, self.rank);
     }
 
-    /// Adds `scale * (shrunk B^T)`, summed in rank order, to `y`: outputs `column` to `column + 32` of some rows, whose
-    /// `shrunk` are `[rows, width]`.
+    /// Adds `weight * scale * (shrunk B^T)`, summed in rank order, to `y`: outputs `column` to `column + 32` of some rows,
+    /// whose `shrunk` are `[rows, width]`.
     pub(super) fn expand(
         &self,
         tier: Tier,
         (shrunk, width): (&[f32], usize),
-        column: usize,
+        (column, weight): (usize, f32),
         y: &mut [[f32; COLUMNS]],
     ) {
-        let expand = Expand::<F32> { low_rank: self, shrunk, width, column, y, kind: PhantomData };
+        let scale = self.scale * weight;
+        let expand =
+            Expand::<F32> { low_rank: self, scale, shrunk, width, column, y, kind: PhantomData };
         match self.b.kind() {
             NumberType::F32 => tier.run(expand),
             NumberType::F16 => tier.run(expand.of::<F16>()),
@@ -282,6 +286,7 @@ impl LowRank {
 /// See [`LowRank::expand`].
 struct Expand<'a, D> {
     low_rank: &'a LowRank,
+    scale: f32,
     shrunk: &'a [f32],
     width: usize,
     column: usize,
@@ -291,8 +296,8 @@ struct Expand<'a, D> {
 
 impl<'a> Expand<'a, F32> {
     fn of<D>(self) -> Expand<'a, D> {
-        let Self { low_rank, shrunk, width, column, y, .. } = self;
-        Expand { low_rank, shrunk, width, column, y, kind: PhantomData }
+        let Self { low_rank, scale, shrunk, width, column, y, .. } = self;
+        Expand { low_rank, scale, shrunk, width, column, y, kind: PhantomData }
     }
 }
 
@@ -324,7 +329,7 @@ impl<D: Widen> Expand<'_, D> {
     #[expect(clippy::needless_range_loop, reason = "a rank of B goes with that of each row")]
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
-        let LowRank { first, rank, scale, .. } = self.low_rank;
+        let LowRank { first, rank, .. } = self.low_rank;
         let panel = self.low_rank.panel::<D>(self.column);
         let shrunk: [&[f32]; R] =
             std::array::from_fn(|r| &self.shrunk[(row + r) * self.width + first..][..*rank]);
@@ -336,7 +341,7 @@ impl<D: Widen> Expand<'_, D> {
                 acc[r] = [simd.fma(h, b[0], acc[r][0]), simd.fma(h, b[1], acc[r][1])];
             }
         }
-        let scale = simd.splat(*scale);
+        let scale = simd.splat(self.scale);
         for (y, acc) in self.y[row..row + R].iter_mut().zip(acc) {
             for (y, acc) in y.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
                 simd.store(simd.fma(acc, scale, simd.load(y)), y);

@@ -1,6 +1,6 @@
 //! An adapter as the kernels want it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Delta as FileDelta, Digest, Dtype, Manifest, Matrices, Memory, Norm, Proj, Refusal, Site,
@@ -93,6 +93,16 @@ pub struct Adapter {
     /// `[vocab, hidden]`
     own_embedding: Option<Numbers>,
     gains: BTreeMap<Norm, Vec<f32>>,
+    /// What it is a mix of, and how much of each; it has nothing of its own then.
+    mixed: Vec<(Arc<Self>, f32)>,
+}
+
+/// Adapters that cannot be added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} cannot be mixed: a mix is a sum of low-rank changes")]
+pub struct NotMixable {
+    /// What one of them has.
+    pub what: &'static str,
 }
 
 /// A delta of the embedding: a lookup, then a product.
@@ -137,9 +147,62 @@ impl Adapter {
             embed: builder.embed()?,
             own_embedding: builder.own_embedding(),
             gains: manifest.norms.iter().map(|(norm, view)| (*norm, floats(view))).collect(),
+            mixed: Vec::new(),
         };
         adapter.bytes = adapter.measure();
         Ok(adapter)
+    }
+
+    /// The sum of these adapters' changes, so much of each (Hu et al., arXiv 2106.09685, section 4: changes of one base add up).
+    ///
+    /// Nothing is copied. The parts are computed one after the other in this order.
+    pub fn mix(parts: Vec<(Arc<Self>, f32)>) -> Result<Self, NotMixable> {
+        for (part, _) in &parts {
+            if let Some(what) = part.beyond_low_rank() {
+                return Err(NotMixable { what });
+            }
+        }
+        let digest = Digest::of_mix(parts.iter().map(|(part, weight)| (part.digest, *weight)));
+        Ok(Self {
+            digest,
+            bytes: 0,
+            layers: Vec::new(),
+            head: None,
+            own_head: None,
+            embed: None,
+            own_embedding: None,
+            gains: BTreeMap::new(),
+            mixed: parts,
+        })
+    }
+
+    /// What it does beside adding low-rank products, for people to read.
+    fn beyond_low_rank(&self) -> Option<&'static str> {
+        let stacks = self.layers.iter().flatten().flatten().chain(&self.head);
+        let mut deltas = stacks.flat_map(|stack| &stack.sites);
+        let embed = self.embed.as_ref();
+        if deltas.any(|delta| delta.gain.is_some())
+            || embed.is_some_and(|embed| embed.gain.is_some())
+        {
+            return Some("an adapter with DoRA");
+        }
+        let stacks = self.layers.iter().flatten().flatten().chain(&self.head);
+        if stacks.flat_map(|stack| &stack.sites).any(|delta| delta.bias.is_some()) {
+            return Some("an adapter that replaces a bias");
+        }
+        if self.own_head.is_some() || self.own_embedding.is_some() {
+            return Some("an adapter that replaces the embedding or the head");
+        }
+        if !self.gains.is_empty() {
+            return Some("an adapter that replaces a norm");
+        }
+        (!self.mixed.is_empty()).then_some("a mix")
+    }
+
+    /// What its rows go through, and how much of each: itself, or what it is a mix of.
+    pub fn parts(&self) -> impl Iterator<Item = (&Self, f32)> {
+        let own = self.mixed.is_empty().then_some((self, 1.0));
+        own.into_iter().chain(self.mixed.iter().map(|(part, weight)| (&**part, *weight)))
     }
 
     /// Fails unless the base weights that came with the adapter are the base's own.
@@ -226,13 +289,22 @@ impl Adapter {
 
     /// Adds its delta of the token's embedding to `x [hidden]`.
     pub fn embed(&self, token: usize, x: &mut [f32]) {
-        let Some(embed) = &self.embed else { return };
-        let hidden = x.len();
+        for (part, weight) in self.parts() {
+            if let Some(embed) = &part.embed {
+                embed.add(token, weight, x);
+            }
+        }
+    }
+}
+
+impl Embed {
+    fn add(&self, token: usize, weight: f32, x: &mut [f32]) {
+        let (hidden, scale) = (x.len(), self.scale * weight);
         for (i, x) in x.iter_mut().enumerate() {
-            let terms = (0..embed.rank)
-                .map(|r| embed.a.get(token * embed.rank + r) * embed.b.get(r * hidden + i));
-            *x += embed.scale * terms.sum::<f32>();
-            *x *= embed.gain.as_ref().map_or(1.0, |gain| gain[i]);
+            let terms = (0..self.rank)
+                .map(|r| self.a.get(token * self.rank + r) * self.b.get(r * hidden + i));
+            *x += scale * terms.sum::<f32>();
+            *x *= self.gain.as_ref().map_or(1.0, |gain| gain[i]);
         }
     }
 }

@@ -38,15 +38,19 @@ impl LoraBatch {
         self.groups().find(|(rows, _)| rows.contains(&row)).map(|(_, adapter)| adapter)
     }
 
-    /// The rows for which `stack` finds something to do.
+    /// The rows for which `stack` finds something to do; those of a mix once for each of its adapters.
     pub fn stacks<'a>(
         &'a self,
         stack: impl Fn(&'a Adapter) -> Option<&'a Stack>,
     ) -> Vec<StackRows<'a>> {
-        let found = |(rows, adapter): (&Range<usize>, &'a Adapter)| {
-            Some(StackRows { rows: rows.clone(), stack: stack(adapter)? })
+        let stack = &stack;
+        let found = |(rows, adapter): (&'a Range<usize>, &'a Adapter)| {
+            let part = move |(part, weight)| {
+                Some(StackRows { rows: rows.clone(), stack: stack(part)?, weight })
+            };
+            adapter.parts().filter_map(part)
         };
-        self.groups().filter_map(found).collect()
+        self.groups().flat_map(found).collect()
     }
 
     /// The rows whose adapter brings its own gain for `norm`.

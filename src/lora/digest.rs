@@ -7,6 +7,8 @@ use sha2::{Digest as _, Sha256};
 
 /// Keeps adapter digests apart from any other sha256 in the system.
 const TAG: &[u8] = b"chorus-adapter-v1\0";
+/// The same of mixes.
+const MIX: &[u8] = b"chorus-mix-v1\0";
 
 /// Identifies an adapter by content: sha256 over a tag, the sha256 of its config and that of its weights.
 ///
@@ -27,6 +29,17 @@ impl Digest {
         hasher.update(TAG);
         hasher.update(config);
         hasher.update(weights);
+        Self(hasher.finalize().into())
+    }
+
+    /// The digest of a mix: its adapters in their order, and how much of each.
+    pub fn of_mix(parts: impl Iterator<Item = (Self, f32)>) -> Self {
+        let mut hasher = Sha256::new();
+        hasher.update(MIX);
+        for (digest, weight) in parts {
+            hasher.update(digest.0);
+            hasher.update(weight.to_bits().to_le_bytes());
+        }
         Self(hasher.finalize().into())
     }
 

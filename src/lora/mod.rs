@@ -14,7 +14,7 @@ mod site;
 
 #[cfg(test)]
 pub(crate) use adapter::ZeroBase;
-pub use adapter::{Adapter, Base, BuildError, Inputs};
+pub use adapter::{Adapter, Base, BuildError, Inputs, NotMixable};
 pub use batch::LoraBatch;
 pub use digest::{Digest, NotADigest};
 pub use extras::{Defaults, Extras, Said, SmokeTest, ranges};

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Ending, Error, Message, Text,
+    Chat, Ending, Error, Text,
     template::{BROUGHT, Template},
 };
 
@@ -18,16 +18,16 @@ pub struct Rendering {
     source: String,
     /// What the template may name: `bos_token`, `<s>`.
     names: Vec<(String, String)>,
-    messages: Vec<Message>,
+    chat: Chat,
     ending: Ending,
 }
 
 impl Text {
     /// The prompt for a chat by another template than the model's own, to be rendered in a process of its own.
-    pub fn rendering(&self, source: &str, messages: &[Message], ending: Ending) -> Rendering {
+    pub fn rendering(&self, source: &str, chat: &Chat, ending: Ending) -> Rendering {
         let names = self.shared.names.iter();
         let names = names.map(|(name, text)| ((*name).to_owned(), text.clone())).collect();
-        Rendering { source: source.to_owned(), names, messages: messages.to_vec(), ending }
+        Rendering { source: source.to_owned(), names, chat: chat.clone(), ending }
     }
 }
 
@@ -37,9 +37,9 @@ impl Rendering {
 
     /// Renders it here: only for a process that may be lost.
     pub fn run(self) -> Result<String, Error> {
-        let Self { source, names, messages, ending } = self;
+        let Self { source, names, chat, ending } = self;
         let template = Template::compile(&source, names, BROUGHT)
             .map_err(|error| Error::Unrenderable(error.to_string()))?;
-        template.render(&messages, ending)
+        template.render(&chat, ending)
     }
 }

@@ -11,6 +11,8 @@ pub enum Specials {
     Show,
     /// They leave no trace.
     Hide,
+    /// They leave no trace but this one.
+    HideBut(u32),
 }
 
 /// Decodes a growing list of tokens.
@@ -130,7 +132,13 @@ impl fmt::Debug for Detok {
 /// The bytes that a token adds to a text; none where it leaves no trace.
 fn shown(pieces: &Pieces, id: u32, specials: Specials) -> &[u8] {
     match pieces.get(id) {
-        Some(piece) if !piece.special || specials == Specials::Show => piece.bytes,
+        Some(piece)
+            if !piece.special
+                || specials == Specials::Show
+                || specials == Specials::HideBut(id) =>
+        {
+            piece.bytes
+        }
         _ => &[],
     }
 }

@@ -33,6 +33,25 @@ pub(super) fn tojson(state: &State<'_, '_>, value: &Value, named: Kwargs) -> Res
     Ok(Value::from(writer.text))
 }
 
+/// JSON as templates take it. Not by serde: minijinja marks values of its own there, and a request could write such a mark.
+pub(super) fn value(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(yes) => Value::from(*yes),
+        Json::Number(number) => match (number.as_u64(), number.as_i64()) {
+            (Some(number), _) => Value::from(number),
+            (None, Some(number)) => Value::from(number),
+            (None, None) => number.as_f64().map_or_else(|| Value::from(()), Value::from),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => Value::from(items.iter().map(value).collect::<Vec<_>>()),
+        Json::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(name, field)| (name.as_str(), value(field))))
+        }
+    }
+}
+
 fn refused(problem: &'static str) -> Error {
     Error::new(ErrorKind::InvalidOperation, problem)
 }

@@ -13,19 +13,23 @@ mod detok;
 mod ends;
 mod error;
 mod gguf;
+mod grammar;
 mod hub;
 mod json;
 mod pieces;
 mod pretokenizer;
 mod stop;
 mod template;
+mod tools;
 
 pub use brought::Rendering;
 pub use clock::utc;
 pub use detok::{Detok, Specials};
 pub use error::{Error, LoadError};
+pub use grammar::{BadForm, Form, TooComplex, Walk, Ways};
 pub use stop::{Keep, Released, Stops};
-pub use template::{Ending, Message};
+pub use template::{Call, Chat, Ending, Message};
+pub use tools::{Calls, Dialect, Listener, Number, Said, Tool};
 
 use bound::Bound;
 use pieces::{Pieces, Spelling, Token};
@@ -89,6 +93,7 @@ struct Shared {
     names: Vec<(&'static str, String)>,
     /// What a text's bytes tell of its tokens, where they do.
     bound: Option<Bound>,
+    grammars: grammar::Lazily,
 }
 
 impl Text {
@@ -111,6 +116,7 @@ impl Text {
             frame: parts.frame,
             stop_tokens: parts.ends.into(),
             names: parts.names,
+            grammars: grammar::Lazily::default(),
         };
         Self { shared: Arc::new(shared), template: parts.template.map(Arc::new) }
     }
@@ -179,8 +185,30 @@ impl Text {
     }
 
     /// The prompt for a chat: the model's chat template, rendered.
-    pub fn render(&self, messages: &[Message], ending: Ending) -> Result<String, Error> {
-        self.template.as_ref().ok_or(Error::NoTemplate)?.render(messages, ending)
+    pub fn render(&self, chat: &Chat, ending: Ending) -> Result<String, Error> {
+        self.template.as_ref().ok_or(Error::NoTemplate)?.render(chat, ending)
+    }
+
+    /// How calls of tools are written: as the template shows it, which is the model's own or another.
+    pub fn dialect(&self, brought: Option<&str>) -> Dialect {
+        match (brought, &self.template) {
+            (Some(source), _) => Dialect::of(source),
+            (None, Some(template)) => template.dialect(),
+            (None, None) => Dialect::Tagged,
+        }
+    }
+
+    /// The special token that the calls of a dialect begin with, which is shown although it is special.
+    pub fn mark(&self, dialect: Dialect) -> Option<u32> {
+        let ids = 0..u32::try_from(self.vocab()).unwrap_or(u32::MAX);
+        let pieces = &self.shared.pieces;
+        let marks = dialect.marks();
+        let is_mark = |id: &u32| {
+            pieces.get(*id).is_some_and(|piece| {
+                piece.special && marks.iter().any(|mark| mark.as_bytes() == piece.bytes)
+            })
+        };
+        ids.into_iter().find(is_mark)
     }
 }
 

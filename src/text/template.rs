@@ -3,7 +3,12 @@
 //! The template is the model's or an adapter's, never a request's; but what it does depends on the messages, so its
 //! work, its time and its output are bounded.
 
-use super::{clock, error::Error, json};
+use super::{
+    clock,
+    error::Error,
+    json,
+    tools::{self, Dialect, Tool},
+};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
@@ -37,15 +42,52 @@ const RECURSION: usize = 100;
 /// Put behind the final message to find its end in the rendered text, as transformers does.
 const TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
+/// What is rendered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Chat {
+    /// What was said, in order.
+    pub messages: Vec<Message>,
+    /// What the model may call.
+    pub tools: Vec<Tool>,
+}
+
 /// One message of a chat.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
+    /// Who speaks: `system`, `user`, `assistant`, `tool`, or what else the template knows.
     pub role: String,
     /// What is said.
     pub content: String,
     /// The speaker's name, for templates that use it.
     pub name: Option<String>,
+    /// What the assistant has called.
+    pub tool_calls: Vec<Call>,
+    /// The call that this is the result of.
+    pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    /// One that is only text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), ..Self::default() }
+    }
+}
+
+impl From<Vec<Message>> for Chat {
+    fn from(messages: Vec<Message>) -> Self {
+        Self { messages, tools: Vec::new() }
+    }
+}
+
+/// A tool that was called.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// Names the call.
+    pub id: String,
+    /// Which tool.
+    pub name: String,
+    /// An object.
+    pub arguments: serde_json::Value,
 }
 
 /// How a rendered chat ends.
@@ -64,6 +106,8 @@ pub enum Ending {
 pub(super) struct Template {
     environment: Environment<'static>,
     bounds: Bounds,
+    dialect: Dialect,
+    knows_tools: bool,
 }
 
 impl Template {
@@ -88,26 +132,43 @@ impl Template {
             environment.add_global(name, text);
         }
         environment.add_template_owned(NAME, without_generation_blocks(source))?;
-        Ok(Self { environment, bounds })
+        let (dialect, knows_tools) = (Dialect::of(source), tools::knows_tools(source));
+        Ok(Self { environment, bounds, dialect, knows_tools })
+    }
+
+    /// How its model writes calls of tools.
+    pub(super) fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
     /// Renders the messages.
-    pub(super) fn render(&self, messages: &[Message], ending: Ending) -> Result<String, Error> {
+    pub(super) fn render(&self, chat: &Chat, ending: Ending) -> Result<String, Error> {
+        let in_words;
+        let (messages, tools) = if self.knows_tools {
+            (&chat.messages, sent(&chat.tools))
+        } else {
+            in_words = tools::in_words(&chat.messages, &chat.tools);
+            (&in_words, Value::from(()))
+        };
         let mut values: Vec<Value> = messages.iter().map(|m| value(m, "")).collect();
         if ending != Ending::Continue {
-            return self.evaluate(values, ending);
+            return self.evaluate((values, tools), ending);
         }
         let (last, tagged) = messages.last().zip(values.last_mut()).ok_or(Error::NotContinuable)?;
         *tagged = value(last, TAG);
-        cut_at_tag(self.evaluate(values, ending)?, &last.content)
+        cut_at_tag(self.evaluate((values, tools), ending)?, &last.content)
     }
 
-    fn evaluate(&self, messages: Vec<Value>, ending: Ending) -> Result<String, Error> {
+    fn evaluate(
+        &self,
+        (messages, tools): (Vec<Value>, Value),
+        ending: Ending,
+    ) -> Result<String, Error> {
         let template = self.environment.get_template(NAME).expect("it is added on construction");
         let globals = context! {
             messages => messages,
             add_generation_prompt => ending == Ending::Prompt,
-            tools => Value::from(()),
+            tools => tools,
             documents => Value::from(()),
         };
         let Bounds { time, output, .. } = self.bounds;
@@ -188,7 +249,25 @@ fn value(message: &Message, tag: &str) -> Value {
     if let Some(name) = &message.name {
         fields.push(("name", Value::from(name.as_str())));
     }
+    if !message.tool_calls.is_empty() {
+        fields.push(("tool_calls", message.tool_calls.iter().map(call).collect::<Vec<_>>().into()));
+    }
+    if let Some(id) = &message.tool_call_id {
+        fields.push(("tool_call_id", Value::from(id.as_str())));
+    }
     Value::from_pairs(fields)
+}
+
+/// As transformers has it: arguments are an object, not its text.
+fn call(Call { id, name, arguments }: &Call) -> Value {
+    let function = serde_json::json!({"name": name, "arguments": arguments});
+    json::value(&serde_json::json!({"id": id, "type": "function", "function": function}))
+}
+
+/// `none` where there are none: templates ask whether there are.
+fn sent(tools: &[Tool]) -> Value {
+    let tools: Vec<_> = tools.iter().map(|tool| json::value(&tool.sent)).collect();
+    if tools.is_empty() { Value::from(()) } else { Value::from(tools) }
 }
 
 /// Ends the rendered text where the tagged final message ends; without the spaces behind it if the
@@ -229,16 +308,16 @@ mod tests {
     }
 
     fn message(role: &str, content: &str) -> Message {
-        Message { role: role.to_owned(), content: content.to_owned(), name: None }
+        Message::new(role, content)
     }
 
-    fn chat() -> Vec<Message> {
-        vec![message("user", "Hi <b>&amp;"), message("assistant", "Hello ")]
+    fn chat() -> Chat {
+        vec![message("user", "Hi <b>&amp;"), message("assistant", "Hello ")].into()
     }
 
     /// Renders an empty chat.
     fn rendered(source: &str) -> Result<String, Error> {
-        compiled(source).render(&[], Ending::Open)
+        compiled(source).render(&Chat::default(), Ending::Open)
     }
 
     #[test]
@@ -262,9 +341,12 @@ mod tests {
         let template = compiled("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}");
         assert_eq!(template.render(&chat(), Ending::Continue).unwrap(), "[Hi <b>&amp;][Hello");
         let repeated = [message("user", "a"), message("assistant", "a")];
-        assert_eq!(template.render(&repeated, Ending::Continue).unwrap(), "[a][a");
+        assert_eq!(
+            template.render(&Chat::from(repeated.to_vec()), Ending::Continue).unwrap(),
+            "[a][a"
+        );
         let empty = [message("assistant", "")];
-        assert_eq!(template.render(&empty, Ending::Continue).unwrap(), "[");
+        assert_eq!(template.render(&Chat::from(empty.to_vec()), Ending::Continue).unwrap(), "[");
     }
 
     #[test]
@@ -273,7 +355,10 @@ mod tests {
             let template = compiled(source);
             assert_eq!(template.render(&chat(), Ending::Continue), Err(Error::NotContinuable));
         }
-        assert_eq!(compiled(CHATML).render(&[], Ending::Continue), Err(Error::NotContinuable));
+        assert_eq!(
+            compiled(CHATML).render(&Chat::default(), Ending::Continue),
+            Err(Error::NotContinuable)
+        );
     }
 
     #[test]
@@ -294,7 +379,7 @@ mod tests {
     fn names_reach_the_template_only_when_given() {
         let template = compiled("{% for m in messages %}{{ m.name or '-' }}{% endfor %}");
         let mut messages = chat();
-        messages[1].name = Some("Ann".to_owned());
+        messages.messages[1].name = Some("Ann".to_owned());
         assert_eq!(template.render(&messages, Ending::Open).unwrap(), "-Ann");
     }
 
@@ -364,6 +449,7 @@ mod tests {
             let messages = case["messages"].as_array().unwrap().iter();
             let messages: Vec<Message> =
                 messages.map(|m| message(&text(&m["role"]), &text(&m["content"]))).collect();
+            let messages = Chat::from(messages);
             let ending = match case["ending"].as_str().unwrap() {
                 "prompt" => Ending::Prompt,
                 "open" => Ending::Open,
@@ -377,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_long_chat_is_well_within_the_bounds() {
-        let messages = vec![message("user", &"word ".repeat(200)); 5000];
+        let messages = Chat::from(vec![message("user", &"word ".repeat(200)); 5000]);
         let text = compiled(CHATML).render(&messages, Ending::Prompt).unwrap();
         assert!(text.len() > 5_000_000);
     }

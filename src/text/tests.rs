@@ -137,7 +137,7 @@ fn problem(result: Result<Text, LoadError>) -> String {
 }
 
 fn message(content: &str) -> Message {
-    Message { role: "user".to_owned(), content: content.to_owned(), name: None }
+    Message::new("user", content)
 }
 
 #[test]
@@ -296,10 +296,10 @@ fn gguf_templates_know_the_special_tokens() {
         .with("tokenizer.ggml.eos_token_id", Value::U32(END));
     let bare = gguf.read().unwrap();
     assert!(!bare.has_template());
-    assert_eq!(bare.render(&[message("x")], Ending::Prompt), Err(Error::NoTemplate));
+    assert_eq!(bare.render(&vec![message("x")].into(), Ending::Prompt), Err(Error::NoTemplate));
     let gguf = gguf.with("tokenizer.chat_template", Value::String(source.to_owned()));
     let text = gguf.read().unwrap();
-    assert_eq!(text.render(&[message("x")], Ending::Prompt).unwrap(), "<|bos|>x<|end|>");
+    assert_eq!(text.render(&vec![message("x")].into(), Ending::Prompt).unwrap(), "<|bos|>x<|end|>");
 }
 
 /// A small `SentencePiece` vocabulary in which the scores decide what is merged.
@@ -388,14 +388,14 @@ fn dir_reads_tokenizer_and_template() {
     assert_eq!(tokens[..3], [u32::from(b'x'), 256, 258]);
     assert_eq!(text.decode(&tokens, Specials::Show), prompt);
     assert_eq!(text.encode("ab", Framing::Framed).unwrap(), [257, 256]);
-    assert_eq!(text.render(&[message("hi")], Ending::Prompt).unwrap(), "<s>hi");
+    assert_eq!(text.render(&vec![message("hi")].into(), Ending::Prompt).unwrap(), "<s>hi");
     assert_eq!(**text.stop_tokens(), [258]);
     assert_eq!(text.vocab(), 259);
 
     let own = Dir::new()
         .write("tokenizer_config.json", &config.to_string())
         .write("chat_template.jinja", "own");
-    assert_eq!(own.read().unwrap().render(&[], Ending::Open).unwrap(), "own");
+    assert_eq!(own.read().unwrap().render(&Chat::default(), Ending::Open).unwrap(), "own");
     let bare = Dir::new().read().unwrap();
     assert!(!bare.has_template());
     assert!(bare.stop_tokens().is_empty());
@@ -410,7 +410,7 @@ fn dir_chooses_the_default_of_several_templates() {
         Dir::new().write("tokenizer_config.json", &config).read()
     };
     let text = named(&["tool_use", "default"]).unwrap();
-    assert_eq!(text.render(&[], Ending::Open).unwrap(), "default");
+    assert_eq!(text.render(&Chat::default(), Ending::Open).unwrap(), "default");
     assert!(problem(named(&["tool_use", "rag"])).contains(r#"["tool_use", "rag"]"#));
 }
 

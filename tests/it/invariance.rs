@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chorus::{
-    engine::{Engine, Event, Finish, Job, Lane, Sampling, Scope, Settings, TokenStream},
+    engine::{Engine, Event, Finish, Job, Lane, Salt, Sampling, Scope, Settings, TokenStream},
     kernels::linear::Precision,
     lora::{Adapter, Lease, Matrices},
     model::{KvType, Llama, PAGE},
@@ -39,11 +39,14 @@ impl Request {
             adapter: self.adapter.clone().map(|adapter| Lease::new(adapter, || ())),
             sampling: self.sampling.clone(),
             max_tokens: self.max_tokens,
+            min_tokens: 0,
+            guide: None,
             stop_tokens: Arc::new([]),
             logprobs: Some(3),
             prompt_logprobs: self.prompt_logprobs,
             lane: Lane::default(),
             scope: Scope::default(),
+            salt: Salt::default(),
             deadline: None,
         }
     }

@@ -45,7 +45,7 @@ struct Turn {
 
 impl Turn {
     fn message(&self) -> Message {
-        Message { role: self.role.clone(), content: self.content.clone(), name: None }
+        Message::new(&*self.role, &*self.content)
     }
 }
 
@@ -102,7 +102,7 @@ fn the_stop_token_is_im_end_alone() {
 fn chats_render_and_encode_as_by_transformers() {
     for prompt in prompts() {
         let messages: Vec<Message> = prompt.messages.iter().map(Turn::message).collect();
-        let rendered = TEXT.render(&messages, Ending::Prompt).unwrap();
+        let rendered = TEXT.render(&messages.into(), Ending::Prompt).unwrap();
         assert_eq!(rendered, prompt.rendered, "{}", prompt.id);
         let ids = TEXT.encode(&rendered, Framing::Bare).unwrap();
         assert_eq!(ids, prompt.ids, "{}", prompt.id);
@@ -122,10 +122,10 @@ fn answers_decode_as_by_transformers() {
 
 #[test]
 fn a_chat_without_a_system_message_gets_the_models_own() {
-    let turn = |role: &str| Message { role: role.into(), content: "Hi".into(), name: None };
-    let own = TEXT.render(&[turn("user")], Ending::Open).unwrap();
+    let turn = |role: &str| Message::new(role, "Hi");
+    let own = TEXT.render(&vec![turn("user")].into(), Ending::Open).unwrap();
     assert!(own.starts_with("<|im_start|>system\nYou are a helpful AI assistant named SmolLM"));
-    let given = TEXT.render(&[turn("system"), turn("user")], Ending::Continue).unwrap();
+    let given = TEXT.render(&vec![turn("system"), turn("user")].into(), Ending::Continue).unwrap();
     assert_eq!(given, "<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\nHi");
 }
 

@@ -7,7 +7,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    engine::{job::Scope, prefix::Chain, rng::Rng},
+    engine::{
+        job::{Salt, Scope},
+        prefix::Chain,
+        rng::Rng,
+    },
     lora::Digest,
     model::PAGE,
 };
@@ -47,7 +51,7 @@ impl Wish {
 
     /// Names of the pages that `known` tokens fill, without those that `named` fill.
     fn keys(&self, named: usize, known: usize) -> Vec<Key> {
-        let mut chain = Chain::new(Scope(self.scope), self.digest());
+        let mut chain = Chain::new((Scope(self.scope), Salt::default()), self.digest());
         let tokens = vec![self.kind.into(); known];
         chain.extend(&tokens[..named]);
         chain.extend(&tokens)

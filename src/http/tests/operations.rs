@@ -82,7 +82,7 @@ async fn texts_are_tokenized_and_back() {
     let tools = json!({"messages": [{"role": "user", "content": "a"}], "tools": [{}]});
     assert_eq!(ask(&app, "/tokenize", tools).await.0, 400);
     // What a completion's body has besides changes no token.
-    let body = json!({"prompt": "a", "echo": true, "best_of": 1, "tools": [{}]});
+    let body = json!({"prompt": "a", "echo": true, "best_of": 1, "suffix": "x"});
     assert_eq!(ask(&app, "/tokenize", body).await.0, 200);
     let (status, long) = ask(&app, "/tokenize", json!({"prompt": "x".repeat(20_000)})).await;
     assert_eq!((status, &long["count"]), (200, &json!(20_000)));

@@ -10,13 +10,38 @@ use super::{
 use crate::engine::Refused;
 
 #[tokio::test]
+async fn what_a_form_or_a_mix_cannot_be_is_refused_by_field() {
+    for (request, param) in [
+        (json!({"min_tokens": 9, "max_tokens": 8}), "min_tokens"),
+        (json!({"cache_salt": ""}), "cache_salt"),
+        (json!({"logit_bias": {"99999": 1}}), "logit_bias"),
+        (json!({"guided_regex": "("}), "guided_regex"),
+        (json!({"adapters": []}), "adapters"),
+        (json!({"best_of": 2, "n": 3}), "best_of"),
+        (json!({"best_of": 2, "stream": true}), "best_of"),
+        (json!({"best_of": 129}), "best_of"),
+    ] {
+        let (app, engine) = app([]);
+        let (status, answer) = ask(&app, COMPLETIONS, completion(request.clone())).await;
+        assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{request} {answer}");
+        assert!(engine.jobs().is_empty());
+    }
+}
+
+#[tokio::test]
 async fn refusals_have_their_status() {
     let tokens = vec![97; double::CONTEXT];
     let table = [
         (CHAT, json!({"messages": []}), 400, "-", Value::Null),
         (CHAT, chat(json!({"model": "nobody"})), 404, "model_not_found", json!("model")),
         (CHAT, chat(json!({"model": null})), 400, "-", json!("model")),
-        (CHAT, chat(json!({"tools": [{"type": "function"}]})), 400, "-", json!("tools")),
+        (
+            CHAT,
+            chat(json!({"tools": [{"type": "function"}]})),
+            400,
+            "-",
+            json!("tools[0].function"),
+        ),
         (CHAT, chat(json!({"chat_template": "x"})), 400, "-", json!("chat_template")),
         (CHAT, chat(json!({"max_tokens": 0})), 400, "-", json!("max_tokens")),
         (CHAT, chat(json!({"max_completion_tokens": 0})), 400, "-", json!("max_completion_tokens")),
@@ -39,7 +64,6 @@ async fn refusals_have_their_status() {
         (COMPLETIONS, completion(json!({"prompt": ""})), 400, "-", json!("prompt")),
         (COMPLETIONS, completion(json!({"prompt": null})), 400, "-", Value::Null),
         (COMPLETIONS, completion(json!({"suffix": "x"})), 400, "-", json!("suffix")),
-        (COMPLETIONS, completion(json!({"best_of": 2})), 400, "-", json!("best_of")),
         (COMPLETIONS, completion(json!({"logprobs": 21})), 400, "-", json!("logprobs")),
         (COMPLETIONS, completion(json!({"prompt": ["a", "b"], "n": 65})), 400, "-", json!("n")),
         (COMPLETIONS, completion(json!({"n": 1_000_000_000})), 400, "-", json!("n")),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     content::MessageIn,
+    tools::{ToolCallOut, ToolChoiceIn, ToolIn},
     usage::{Usage, UsageKey},
 };
 
@@ -16,6 +17,9 @@ pub(in crate::http) struct ChatFields {
     pub(in crate::http) top_logprobs: Option<usize>,
     pub(in crate::http) add_generation_prompt: Option<bool>,
     pub(in crate::http) continue_final_message: Option<bool>,
+    pub(in crate::http) tools: Option<Vec<ToolIn>>,
+    pub(in crate::http) tool_choice: Option<ToolChoiceIn>,
+    pub(in crate::http) parallel_tool_calls: Option<bool>,
 }
 
 /// `chat.completion`
@@ -39,12 +43,14 @@ pub(in crate::http) struct ChatChoice {
     pub(in crate::http) finish_reason: &'static str,
 }
 
-/// The assistant's message. `refusal` is always there: OpenAI's schema requires the key.
+/// The assistant's message, without text where it only calls tools. `refusal` is always there: OpenAI's schema requires the key.
 #[derive(Debug, Serialize)]
 pub(in crate::http) struct MessageOut {
     pub(in crate::http) role: &'static str,
-    pub(in crate::http) content: String,
+    pub(in crate::http) content: Option<String>,
     pub(in crate::http) refusal: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::http) tool_calls: Vec<ToolCallOut>,
 }
 
 /// `chat.completion.chunk`
@@ -76,6 +82,8 @@ pub(in crate::http) struct Delta {
     pub(in crate::http) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::http) tool_calls: Vec<ToolCallOut>,
 }
 
 /// The scores of a message's tokens.

@@ -1,18 +1,30 @@
 //! The fields that chats and completions share. `null` is absent, unknown fields are overlooked.
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::list::Strings;
+use super::{
+    form::{ResponseFormat, StructuredOutputs},
+    list::{Biases, Strings},
+};
 
 /// As sent; ranges are checked where the fields get their meaning.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(in crate::http) struct Common {
     pub(in crate::http) model: Option<String>,
+    /// Several adapters, in the place of one.
+    pub(in crate::http) adapters: Option<Vec<AdapterPart>>,
     /// Who asks, as the client tells its own users apart.
     pub(in crate::http) user: Option<String>,
     pub(in crate::http) n: Option<usize>,
+
     pub(in crate::http) response_format: Option<ResponseFormat>,
+    pub(in crate::http) structured_outputs: Option<StructuredOutputs>,
+    pub(in crate::http) guided_json: Option<Value>,
+    pub(in crate::http) guided_regex: Option<String>,
+    pub(in crate::http) guided_choice: Option<Vec<String>>,
+    pub(in crate::http) guided_grammar: Option<String>,
 
     pub(in crate::http) stream: Option<bool>,
     pub(in crate::http) stream_options: Option<StreamOptions>,
@@ -24,13 +36,17 @@ pub(in crate::http) struct Common {
     pub(in crate::http) repetition_penalty: Option<f64>,
     pub(in crate::http) presence_penalty: Option<f64>,
     pub(in crate::http) frequency_penalty: Option<f64>,
+    pub(in crate::http) logit_bias: Option<Biases>,
     pub(in crate::http) seed: Option<i64>,
 
     pub(in crate::http) max_tokens: Option<usize>,
+    pub(in crate::http) min_tokens: Option<usize>,
     pub(in crate::http) stop: Option<Strings>,
     pub(in crate::http) stop_token_ids: Option<Vec<u32>>,
     pub(in crate::http) include_stop_str_in_output: Option<bool>,
     pub(in crate::http) ignore_eos: Option<bool>,
+
+    pub(in crate::http) cache_salt: Option<String>,
 
     pub(in crate::http) add_special_tokens: Option<bool>,
     pub(in crate::http) skip_special_tokens: Option<bool>,
@@ -43,9 +59,9 @@ pub(in crate::http) struct StreamOptions {
     pub(in crate::http) include_usage: Option<bool>,
 }
 
-/// `{"type": "text"}`
+/// `{"name": "a", "scale": 0.7}`
 #[derive(Debug, Deserialize)]
-pub(in crate::http) struct ResponseFormat {
-    #[serde(rename = "type")]
-    pub(in crate::http) kind: String,
+pub(in crate::http) struct AdapterPart {
+    pub(in crate::http) name: String,
+    pub(in crate::http) scale: Option<f32>,
 }

@@ -7,7 +7,7 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 
-use super::unsupported::Weight;
+use super::{tools::ToolCallIn, unsupported::Weight};
 
 /// One message as it is sent.
 #[derive(Debug, Deserialize)]
@@ -15,7 +15,8 @@ pub(in crate::http) struct MessageIn {
     pub(in crate::http) role: Role,
     pub(in crate::http) content: Option<Content>,
     pub(in crate::http) name: Option<String>,
-    pub(in crate::http) tool_calls: Option<Weight>,
+    pub(in crate::http) tool_calls: Option<Vec<ToolCallIn>>,
+    pub(in crate::http) tool_call_id: Option<String>,
     pub(in crate::http) function_call: Option<Weight>,
     pub(in crate::http) audio: Option<Weight>,
 }
@@ -31,6 +32,8 @@ pub(in crate::http) enum Role {
     User,
     /// Answers.
     Assistant,
+    /// Tells what came of a call.
+    Tool,
 }
 
 impl Role {
@@ -40,6 +43,7 @@ impl Role {
             Self::Developer | Self::System => "system",
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -52,9 +56,11 @@ impl<'de> Deserialize<'de> for Role {
             "system" => Ok(Self::System),
             "user" => Ok(Self::User),
             "assistant" => Ok(Self::Assistant),
-            other => {
-                Err(Error::unknown_variant(other, &["developer", "system", "user", "assistant"]))
-            }
+            "tool" => Ok(Self::Tool),
+            other => Err(Error::unknown_variant(
+                other,
+                &["developer", "system", "user", "assistant", "tool"],
+            )),
         }
     }
 }
@@ -146,6 +152,6 @@ mod tests {
         let role = |json: &str| serde_json::from_str::<Role>(json).map(Role::in_template);
         assert_eq!(role(r#""developer""#).unwrap(), "system");
         assert_eq!(role(r#""user""#).unwrap(), "user");
-        assert!(role(r#""tool""#).is_err());
+        assert!(role(r#""function""#).is_err());
     }
 }

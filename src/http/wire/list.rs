@@ -1,10 +1,10 @@
-//! Fields that are one string or a short list of strings.
+//! Fields that are one string, or a short list of strings or of tokens.
 
 use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, SeqAccess, Visitor},
+    de::{Error, MapAccess, SeqAccess, Visitor},
 };
 
 /// One string or up to [`Strings::MAX`] of them.
@@ -47,9 +47,66 @@ impl<'de> Visitor<'de> for StringsVisitor {
     }
 }
 
+/// `{"50256": -100}`: what is added to the logits of up to [`Biases::MAX`] tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(in crate::http) struct Biases(pub(in crate::http) Vec<(u32, f64)>);
+
+impl Biases {
+    /// OpenAI takes 300.
+    pub(in crate::http) const MAX: usize = 1024;
+}
+
+impl<'de> Deserialize<'de> for Biases {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(BiasesVisitor)
+    }
+}
+
+struct BiasesVisitor;
+
+impl<'de> Visitor<'de> for BiasesVisitor {
+    type Value = Biases;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object of at most {} token ids and a number for each", Biases::MAX)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Biases, A::Error> {
+        let mut biases: Vec<(u32, f64)> = Vec::new();
+        while let Some((id, bias)) = entries.next_entry::<String, f64>()? {
+            if biases.len() == Biases::MAX {
+                return Err(A::Error::invalid_length(biases.len() + 1, &self));
+            }
+            let Ok(id) = id.parse() else {
+                return Err(A::Error::custom(format!("{id:?} is no token id")));
+            };
+            biases.push((id, bias));
+        }
+        biases.sort_by_key(|(id, _)| *id);
+        if let Some([(id, _), _]) =
+            biases.array_windows().find(|[(one, _), (other, _)]| one == other)
+        {
+            return Err(A::Error::custom(format!("the token {id} is there twice")));
+        }
+        Ok(Biases(biases))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn biases_are_of_tokens() {
+        let parse = |json: &str| serde_json::from_str::<Biases>(json);
+        let given = parse(r#"{"50":-100,"7":1.5}"#).unwrap();
+        assert_eq!(given, Biases(vec![(7, 1.5), (50, -100.0)]));
+        for bad in [r#"{"a":1}"#, r#"{"-1":1}"#, r#"{"1":"x"}"#, r#"{"1":1,"01":1}"#, "[]", "3"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        let many: Vec<_> = (0..=Biases::MAX).map(|id| format!(r#""{id}":0"#)).collect();
+        assert!(parse(&format!("{{{}}}", many.join(","))).is_err());
+    }
 
     #[test]
     fn one_or_several() {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::content::MessageIn;
+use super::{content::MessageIn, tools::ToolIn};
 
 /// Either `prompt` or `messages`.
 #[derive(Debug, Default, Deserialize)]
@@ -11,6 +11,7 @@ pub(in crate::http) struct Tokenize {
     pub(in crate::http) model: Option<String>,
     pub(in crate::http) prompt: Option<String>,
     pub(in crate::http) messages: Option<Vec<MessageIn>>,
+    pub(in crate::http) tools: Option<Vec<ToolIn>>,
     pub(in crate::http) add_special_tokens: Option<bool>,
     pub(in crate::http) add_generation_prompt: Option<bool>,
     pub(in crate::http) continue_final_message: Option<bool>,

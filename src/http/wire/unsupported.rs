@@ -151,20 +151,12 @@ const fn unless_all(field: &'static str, harmless: &'static [&'static str]) -> U
 pub(in crate::http) const GENERATION: &[Unsupported] = &[
     refused("allowed_token_ids"),
     refused("bad_words"),
-    refused("guided_choice"),
-    refused("guided_decoding_backend"),
-    refused("guided_grammar"),
-    refused("guided_json"),
-    refused("guided_regex"),
     refused("guided_whitespace_pattern"),
-    refused("logit_bias"),
     refused("logits_processors"),
-    refused("min_tokens"),
     refused("prompt_embeds"),
     refused("prompt_logprobs"),
     refused("return_token_ids"),
     refused("return_tokens_as_token_ids"),
-    refused("structured_outputs"),
     refused("truncate_prompt_tokens"),
     refused("use_beam_search"),
 ];
@@ -176,7 +168,6 @@ pub(in crate::http) const CHAT: &[Unsupported] = &[
     refused("echo"),
     unless("function_call", &["none", "auto"]),
     unless_all("modalities", &["text"]),
-    unless("tool_choice", &["none", "auto"]),
 ];
 
 /// Refused wherever messages are rendered: they would be in the text.
@@ -185,7 +176,6 @@ pub(in crate::http) const RENDERED: &[Unsupported] = &[
     refused("chat_template_kwargs"),
     refused("documents"),
     refused("functions"),
-    refused("tools"),
 ];
 
 /// Refused in completions besides.
@@ -285,10 +275,10 @@ mod tests {
     #[test]
     fn what_says_nothing_is_as_good_as_absent() {
         for value in ["null", "false", "0", "0.0", "\"\"", "[]", "{}"] {
-            assert_eq!(scan(&format!(r#"{{"logit_bias":{value}}}"#)), None, "{value}");
+            assert_eq!(scan(&format!(r#"{{"bad_words":{value}}}"#)), None, "{value}");
         }
-        assert_eq!(scan(r#"{"tool_choice":"auto"}"#), None);
-        assert_eq!(scan(r#"{"tool_choice":"none","metadata":{"tools":[1]}}"#), None);
+        assert_eq!(scan(r#"{"function_call":"auto"}"#), None);
+        assert_eq!(scan(r#"{"function_call":"none","metadata":{"functions":[1]}}"#), None);
     }
 
     #[test]

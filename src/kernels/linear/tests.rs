@@ -147,25 +147,33 @@ fn inputs_of(x: &[f32], precision: Precision, projections: &[Projection]) -> Vec
     }
 }
 
+/// A stack as it may stand in a mix.
+fn sum(mut stack: Stack) -> Stack {
+    for delta in &mut stack.sites {
+        (delta.gain, delta.bias) = (None, None);
+    }
+    stack
+}
+
 /// The plain reference, in `f64`: one row, one output at a time. The base sees `inputs`, the adapter `x`.
 fn reference(
     x: &[f32],
     inputs: &[f32],
     projections: &[Projection],
-    stack: Option<&Stack>,
+    stacks: &[StackRows<'_>],
 ) -> Vec<f64> {
     let dot = |x: &[f32], w: &dyn Fn(usize) -> f32| -> f64 {
         x.iter().enumerate().map(|(k, x)| f64::from(*x) * f64::from(w(k))).sum()
     };
     let mut y = Vec::new();
     for (site, projection) in projections.iter().enumerate() {
-        let delta = stack.map(|stack| &stack.sites[site]);
         for output in 0..projection.weights.outputs() {
             let mut w = vec![0.0; x.len()];
             projection.weights.row(output, &mut w);
             let mut sum = dot(inputs, &|k| w[k]);
             let mut bias = projection.bias.as_ref();
-            if let (Some(delta), Some(stack)) = (delta, stack) {
+            for StackRows { stack, weight, .. } in stacks {
+                let (delta, weight) = (&stack.sites[site], f64::from(*weight));
                 if let Some(low) = &delta.low_rank {
                     let stride = padded_inputs(stack.inputs);
                     let added: f64 = (0..low.rank)
@@ -174,8 +182,8 @@ fn reference(
                             h * f64::from(low.b.get(place_in_b(low.rank, r, output)))
                         })
                         .sum();
-                    sum += added * f64::from(low.scale);
-                    sum += low.bias.as_ref().map_or(0.0, |b| f64::from(b[output]));
+                    sum += weight * added * f64::from(low.scale);
+                    sum += weight * low.bias.as_ref().map_or(0.0, |b| f64::from(b[output]));
                 }
                 sum *= delta.gain.as_ref().map_or(1.0, |gain| f64::from(gain[output]));
                 bias = delta.bias.as_ref().or(bias);
@@ -228,12 +236,17 @@ proptest! {
             outputs.iter().map(|n| projection(&mut draw, encoding, *n, inputs)).collect();
         let total: usize = outputs.iter().sum();
         let stacks: Vec<_> = (0..3).map(|_| stack(&mut draw, inputs, &outputs)).collect();
+        let sums: Vec<_> = (0..3).map(|_| sum(stack(&mut draw, inputs, &outputs))).collect();
         let mut ranges = Vec::new();
         let mut row = 0;
         while row < count {
             let end = count.min(row + 1 + draw.below(9));
-            if !draw.next().is_multiple_of(3) {
-                ranges.push(StackRows { rows: row..end, stack: &stacks[draw.below(3)] });
+            match draw.below(4) {
+                0 => {}
+                1 => for stack in &sums[draw.below(2)..] {
+                    ranges.push(StackRows { rows: row..end, stack, weight: draw.floats(1)[0] });
+                }
+                _ => ranges.push(StackRows { rows: row..end, stack: &stacks[draw.below(3)], weight: 1.0 }),
             }
             row = end;
         }
@@ -247,14 +260,14 @@ proptest! {
             let y = op.apply(&x, count, None);
             for row in 0..count {
                 let x = &x[row * inputs..(row + 1) * inputs];
-                let range = ranges.iter().find(|range| range.rows.contains(&row));
+                let of_row = ranges.iter().filter(|range| range.rows.contains(&row));
+                let own: Vec<_> = of_row.map(|r| StackRows { rows: 0..1, ..r.clone() }).collect();
                 let y = &y[row * total..(row + 1) * total];
                 let seen = inputs_of(x, precision, &projections);
-                let want = reference(x, &seen, &projections, range.map(|r| r.stack));
+                let want = reference(x, &seen, &projections, &own);
                 for (got, want) in y.iter().zip(want) {
                     prop_assert!((f64::from(*got) - want).abs() < 2e-4 * (1.0 + want.abs()), "{got} is not {want}");
                 }
-                let own: Vec<_> = range.map(|r| StackRows { rows: 0..1, stack: r.stack }).into_iter().collect();
                 let alone = Linear { stacks: &own, ..op }.apply(x, 1, None);
                 prop_assert_eq!(y, &alone);
             }
@@ -281,7 +294,7 @@ proptest! {
         let ranges: Vec<_> = ranges
             .into_iter()
             .filter(|(rows, _)| !rows.is_empty())
-            .map(|(rows, stack)| StackRows { rows, stack })
+            .map(|(rows, stack)| StackRows { rows, stack, weight: 1.0 })
             .collect();
         let (gain, own) = (draw.floats(inputs), draw.floats(inputs));
         let gains = [GainRows { rows: cut..count, gain: &own }];
@@ -326,7 +339,7 @@ proptest! {
             let y = op.apply(&x, count, None);
             for (x, y) in x.chunks(inputs).zip(y.chunks(outputs)) {
                 let seen = inputs_of(x, precision, &projections);
-                let want = reference(x, &seen, &projections, None);
+                let want = reference(x, &seen, &projections, &[]);
                 let most = x.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
                 // What codes, scales and minima of these weights can at most add up to.
                 let noise = f64::from(most) * 1e-6 * 200.0 * inputs as f64 + 1e-35;

@@ -1,0 +1,129 @@
+//! The form that an answer must have: from a request's fields to the engine's guide.
+
+use serde_json::Value;
+
+use super::{
+    error::ApiError,
+    wire::{common::Common, form::ResponseFormat},
+};
+use crate::{
+    engine::{Allowed, Guide, Lost, TokenSet},
+    text::{Calls, Form, Text, Walk, Ways},
+};
+
+/// A form, and the field that asks for it.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    field: &'static str,
+    form: Form,
+}
+
+impl Asked {
+    pub(super) fn new(field: &'static str, form: Form) -> Self {
+        Self { field, form }
+    }
+
+    /// The form that a request asks for, by one field at most.
+    pub(super) fn read(common: &Common) -> Result<Option<Self>, ApiError> {
+        let mut asked =
+            response_format(common.response_format.as_ref())?.into_iter().chain(vllm(common)?);
+        let first = asked.next();
+        if let (Some(first), Some(second)) = (&first, asked.next()) {
+            let message =
+                format!("'{}' and '{}' cannot both be followed", first.field, second.field);
+            return Err(ApiError::invalid(second.field, message));
+        }
+        Ok(first)
+    }
+
+    /// The same, or calls of tools.
+    pub(super) fn or_calls(self, calls: Calls) -> Result<Self, ApiError> {
+        let Form::Schema(schema) = self.form else {
+            let message = format!("'{}' and 'tools' cannot both be followed", self.field);
+            return Err(ApiError::invalid(self.field, message));
+        };
+        Ok(Self { form: Form::Calls(calls, Some(schema)), ..self })
+    }
+
+    /// Begins it. That takes some milliseconds at most: the form and the work for it are bounded.
+    pub(super) fn begin(&self, text: &Text) -> Result<Walk, ApiError> {
+        text.form(&self.form).map_err(|bad| {
+            let message = format!("'{}' cannot be followed: {bad}", self.field);
+            ApiError::invalid(self.field, message)
+        })
+    }
+}
+
+fn response_format(format: Option<&ResponseFormat>) -> Result<Option<Asked>, ApiError> {
+    let Some(format) = format else { return Ok(None) };
+    let field = "response_format";
+    match (format.kind.as_str(), &format.json_schema) {
+        ("text", _) => Ok(None),
+        ("json_object", _) => Ok(Some(Asked::new(field, Form::object()))),
+        ("json_schema", Some(given)) => {
+            let schema = given.schema.clone();
+            let form = schema.map_or_else(Form::object, Form::Schema);
+            Ok(Some(Asked::new("response_format.json_schema.schema", form)))
+        }
+        ("json_schema", None) => {
+            let field = "response_format.json_schema";
+            Err(ApiError::invalid(field, format!("'{field}' is missing")))
+        }
+        (_, _) => {
+            let message = "'response_format.type' must be text, json_object or json_schema";
+            Err(ApiError::invalid("response_format.type", message))
+        }
+    }
+}
+
+/// What vLLM's fields ask for, of the older kind and of the newer.
+fn vllm(common: &Common) -> Result<Vec<Asked>, ApiError> {
+    let mut asked = Vec::new();
+    let mut ask =
+        |field, form: Option<Form>| asked.extend(form.map(|form| Asked::new(field, form)));
+    ask(
+        "guided_json",
+        common.guided_json.as_ref().map(|given| schema("guided_json", given)).transpose()?,
+    );
+    ask("guided_regex", common.guided_regex.clone().map(Form::Regex));
+    ask("guided_choice", common.guided_choice.clone().map(Form::Choice));
+    ask("guided_grammar", common.guided_grammar.clone().map(Form::Grammar));
+    let Some(newer) = &common.structured_outputs else { return Ok(asked) };
+    if newer.structural_tag.is_some() {
+        return Err(ApiError::unsupported("structured_outputs.structural_tag"));
+    }
+    let json = newer.json.as_ref().map(|given| schema("structured_outputs.json", given));
+    ask("structured_outputs.json", json.transpose()?);
+    ask("structured_outputs.regex", newer.regex.clone().map(Form::Regex));
+    ask("structured_outputs.choice", newer.choice.clone().map(Form::Choice));
+    ask("structured_outputs.grammar", newer.grammar.clone().map(Form::Grammar));
+    let object = newer.json_object.filter(|object| *object).map(|_| Form::object());
+    ask("structured_outputs.json_object", object);
+    Ok(asked)
+}
+
+/// vLLM takes a schema as JSON or as a text that is JSON.
+fn schema(field: &'static str, given: &Value) -> Result<Form, ApiError> {
+    let Value::String(text) = given else { return Ok(Form::Schema(given.clone())) };
+    let schema = serde_json::from_str(text);
+    schema.map(Form::Schema).map_err(|error| {
+        ApiError::invalid(field, format!("'{field}' is a text that is no JSON: {error}"))
+    })
+}
+
+/// A form as the engine follows it.
+#[derive(Debug)]
+pub(super) struct FormGuide(pub(super) Walk);
+
+impl Guide for FormGuide {
+    fn after(&mut self, token: Option<u32>) -> Result<Allowed, Lost> {
+        match self.0.after(token) {
+            Ok(Ways::None) => Ok(Allowed::Nothing),
+            Ok(Ways::Some(words, may_end)) => Ok(Allowed::Tokens(TokenSet { words, may_end })),
+            Err(too_complex) => {
+                tracing::debug!(%too_complex, "an answer is given up");
+                Err(Lost)
+            }
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! How a request says what its answer must look like: OpenAI's way, and vLLM's two.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// `{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {..}}`
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct ResponseFormat {
+    #[serde(rename = "type")]
+    pub(in crate::http) kind: String,
+    pub(in crate::http) json_schema: Option<JsonSchema>,
+}
+
+/// `{"name": "..", "schema": {..}}`; its name and `strict` change nothing here: what is answered always fits.
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct JsonSchema {
+    pub(in crate::http) schema: Option<Value>,
+}
+
+/// vLLM's `structured_outputs`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(in crate::http) struct StructuredOutputs {
+    pub(in crate::http) json: Option<Value>,
+    pub(in crate::http) regex: Option<String>,
+    pub(in crate::http) choice: Option<Vec<String>>,
+    pub(in crate::http) grammar: Option<String>,
+    pub(in crate::http) json_object: Option<bool>,
+    pub(in crate::http) structural_tag: Option<Value>,
+}

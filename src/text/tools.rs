@@ -1,0 +1,557 @@
+//! Tools that a model may call: how they are told to it, how it writes a call, and calls found again in what it has written.
+//!
+//! Models differ in how they write calls, and their chat templates show it. A template that knows no tools is told of them in
+//! words, and its model asked to write calls as Hermes does.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::template::{Call, Message};
+
+/// What begins and ends a call of [`Dialect::Tagged`].
+const TAGS: [&str; 2] = ["<tool_call>", "</tool_call>"];
+/// What begins calls of [`Dialect::Listed`].
+const LIST: &str = "[TOOL_CALLS]";
+/// What may begin calls of [`Dialect::Bare`].
+const PYTHON: &str = "<|python_tag|>";
+/// The most calls of one answer whose form is enforced.
+const MOST_CALLS: usize = 16;
+/// How often the end of one call is looked for: a tag may stand in a text that is passed on.
+const MOST_TRIES: usize = 16;
+
+/// A function that the model may call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// The schema of its arguments, an object.
+    pub parameters: Value,
+    /// As the request has it, which is what templates expect.
+    pub sent: Value,
+}
+
+/// How a model writes that it calls a tool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// `<tool_call>{"name": .., "arguments": ..}</tool_call>`, one after the other (Hermes, Qwen).
+    Tagged,
+    /// The answer is `{"name": .., "parameters": ..}` (Llama 3).
+    Bare,
+    /// `[TOOL_CALLS][{"name": .., "arguments": ..}, ..]` (Mistral).
+    Listed,
+}
+
+/// A part of what the model has written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// For people.
+    Text(String),
+    /// A tool is to be called.
+    Call {
+        /// Which.
+        name: String,
+        /// A JSON object.
+        arguments: String,
+    },
+}
+
+/// Which calls an answer must consist of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calls {
+    /// How they are written.
+    pub dialect: Dialect,
+    /// Of which tools.
+    pub tools: Vec<Tool>,
+    /// How many there may be.
+    pub number: Number,
+}
+
+/// How many calls there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// One.
+    One,
+    /// One or several.
+    Several,
+}
+
+impl Dialect {
+    /// That of a model with this template.
+    pub(super) fn of(template: &str) -> Self {
+        if template.contains(TAGS[0]) || !knows_tools(template) {
+            Self::Tagged
+        } else if template.contains(LIST) {
+            Self::Listed
+        } else if template.contains(PYTHON) || template.contains("\"parameters\"") {
+            Self::Bare
+        } else {
+            Self::Tagged
+        }
+    }
+
+    /// A token of the model that calls begin with, where it has one.
+    pub(super) fn marks(self) -> &'static [&'static str] {
+        match self {
+            Self::Tagged => &TAGS,
+            Self::Bare => &[PYTHON],
+            Self::Listed => &[LIST],
+        }
+    }
+
+    fn arguments(self) -> &'static str {
+        match self {
+            Self::Tagged | Self::Listed => "arguments",
+            Self::Bare => "parameters",
+        }
+    }
+}
+
+/// Whether a template does something with tools.
+pub(super) fn knows_tools(template: &str) -> bool {
+    let mut words = template.split(|c: char| !c.is_alphanumeric() && c != '_');
+    words.any(|word| word == "tools")
+}
+
+/// The chat for a template that knows no tools: they are described in the system message, calls and their results are texts.
+pub(super) fn in_words(messages: &[Message], tools: &[Tool]) -> Vec<Message> {
+    let mut plain: Vec<Message> = messages.iter().map(plain).collect();
+    if tools.is_empty() {
+        return plain;
+    }
+    let described = describe(tools);
+    match plain.first_mut().filter(|first| first.role == "system") {
+        Some(system) => system.content = format!("{}\n\n{described}", system.content),
+        None => plain.insert(0, Message::new("system", described)),
+    }
+    plain
+}
+
+fn plain(message: &Message) -> Message {
+    if message.role == "tool" {
+        let content = format!("<tool_response>\n{}\n</tool_response>", message.content);
+        return Message::new("user", content);
+    }
+    let mut parts: Vec<String> = Vec::new();
+    if !message.content.is_empty() || message.tool_calls.is_empty() {
+        parts.push(message.content.clone());
+    }
+    for Call { name, arguments, .. } in &message.tool_calls {
+        let [open, close] = TAGS;
+        let call = json!({"name": name, "arguments": arguments});
+        parts.push(format!("{open}\n{call}\n{close}"));
+    }
+    Message { content: parts.join("\n"), tool_calls: Vec::new(), ..message.clone() }
+}
+
+fn describe(tools: &[Tool]) -> String {
+    let lines: Vec<_> = tools.iter().map(|tool| tool.sent.to_string()).collect();
+    let [open, close] = TAGS;
+    format!(
+        "These functions can be called, each described by a line of JSON:\n<tools>\n{}\n</tools>\n\
+         To call one, write its name and its arguments as JSON in such tags:\n\
+         {open}\n{{\"name\": \"NAME\", \"arguments\": {{..}}}}\n{close}",
+        lines.join("\n")
+    )
+}
+
+impl Calls {
+    /// The grammar of such an answer, in llguidance's Lark; `token` gives the id of a text that is one special token.
+    ///
+    /// Where there is `otherwise`, JSON that this schema describes is an answer as well.
+    pub(super) fn lark(
+        &self,
+        otherwise: Option<&Value>,
+        token: impl Fn(&str) -> Option<u32>,
+    ) -> String {
+        let mark = |text: &str| token(text).map_or_else(|| quoted(text), |id| format!("<[{id}]>"));
+        let more = match self.number {
+            Number::One => String::new(),
+            Number::Several => format!("{{1,{MOST_CALLS}}}"),
+        };
+        let calls = match (self.dialect, self.number) {
+            (Dialect::Tagged, _) => {
+                let [open, close] = TAGS.map(mark);
+                format!("answer: one{more}\none: {open} \"\\n\" call \"\\n\" {close}\n")
+            }
+            (Dialect::Bare, _) => "answer: call\n".to_owned(),
+            (Dialect::Listed, Number::One) => format!("answer: {} \"[\" call \"]\"\n", mark(LIST)),
+            (Dialect::Listed, Number::Several) => format!(
+                "answer: {} \"[\" call more{{0,{}}} \"]\"\nmore: \", \" call\n",
+                mark(LIST),
+                MOST_CALLS - 1
+            ),
+        };
+        let names: Vec<_> = (0..self.tools.len()).map(|at| format!("t{at}")).collect();
+        let rule = |(at, tool): (usize, &Tool)| {
+            let key = self.dialect.arguments();
+            let head = format!("{{\"name\": {}, \"{key}\": ", Value::from(&*tool.name));
+            let body = super::grammar::compact(&tool.parameters);
+            format!("t{at}: {} a{at} \"}}\"\na{at}: %json {body}\n", quoted(&head))
+        };
+        let rules: String = self.tools.iter().enumerate().map(rule).collect();
+        let lark = format!("{calls}call: {}\n{rules}", names.join(" | "));
+        match otherwise {
+            Some(schema) => {
+                let body = super::grammar::compact(schema);
+                format!("start: answer | other\nother: %json {body}\n{lark}")
+            }
+            None => format!("start: answer\n{lark}"),
+        }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+/// Finds calls in a text while it comes.
+///
+/// - What it gives, put together, is the text without its calls; all of the text, where none of it is a call of these tools.
+/// - Held back is what may be the beginning of a call, and a call until it is complete.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    dialect: Dialect,
+    names: Vec<String>,
+    /// Not given out yet.
+    held: String,
+    /// White space before `held`, which is not said where that is a call.
+    gap: String,
+    state: State,
+    /// Where in `held` an end is looked for.
+    searched: usize,
+    /// Ends that were none.
+    tries: usize,
+}
+
+/// What a listener waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A call may begin.
+    Open,
+    /// The same, and a call was the last that was said: white space behind it is none of the text.
+    Called,
+    /// `held` begins with the mark of a call.
+    Calling,
+    /// Nothing: what follows is text.
+    Deaf,
+}
+
+impl Listener {
+    /// Listens for calls of these tools.
+    pub fn new(dialect: Dialect, tools: &[Tool]) -> Self {
+        Self {
+            dialect,
+            names: tools.iter().map(|tool| tool.name.clone()).collect(),
+            held: String::new(),
+            gap: String::new(),
+            state: State::Open,
+            searched: 0,
+            tries: 0,
+        }
+    }
+
+    /// Takes the next piece of the text.
+    pub fn push(&mut self, text: &str) -> Vec<Said> {
+        self.held.push_str(text);
+        let mut said = Vec::new();
+        while self.advance(&mut said) {}
+        said
+    }
+
+    /// The text is over.
+    pub fn finish(&mut self) -> Vec<Said> {
+        let rest = std::mem::take(&mut self.held);
+        let found = match self.dialect {
+            _ if self.state != State::Calling => None,
+            Dialect::Listed => self.list(&rest[LIST.len()..]),
+            Dialect::Bare => self.bare(&rest),
+            Dialect::Tagged => None,
+        };
+        let gap = std::mem::take(&mut self.gap);
+        found.unwrap_or_else(|| text(gap + &rest).into_iter().collect())
+    }
+
+    /// Goes on as far as it can; whether there may be more.
+    fn advance(&mut self, said: &mut Vec<Said>) -> bool {
+        match (self.state, self.dialect) {
+            (State::Deaf, _) => {
+                said.extend(self.give(self.held.len()));
+                false
+            }
+            (State::Calling, Dialect::Tagged) => self.close(said),
+            (State::Calling, Dialect::Bare | Dialect::Listed) => false,
+            (State::Open | State::Called, Dialect::Tagged) => self.open(TAGS[0], said),
+            (State::Open | State::Called, Dialect::Listed) => self.open(LIST, said),
+            (State::Open | State::Called, Dialect::Bare) => {
+                let begun = self.held.trim_start();
+                if begun.starts_with('{') || begun.starts_with(PYTHON) {
+                    self.state = State::Calling;
+                    return false;
+                }
+                let other = !begun.is_empty() && !PYTHON.starts_with(begun);
+                if other {
+                    self.state = State::Deaf;
+                }
+                other
+            }
+        }
+    }
+
+    /// Looks for what begins a call; white space before it is not said.
+    fn open(&mut self, mark: &str, said: &mut Vec<Said>) -> bool {
+        if self.state == State::Called {
+            self.held = self.held.trim_start().to_owned();
+            if !self.held.is_empty() {
+                self.state = State::Open;
+            }
+        }
+        if let Some(at) = self.held.find(mark) {
+            let before = self.held[..at].trim_end().len();
+            said.extend(self.give(before));
+            self.gap = self.held.drain(..at - before).collect();
+            (self.state, self.searched, self.tries) = (State::Calling, mark.len(), 0);
+            return true;
+        }
+        let begun = (1..mark.len()).rev().find(|length| self.held.ends_with(&mark[..*length]));
+        let kept = self.held[..self.held.len() - begun.unwrap_or(0)].trim_end().len();
+        said.extend(self.give(kept));
+        false
+    }
+
+    /// Looks for the end of a tagged call.
+    fn close(&mut self, said: &mut Vec<Said>) -> bool {
+        let [open, close] = TAGS;
+        let Some(at) = self.held[self.searched..].find(close) else {
+            // It may have begun.
+            let from = self.held.len().saturating_sub(close.len() - 1).max(self.searched);
+            self.searched = self.held.ceil_char_boundary(from);
+            return false;
+        };
+        let at = self.searched + at;
+        self.searched = at + close.len();
+        if let Some(call) = self.call(&self.held[open.len()..at]) {
+            self.held.drain(..self.searched);
+            self.state = State::Called;
+            self.gap.clear();
+            said.push(call);
+        } else {
+            self.tries += 1;
+            if self.tries == MOST_TRIES {
+                self.state = State::Deaf;
+            }
+        }
+        true
+    }
+
+    /// The text so far as it goes out.
+    fn give(&mut self, length: usize) -> Option<Said> {
+        let gap = std::mem::take(&mut self.gap);
+        text(gap + &self.held.drain(..length).collect::<String>())
+    }
+
+    /// `{"name": .., "arguments": ..}` of one of the tools.
+    fn call(&self, json: &str) -> Option<Said> {
+        self.known(&serde_json::from_str(json).ok()?)
+    }
+
+    fn known(&self, call: &Value) -> Option<Said> {
+        let name = call.get("name")?.as_str()?;
+        let arguments = call.get("arguments").or_else(|| call.get("parameters"));
+        let empty = Value::Object(Map::new());
+        let arguments = arguments.unwrap_or(&empty);
+        let known = arguments.is_object() && self.names.iter().any(|known| known == name);
+        let call = || Said::Call { name: name.to_owned(), arguments: arguments.to_string() };
+        known.then(call)
+    }
+
+    /// All of a list, or nothing.
+    fn list(&self, json: &str) -> Option<Vec<Said>> {
+        let calls: Vec<Value> = serde_json::from_str(json).ok()?;
+        let calls: Option<Vec<_>> = calls.iter().map(|call| self.known(call)).collect();
+        calls.filter(|calls| !calls.is_empty())
+    }
+
+    /// One call or several, with semicolons between them; or nothing.
+    fn bare(&self, text: &str) -> Option<Vec<Said>> {
+        let text = text.trim_start();
+        let mut rest = text.strip_prefix(PYTHON).unwrap_or(text).trim_start();
+        let mut calls = Vec::new();
+        while !rest.is_empty() {
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+            calls.push(self.known(&values.next()?.ok()?)?);
+            rest = rest[values.byte_offset()..].trim_start_matches([';', ' ', '\n']);
+        }
+        (!calls.is_empty()).then_some(calls)
+    }
+}
+
+fn text(text: String) -> Option<Said> {
+    (!text.is_empty()).then_some(Said::Text(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{Strategy, prop, prop_assert_eq, prop_oneof, proptest};
+
+    use super::*;
+
+    fn tool(name: &str) -> Tool {
+        let parameters = json!({"type": "object", "properties": {}});
+        let sent = json!({"type": "function", "function": {"name": name}});
+        Tool { name: name.to_owned(), parameters, sent }
+    }
+
+    fn listener(dialect: Dialect) -> Listener {
+        Listener::new(dialect, &[tool("look"), tool("go")])
+    }
+
+    /// All that is said, texts that follow each other put together.
+    fn said(dialect: Dialect, pieces: &[&str]) -> Vec<Said> {
+        let mut listener = listener(dialect);
+        let mut all: Vec<Said> = Vec::new();
+        let said: Vec<_> = pieces.iter().flat_map(|piece| listener.push(piece)).collect();
+        for part in said.into_iter().chain(listener.finish()) {
+            match (all.last_mut(), part) {
+                (Some(Said::Text(before)), Said::Text(more)) => before.push_str(&more),
+                (_, part) => all.push(part),
+            }
+        }
+        all
+    }
+
+    fn text(text: &str) -> Said {
+        Said::Text(text.to_owned())
+    }
+
+    fn call(name: &str, arguments: &str) -> Said {
+        Said::Call { name: name.to_owned(), arguments: arguments.to_owned() }
+    }
+
+    #[test]
+    fn tagged_calls_are_found_among_text() {
+        let whole = "Let me see.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": \"</tool_call>\"}}\n</tool_call>\n\
+            <tool_call>{\"name\": \"go\"}</tool_call> Done.";
+        let expected = [
+            text("Let me see."),
+            call("look", r#"{"at":"</tool_call>"}"#),
+            call("go", "{}"),
+            text("Done."),
+        ];
+        assert_eq!(said(Dialect::Tagged, &[whole]), expected);
+    }
+
+    #[test]
+    fn what_is_no_call_stays_text() {
+        for whole in [
+            "plain",
+            "a < b <tool",
+            "<tool_call>{\"name\": \"other\", \"arguments\": {}}</tool_call> b",
+            "<tool_call>{\"name\": \"look\", \"arguments\": [1]}</tool_call>",
+            "<tool_call>not json</tool_call>",
+            "<tool_call>{\"name\": \"look\"",
+            "ends with spaces  ",
+        ] {
+            assert_eq!(said(Dialect::Tagged, &[whole]), [text(whole)], "{whole}");
+        }
+        let many = format!("<tool_call>{}", "x</tool_call>".repeat(99));
+        assert_eq!(said(Dialect::Tagged, &[&many]), [text(&many)]);
+        assert_eq!(said(Dialect::Tagged, &[]), []);
+    }
+
+    #[test]
+    fn a_bare_call_is_the_whole_answer() {
+        let go = r#"{"name": "go", "parameters": {"to": "sea"}}"#;
+        let called = call("go", r#"{"to":"sea"}"#);
+        assert_eq!(said(Dialect::Bare, &[go]), std::slice::from_ref(&called));
+        let two = format!("<|python_tag|>{go}; {go}");
+        assert_eq!(said(Dialect::Bare, &[&two]), [called.clone(), called]);
+        for whole in [r#"{"name": "fly", "parameters": {}}"#, r#"{"a": 1}"#, "{ no", "I go"] {
+            assert_eq!(said(Dialect::Bare, &[whole]), [text(whole)], "{whole}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_calls_ends_the_answer() {
+        let list = r#"Well [TOOL_CALLS][{"name": "go", "arguments": {}}, {"name": "look"}]"#;
+        let expected = [text("Well"), call("go", "{}"), call("look", "{}")];
+        assert_eq!(said(Dialect::Listed, &[list]), expected);
+        for whole in
+            ["[TOOL_CALLS]", "[TOOL_CALLS][]", "[TOOL_CALLS][{\"name\": \"fly\"}]", "[TOOL"]
+        {
+            assert_eq!(said(Dialect::Listed, &[whole]), [text(whole)], "{whole}");
+        }
+    }
+
+    #[test]
+    fn templates_show_their_dialect() {
+        for (template, dialect, knows) in [
+            ("{{ messages }}", Dialect::Tagged, false),
+            ("{% if tools %}<tool_call>{% endif %}", Dialect::Tagged, true),
+            ("{% if tools %}[AVAILABLE_TOOLS][TOOL_CALLS]{% endif %}", Dialect::Listed, true),
+            ("{% if tools is not none %}\"parameters\": {% endif %}", Dialect::Bare, true),
+            ("{% if builtin_tools %}x{% endif %}", Dialect::Tagged, false),
+        ] {
+            assert_eq!(
+                (Dialect::of(template), knows_tools(template)),
+                (dialect, knows),
+                "{template}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_template_without_tools_is_told_in_words() {
+        let called = Call { id: "1".into(), name: "look".into(), arguments: json!({"at": "sky"}) };
+        let mut messages = vec![
+            Message::new("system", "Be brief."),
+            Message::new("user", "Weather?"),
+            Message { tool_calls: vec![called], ..Message::new("assistant", "") },
+            Message::new("tool", "sunny"),
+        ];
+        let plain = in_words(&messages, &[tool("look")]);
+        assert_eq!(plain.len(), 4);
+        assert!(
+            plain[0].content.starts_with("Be brief.\n\n") && plain[0].content.contains("\"look\"")
+        );
+        assert_eq!(
+            plain[2].content,
+            "<tool_call>\n{\"name\":\"look\",\"arguments\":{\"at\":\"sky\"}}\n</tool_call>"
+        );
+        assert_eq!((&*plain[3].role, plain[3].content.contains("sunny")), ("user", true));
+        messages.remove(0);
+        assert_eq!(in_words(&messages, &[tool("look")])[0].role, "system");
+        assert_eq!(in_words(&messages[..1], &[]), messages[..1]);
+    }
+
+    proptest! {
+        /// How a text is cut into pieces leaves no trace.
+        #[test]
+        fn pieces_do_not_matter(
+            parts in prop::collection::vec(prop_oneof![
+                prop::sample::select(vec![
+                    "<tool_call>", "</tool_call>", "{\"name\": \"go\"}", "{\"name\": \"go\", \"arguments\": {}}",
+                    "[TOOL_CALLS]", "[{\"name\": \"look\"}]", "<|python_tag|>", ";", " ", "\n", "<", "\u{e4}",
+                ]).prop_map(str::to_owned),
+                "[a-z<\\[{ ]{0,4}",
+            ], 0..9),
+            cuts in prop::collection::vec(0..200_usize, 0..9),
+        ) {
+            let whole = parts.concat();
+            for dialect in [Dialect::Tagged, Dialect::Bare, Dialect::Listed] {
+                let mut cuts: Vec<_> =
+                    cuts.iter().map(|cut| whole.floor_char_boundary(*cut)).chain([0, whole.len()]).collect();
+                cuts.sort_unstable();
+                let pieces: Vec<_> = cuts.windows(2).map(|cut| &whole[cut[0]..cut[1]]).collect();
+                let once = said(dialect, &[&whole]);
+                prop_assert_eq!(said(dialect, &pieces), once.clone());
+                if !once.iter().any(|said| matches!(said, Said::Call { .. })) {
+                    let texts: String = once.iter().map(|said| match said {
+                        Said::Text(text) => text.as_str(),
+                        Said::Call { .. } => "",
+                    }).collect();
+                    prop_assert_eq!(texts, whole.clone());
+                }
+            }
+        }
+    }
+}
