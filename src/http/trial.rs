@@ -137,9 +137,9 @@ impl<'a> EngineTrial<'a> {
 }
 
 /// Who uploads a template can change it, and not the chat.
-fn unrendered(error: &text::Error, chat: &[Message]) -> Unproved {
+fn unrendered(error: &text::Error, chat: &Chat) -> Unproved {
     let text::Error::TooMuchWork = error else { return unusable(error) };
-    let chat = match chat.len() {
+    let chat = match chat.messages.len() {
         1 => "a chat of one message".to_owned(),
         messages => format!("the smoke test's chat of {messages} messages"),
     };
@@ -197,16 +197,18 @@ mod tests {
 
     #[test]
     fn who_uploads_a_template_that_is_too_costly_is_not_told_to_send_fewer_messages() {
-        let said = |chat: &[Message]| unrendered(&text::Error::TooMuchWork, chat).to_string();
-        let one = message("user", "Hello?");
-        let told = said(std::slice::from_ref(&one));
+        let said = |messages: usize| {
+            let chat = vec![Message::new("user", "Hello?"); messages].into();
+            unrendered(&text::Error::TooMuchWork, &chat).to_string()
+        };
+        let told = said(1);
         assert!(
             told.ends_with("a chat of one message takes it more work than is allowed"),
             "{told}"
         );
         assert!(!told.contains("send fewer"), "{told}");
-        assert!(said(&[one.clone(), one]).contains("chat of 2 messages"));
-        let other = unrendered(&text::Error::NoTemplate, &[]).to_string();
+        assert!(said(2).contains("chat of 2 messages"));
+        let other = unrendered(&text::Error::NoTemplate, &Chat::default()).to_string();
         assert!(other.contains("no chat template"), "{other}");
     }
 }

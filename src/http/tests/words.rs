@@ -45,7 +45,7 @@ fn each_kind_of_problem_has_its_sentence() {
     let role = r#"{"messages":[{"role":"king","content":""}]}"#;
     assert_eq!(
         said::<ChatFields>(role).unwrap(),
-        "one of \"developer\", \"system\", \"user\", \"assistant\" is expected, not \"king\""
+        "one of \"developer\", \"system\", \"user\", \"assistant\", \"tool\" is expected, not \"king\""
     );
     let list = r#"{"messages":[["user","hi"]]}"#;
     assert_eq!(said::<ChatFields>(list).unwrap(), "an object is expected, not a list of 2");
