@@ -1,21 +1,16 @@
 //! `POST /v1/chat/completions`
 
-use std::sync::Arc;
-
-use axum::{extract::State, http::HeaderMap, response::Response};
+use axum::{extract::State, response::Response};
 use serde::Serialize;
 
 use super::{
     answer::{Piece, Scored},
     app::App,
-    auth::{By, need},
-    body::{Payload, parse, refuse_unsupported},
-    deadline::Deadline,
+    body::{parse, refuse_unsupported},
     delivery::{Form, deliver},
-    desks::Asker,
     envelope::Envelope,
     error::ApiError,
-    generate::{Opening, Order, check_choices},
+    generate::check_choices,
     logprobs, prompt,
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
     sse::Data,
@@ -28,56 +23,41 @@ use super::{
         unsupported::{CHAT, GENERATION, RENDERED},
         usage::{Usage, UsageKey},
     },
+    wish::{Arrival, Said, Wish},
 };
-use crate::{
-    tenant::{Caller, Permit, Scope},
-    text::{Ending, Framing, Message, Text},
-};
+use crate::text::{Framing, Text};
 
 const ROLE: &str = "assistant";
 
 /// What is asked for, understood and within bounds.
-#[derive(Debug)]
-struct Chat {
-    model: Option<String>,
-    user: Option<String>,
-    messages: Vec<Message>,
-    ending: Ending,
-    framing: Framing,
-    terms: Terms,
-    /// The likeliest tokens beside each, where scores are wanted.
-    logprobs: Option<usize>,
+fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
+    refuse_unsupported(bytes, &[GENERATION, CHAT, RENDERED])?;
+    let common: Common = parse(bytes)?;
+    let fields: ChatFields = parse(bytes)?;
+    let mut terms = Terms::read(&common)?;
+    // The newer name counts where both are there.
+    terms.max_tokens = match (fields.max_completion_tokens, terms.max_tokens) {
+        (Some(0), _) => return Err(ApiError::too_few("max_completion_tokens")),
+        (None, Some(0)) => return Err(ApiError::too_few("max_tokens")),
+        (newer, older) => newer.or(older),
+    };
+    check_choices(1, &terms)?;
+    let logprobs = scores(&fields)?;
+    let messages = prompt::messages(fields.messages)?;
+    let ending = prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?;
+    let framing = prompt::framing(common.add_special_tokens, Framing::Bare);
+    Ok(Wish {
+        model: common.model,
+        user: common.user,
+        said: Said::Chat(messages, ending, framing),
+        terms,
+        default_tokens: None,
+        logprobs,
+        prompt_logprobs: None,
+    })
 }
 
-impl Chat {
-    fn read(bytes: &[u8]) -> Result<Self, ApiError> {
-        refuse_unsupported(bytes, &[GENERATION, CHAT, RENDERED])?;
-        let common: Common = parse(bytes)?;
-        let fields: ChatFields = parse(bytes)?;
-        let mut terms = Terms::read(&common)?;
-        // The newer name counts where both are there.
-        terms.max_tokens = match (fields.max_completion_tokens, terms.max_tokens) {
-            (Some(0), _) => return Err(too_few("max_completion_tokens")),
-            (None, Some(0)) => return Err(too_few("max_tokens")),
-            (newer, older) => newer.or(older),
-        };
-        check_choices(1, &terms)?;
-        Ok(Self {
-            logprobs: scores(&fields)?,
-            messages: prompt::messages(fields.messages)?,
-            ending: prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?,
-            framing: prompt::framing(common.add_special_tokens, Framing::Bare),
-            model: common.model,
-            user: common.user,
-            terms,
-        })
-    }
-}
-
-fn too_few(field: &str) -> ApiError {
-    ApiError::invalid(field, format!("'{field}' must be at least 1"))
-}
-
+/// The likeliest tokens beside each, where scores are wanted.
 fn scores(fields: &ChatFields) -> Result<Option<usize>, ApiError> {
     let top = within("top_logprobs", fields.top_logprobs, 0..=MAX_TOP_LOGPROBS, 0)?;
     match (fields.logprobs == Some(true), top) {
@@ -90,64 +70,19 @@ fn scores(fields: &ChatFields) -> Result<Option<usize>, ApiError> {
 }
 
 /// Answers one chat.
-pub(super) async fn create(
-    State(app): State<App>,
-    By(caller): By,
-    headers: HeaderMap,
-    Payload(bytes): Payload,
-) -> Result<Response, ApiError> {
-    need(&caller, Scope::Infer)?;
-    let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    let permit = app.admit(&caller)?;
-    app.bound(deadline, answer(&app, (&caller, &headers, permit), (bytes, deadline))).await
+pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
+    app.bound(arrival.deadline, Box::pin(answer(&app, arrival))).await
 }
 
-async fn answer(
-    app: &App,
-    (caller, headers, permit): (&Caller, &HeaderMap, Arc<Permit>),
-    (bytes, deadline): (axum::body::Bytes, Deadline),
-) -> Result<Response, ApiError> {
-    let size = bytes.len();
-    let chat = app.work(size, move |_| Chat::read(&bytes)).await?;
-    let (voice, requested) =
-        app.choose(caller, headers, (chat.model, chat.user.as_deref())).await?;
-    let (encoder, messages, mut terms) = (app.encoder(), chat.messages, chat.terms);
-    let extras = app.extras(&voice);
-    let said = (&*messages, chat.ending);
-    let brought = app.render_brought(caller.tenant, &extras, said).await?;
-    let default_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
-    let render = move |_: &Asker| {
-        terms.follow(&extras, &encoder.text)?;
-        let rendered = match brought {
-            Some(rendered) => rendered,
-            None => encoder.text.render(&messages, chat.ending)?,
-        };
-        Ok((encoder.text(&rendered, chat.framing)?, terms))
-    };
-    let (prompt, terms) = app.work(size, render).await?;
-    let opening = match chat.ending {
-        Ending::Continue => Opening::Continuing,
-        Ending::Prompt | Ending::Open => Opening::Anew,
-    };
+async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
+    let wish = arrival.read(app, read).await?;
+    let order = wish.order(app, arrival).await?;
     let writer = Writer {
         text: app.text().clone(),
-        scored: chat.logprobs.is_some(),
-        delivery: terms.delivery,
-        choices: terms.choices,
-        envelope: Envelope::new("chatcmpl", requested.clone(), voice.clone(), &app.base().digest),
-    };
-    let order = Order {
-        prompts: vec![prompt],
-        opening,
-        terms,
-        default_tokens: default_tokens.unwrap_or(app.settings().chat_tokens),
-        logprobs: chat.logprobs,
-        prompt_logprobs: None,
-        voice,
-        tenant: caller.tenant,
-        permit,
-        requested,
-        deadline,
+        scored: order.logprobs.is_some(),
+        delivery: order.terms.delivery,
+        choices: order.terms.choices,
+        envelope: order.envelope("chatcmpl-", app),
     };
     deliver(app, &order, writer).await
 }
@@ -233,7 +168,8 @@ impl Form for Writer {
         chunks
     }
 
-    fn usage(&mut self, usage: Usage) -> Data {
-        self.chunk(vec![], UsageKey::Now(usage))
+    fn ending(&mut self, usage: Usage) -> Vec<Data> {
+        let told = self.delivery == Delivery::StreamWithUsage;
+        Data::closing(told.then(|| self.chunk(vec![], UsageKey::Now(usage))))
     }
 }

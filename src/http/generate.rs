@@ -16,6 +16,7 @@ use super::{
     answer::{Answer, Piece},
     app::App,
     deadline::Deadline,
+    envelope::Envelope,
     error::ApiError,
     metrics::Latency,
     sampling::{Ends, Terms},
@@ -187,6 +188,11 @@ impl fmt::Debug for Answers {
 }
 
 impl Order {
+    /// What all parts of its answer have in common; their id begins with `kind`.
+    pub(super) fn envelope(&self, kind: &str, app: &App) -> Envelope {
+        Envelope::new(kind, self.requested.clone(), self.voice.clone(), &app.base().digest)
+    }
+
     /// How many tokens an answer to a prompt of this length may have.
     fn budget(&self, prompt: usize, context: usize) -> Result<usize, ApiError> {
         let room = context.saturating_sub(prompt);

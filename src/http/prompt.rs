@@ -37,6 +37,11 @@ fn read(index: usize, sent: MessageIn) -> Result<Message, ApiError> {
     Ok(Message { role: role.in_template().to_owned(), content, name })
 }
 
+/// A message of text alone.
+pub(super) fn message(role: Role, content: String) -> Message {
+    Message { role: role.in_template().to_owned(), content, name: None }
+}
+
 /// How the rendered chat ends. An answer begins anew unless the final message is to be continued.
 pub(super) fn ending(
     add_generation_prompt: Option<bool>,
