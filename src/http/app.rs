@@ -66,7 +66,7 @@ pub struct Settings {
     pub body_limit: usize,
     /// Most time a request may take; clients may ask for less with `X-Request-Timeout`.
     pub request_timeout: Duration,
-    /// Most tokens of a chat's answer where the request does not say.
+    /// Most tokens of an answer where the request does not say; text completions have their own bound.
     pub chat_tokens: usize,
     /// How long streams may go on after the shutdown signal.
     pub drain: Duration,

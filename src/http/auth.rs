@@ -31,15 +31,16 @@ pub(super) async fn layer(State(app): State<App>, mut request: Request, next: Ne
     next.run(request).await
 }
 
-/// The key of either header. Two that differ are as good as none.
+/// The key of `Authorization`, or else of `X-Api-Key`, which a gateway in front may have for itself.
 fn key(headers: &HeaderMap) -> Option<&str> {
-    let mut keys = headers.get_all(API_KEY).iter().filter(|key| !key.is_empty());
-    let Some(key) = keys.next() else { return bearer(headers) };
-    let key = key.to_str().ok().filter(|_| keys.next().is_none())?.trim();
-    match bearer(headers) {
-        Some(other) if other != key => None,
-        _ => Some(key),
-    }
+    bearer(headers).or_else(|| bare(headers))
+}
+
+/// The key of `X-Api-Key: KEY`. Of several none counts.
+fn bare(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(API_KEY).iter();
+    let (key, None) = (values.next()?.to_str().ok()?.trim(), values.next()) else { return None };
+    (!key.is_empty()).then_some(key)
 }
 
 /// The key of `Authorization: Bearer KEY` (RFC 6750, section 2.1). Of several none counts.
@@ -150,12 +151,11 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_key_is_read_unless_it_contradicts_the_other() {
+    fn a_bare_key_is_read_where_there_is_no_other() {
         assert_eq!(sent(&[], &["abc"]).as_deref(), Some("abc"));
-        assert_eq!(sent(&["Bearer abc"], &["abc"]).as_deref(), Some("abc"));
+        assert_eq!(sent(&["Bearer abc"], &["xyz"]).as_deref(), Some("abc"));
         // A proxy's own.
         assert_eq!(sent(&["Basic eDp5"], &["abc"]).as_deref(), Some("abc"));
-        assert_eq!(sent(&["Bearer abc"], &["xyz"]), None);
         assert_eq!(sent(&[], &["abc", "abc"]), None);
         assert_eq!(sent(&["Bearer abc"], &[""]).as_deref(), Some("abc"));
         assert_eq!(sent(&[], &[""]), None);

@@ -27,6 +27,7 @@ use super::{
             Alternative, Details, Generate, Generated, GeneratedToken, Packed, Parameters,
             StreamDetails, Token,
         },
+        object::Object,
         prompt::Prompt,
         unsupported::Weight,
         usage::Usage,
@@ -68,7 +69,7 @@ struct Shown {
 /// What is asked for, understood and within bounds.
 fn read(bytes: &[u8], path: Path) -> Result<(Wish, Shown), ApiError> {
     let Generate { inputs, parameters, stream } = parse(bytes)?;
-    let mut parameters = parameters.unwrap_or_default();
+    let Object(mut parameters) = parameters.unwrap_or_default();
     refuse_unsupported(&parameters)?;
     if inputs.is_empty() {
         return Err(ApiError::invalid("inputs", "'inputs' must not be empty"));

@@ -18,6 +18,7 @@ use super::{
         common::Common,
         content::Role,
         messages::{MessageBody, MessageEvent, MessageFields, Stop, TextBlock},
+        object::Object,
         unsupported::{GENERATION, MESSAGE, Weight},
         usage::Usage,
     },
@@ -40,13 +41,13 @@ fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
     let Some(last) = fields.messages.last() else {
         return Err(ApiError::invalid("messages", "'messages' must have at least one message"));
     };
-    let ending = match last.role {
+    let ending = match last.0.role {
         Role::Assistant => Ending::Continue,
         _ => Ending::Prompt,
     };
     let system = fields.system.map(|system| prompt::message(Role::System, system.0));
     let turns = fields.messages.into_iter();
-    let turns = turns.map(|turn| prompt::message(turn.role, turn.content.0));
+    let turns = turns.map(|Object(turn)| prompt::message(turn.role, turn.content.0));
     let messages = system.into_iter().chain(turns).collect();
     let model = common.model.clone();
     let terms = Terms::read(&Common { stop: fields.stop_sequences, ..common })?;
@@ -55,7 +56,7 @@ fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
     }
     Ok(Wish {
         model,
-        user: fields.metadata.and_then(|about| about.user_id),
+        user: fields.metadata.and_then(|Object(about)| about.user_id),
         said: Said::Chat(messages, ending, Framing::Bare),
         terms,
         default_tokens: None,
@@ -67,11 +68,10 @@ fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
 /// Refuses what would change the answer and is not there.
 fn refuse_features(fields: &MessageFields) -> Result<(), ApiError> {
     // Whoever leaves it to the model gets no thoughts.
-    let thinking = fields.thinking.as_ref().is_some_and(|thinking| thinking.kind == "enabled");
-    if thinking {
+    if fields.thinking.as_ref().is_some_and(|Object(thinking)| thinking.kind == "enabled") {
         return Err(ApiError::unsupported("thinking"));
     }
-    let format = fields.output_config.as_ref().and_then(|config| config.format.as_ref());
+    let format = fields.output_config.as_ref().and_then(|Object(config)| config.format.as_ref());
     if !format.is_none_or(Weight::is_nothing) {
         return Err(ApiError::unsupported("output_config.format"));
     }

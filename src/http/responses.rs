@@ -48,7 +48,7 @@ fn read(bytes: &[u8]) -> Result<(Wish, Echoed), ApiError> {
     if fields.previous_response_id.is_some_and(|Label(id)| !id.is_empty()) {
         return Err(ApiError::no_previous_response());
     }
-    if echoed.text.as_ref().is_some_and(|text| text.format.kind != Label::from("text")) {
+    if echoed.text.as_ref().is_some_and(|text| text.0.format.0.kind != Label::from("text")) {
         return Err(ApiError::unsupported("text.format"));
     }
     let mut terms = Terms::read(&common)?;

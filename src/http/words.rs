@@ -30,7 +30,7 @@ fn expected(wanted: &str) -> String {
         "usize" | "u64" => "a whole number of 0 or more",
         "u32" => "a whole number from 0 to 4294967295",
         "i64" => "a whole number",
-        "f64" => "a number",
+        "f32" | "f64" => "a number",
         "a boolean" => "true or false",
         "a sequence" => "a list",
         "a map" => "an object",
@@ -68,6 +68,9 @@ mod tests {
         chat::ChatFields,
         common::Common,
         completion::CompletionFields,
+        lorax::Generate,
+        messages::MessageFields,
+        responses::{Echoed, ResponseFields},
         tokens::{Detokenize, Tokenize},
     };
 
@@ -118,11 +121,12 @@ mod tests {
     fn no_sentence_has_a_word_of_rust() {
         let fields = "model n response_format stream stream_options temperature top_p top_k seed max_tokens stop \
             stop_token_ids ignore_eos add_special_tokens messages prompt max_completion_tokens logprobs top_logprobs \
-            echo best_of tokens";
+            echo best_of tokens inputs parameters input instructions metadata reasoning text truncation user include \
+            system thinking stop_sequences output_config";
         let values = r#"null true -1 1.5 1e300 18446744073709551615 "x" [] [1] [1.5] [-1] [[]] ["x",1] [{}] {}
             {"type":5} [{"role":5}] [{"role":"user","content":{}}]
             [{"role":"user","content":[{"type":5}]}] [{"role":"user","content":[{"type":"image"}]}]"#;
-        let foreign = "usize u32 u64 i64 f64 struct sequence map variant boolean floating integer unit ` invalid line";
+        let foreign = "usize u32 u64 i64 f32 f64 struct sequence map variant boolean floating integer unit ` invalid line";
         let mut sentences = 0;
         for field in fields.split_whitespace() {
             for value in values.split_whitespace() {
@@ -133,6 +137,10 @@ mod tests {
                     said::<CompletionFields>(&json),
                     said::<Tokenize>(&json),
                     said::<Detokenize>(&json),
+                    said::<Generate>(&json),
+                    said::<ResponseFields>(&json),
+                    said::<Echoed>(&json),
+                    said::<MessageFields>(&json),
                 ];
                 for sentence in refusals.into_iter().flatten() {
                     sentences += 1;

@@ -10,6 +10,7 @@ mod invariance;
 mod operator;
 mod parity;
 mod reference;
+mod routes;
 mod serving;
 mod tenants;
 mod tokenizer;

@@ -218,6 +218,7 @@ async fn what_is_not_there_is_refused_by_name() {
     let (app, _) = app([]);
     assert_eq!(ask(&app, "/generate", json!({"inputs": ""})).await.0, 400);
     assert_eq!(ask(&app, "/generate", json!({"inputs": ["a"]})).await.0, 400);
+    assert_eq!(ask(&app, "/generate", generate(json!(["sql"]))).await.0, 400);
     let scored = generate(json!({"decoder_input_details": true}));
     assert_eq!(ask(&app, "/generate_stream", scored).await.0, 400);
 }

@@ -252,6 +252,7 @@ async fn what_is_not_there_is_refused_by_name() {
         (json!({"top_p": -1}), "top_p"),
         (json!({"top_logprobs": 21}), "top_logprobs"),
         (json!({"truncation": "some"}), "truncation"),
+        (json!({"reasoning": ["low"]}), "reasoning"),
         (json!({"metadata": labels}), "metadata"),
         (json!({"metadata": {"a": 1}}), "metadata.a"),
         (json!({"user": "x".repeat(513)}), "user"),

@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{list::Strings, unsupported::Weight};
+use super::{list::Strings, object::Object, unsupported::Weight};
 
 /// What is sent.
 #[derive(Debug, Deserialize)]
 pub(in crate::http) struct Generate {
     pub(in crate::http) inputs: String,
-    pub(in crate::http) parameters: Option<Parameters>,
+    pub(in crate::http) parameters: Option<Object<Parameters>>,
     /// Counts on `POST /` alone.
     pub(in crate::http) stream: Option<bool>,
 }

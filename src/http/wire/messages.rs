@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     content::{Content, Role},
     list::Strings,
+    object::Object,
     unsupported::Weight,
     usage::Usage,
 };
@@ -13,12 +14,12 @@ use super::{
 #[derive(Debug, Deserialize)]
 pub(in crate::http) struct MessageFields {
     pub(in crate::http) system: Option<Content>,
-    pub(in crate::http) messages: Vec<Turn>,
+    pub(in crate::http) messages: Vec<Object<Turn>>,
     pub(in crate::http) max_tokens: usize,
     pub(in crate::http) stop_sequences: Option<Strings>,
-    pub(in crate::http) metadata: Option<About>,
-    pub(in crate::http) thinking: Option<Thinking>,
-    pub(in crate::http) output_config: Option<OutputConfig>,
+    pub(in crate::http) metadata: Option<Object<About>>,
+    pub(in crate::http) thinking: Option<Object<Thinking>>,
+    pub(in crate::http) output_config: Option<Object<OutputConfig>>,
 }
 
 /// What somebody has said.

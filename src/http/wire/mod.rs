@@ -13,6 +13,7 @@ pub(super) mod list;
 pub(super) mod lorax;
 pub(super) mod messages;
 pub(super) mod models;
+pub(super) mod object;
 pub(super) mod prompt;
 pub(super) mod responses;
 pub(super) mod tokens;

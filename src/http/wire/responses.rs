@@ -10,6 +10,7 @@ use serde::{
 use super::{
     chat::TokenLogprob,
     content::{Role, joined},
+    object::Object,
     usage::Usage,
 };
 
@@ -41,10 +42,10 @@ pub(in crate::http) struct Echoed {
     pub(in crate::http) metadata: Option<Metadata>,
     pub(in crate::http) parallel_tool_calls: Option<bool>,
     pub(in crate::http) prompt_cache_key: Option<Label>,
-    pub(in crate::http) reasoning: Option<Reasoning>,
+    pub(in crate::http) reasoning: Option<Object<Reasoning>>,
     pub(in crate::http) safety_identifier: Option<Label>,
     pub(in crate::http) temperature: Option<f32>,
-    pub(in crate::http) text: Option<TextConfig>,
+    pub(in crate::http) text: Option<Object<TextConfig>>,
     pub(in crate::http) tool_choice: Option<Label>,
     pub(in crate::http) top_logprobs: Option<usize>,
     pub(in crate::http) top_p: Option<f32>,
@@ -64,7 +65,7 @@ pub(in crate::http) struct Reasoning {
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub(in crate::http) struct TextConfig {
-    pub(in crate::http) format: TextFormat,
+    pub(in crate::http) format: Object<TextFormat>,
     verbosity: Option<Label>,
 }
 
@@ -227,7 +228,7 @@ impl<'de> Visitor<'de> for InputVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Input, A::Error> {
         let mut input = Vec::new();
-        while let Some(item) = items.next_element()? {
+        while let Some(Object(item)) = items.next_element()? {
             input.push(item);
         }
         Ok(Input(input))
