@@ -41,13 +41,13 @@ fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
     let Some(last) = fields.messages.last() else {
         return Err(ApiError::invalid("messages", "'messages' must have at least one message"));
     };
-    let ending = match last.0.role {
+    let ending = match last.0.role.0 {
         Role::Assistant => Ending::Continue,
         _ => Ending::Prompt,
     };
     let system = fields.system.map(|system| prompt::message(Role::System, system.0));
     let turns = fields.messages.into_iter();
-    let turns = turns.map(|Object(turn)| prompt::message(turn.role, turn.content.0));
+    let turns = turns.map(|Object(turn)| prompt::message(turn.role.0, turn.content.0));
     let messages = system.into_iter().chain(turns).collect();
     let model = common.model.clone();
     let terms = Terms::read(&Common { stop: fields.stop_sequences, ..common })?;

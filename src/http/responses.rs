@@ -83,7 +83,7 @@ fn messages(echoed: &Echoed, items: Vec<Item>) -> Result<Vec<Message>, ApiError>
     }
     let instructions = echoed.instructions.clone();
     let instructions = instructions.map(|text| prompt::message(Role::System, text));
-    let said = items.into_iter().map(|item| prompt::message(item.role, item.content.0));
+    let said = items.into_iter().map(|item| prompt::message(item.role.0, item.content.0));
     Ok(instructions.into_iter().chain(said).collect())
 }
 

@@ -243,6 +243,7 @@ async fn what_is_not_there_is_refused_by_name() {
         (json!({"input": image}), "input[0].content[0].type"),
         (json!({"input": call}), "input[0].type"),
         (json!({"input": output}), "input[1].type"),
+        (json!({"input": [{"role": "tool", "content": "x"}]}), "input[0].role"),
         (json!({"input": []}), "input"),
         (json!({"input": null}), "input"),
         (json!({"input": 7}), "input"),
@@ -260,7 +261,7 @@ async fn what_is_not_there_is_refused_by_name() {
         (json!({"include": "all"}), "include"),
         (json!({"stream": 1}), "stream"),
         (json!({"n": 2}), "n"),
-        (json!({"logit_bias": {"5": 1}}), "logit_bias"),
+        (json!({"bad_words": ["x"]}), "bad_words"),
     ] {
         for stream in [false, true] {
             let (app, engine) = app([]);

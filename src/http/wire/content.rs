@@ -59,6 +59,26 @@ impl<'de> Deserialize<'de> for Role {
     }
 }
 
+/// Who speaks where there is nothing but text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::http) struct TextRole(pub(in crate::http) Role);
+
+impl<'de> Deserialize<'de> for TextRole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let role = match String::deserialize(deserializer)?.as_str() {
+            "developer" => Role::Developer,
+            "system" => Role::System,
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            other => {
+                let known = &["developer", "system", "user", "assistant"];
+                return Err(Error::unknown_variant(other, known));
+            }
+        };
+        Ok(Self(role))
+    }
+}
+
 /// A string, or a list of text parts, which are joined by line breaks as vLLM does.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::http) struct Content(pub(in crate::http) String);
@@ -154,5 +174,8 @@ mod tests {
         assert_eq!(role(r#""developer""#).unwrap(), "system");
         assert_eq!(role(r#""user""#).unwrap(), "user");
         assert!(role(r#""tool""#).is_err());
+        let role = |json: &str| serde_json::from_str::<TextRole>(json).map(|role| role.0);
+        assert_eq!(role(r#""developer""#).unwrap(), Role::Developer);
+        assert!(role(r#""tool""#).is_err() && role("7").is_err());
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    content::{Content, Role},
+    content::{Content, TextRole},
     list::Strings,
     object::Object,
     unsupported::Weight,
@@ -25,7 +25,7 @@ pub(in crate::http) struct MessageFields {
 /// What somebody has said.
 #[derive(Debug, Deserialize)]
 pub(in crate::http) struct Turn {
-    pub(in crate::http) role: Role,
+    pub(in crate::http) role: TextRole,
     pub(in crate::http) content: Content,
 }
 

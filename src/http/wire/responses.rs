@@ -9,7 +9,7 @@ use serde::{
 
 use super::{
     chat::TokenLogprob,
-    content::{Role, joined},
+    content::{Role, TextRole, joined},
     object::Object,
     usage::Usage,
 };
@@ -167,7 +167,7 @@ pub(in crate::http) struct Input(pub(in crate::http) Vec<Item>);
 pub(in crate::http) struct Item {
     #[serde(rename = "type", default)]
     _kind: Option<ItemKind>,
-    pub(in crate::http) role: Role,
+    pub(in crate::http) role: TextRole,
     pub(in crate::http) content: ItemContent,
 }
 
@@ -223,7 +223,7 @@ impl<'de> Visitor<'de> for InputVisitor {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Input, E> {
         let content = ItemContent(text.to_owned());
-        Ok(Input(vec![Item { _kind: None, role: Role::User, content }]))
+        Ok(Input(vec![Item { _kind: None, role: TextRole(Role::User), content }]))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Input, A::Error> {
@@ -373,7 +373,7 @@ mod tests {
 
     fn said(json: &str) -> Result<Vec<(&'static str, String)>, String> {
         let input = serde_json::from_str::<Input>(json).map_err(|error| error.to_string())?;
-        Ok(input.0.into_iter().map(|item| (item.role.in_template(), item.content.0)).collect())
+        Ok(input.0.into_iter().map(|item| (item.role.0.in_template(), item.content.0)).collect())
     }
 
     #[test]
