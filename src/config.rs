@@ -185,7 +185,7 @@ pub struct Knobs {
     /// How long running answers may go on after SIGTERM [default: 30s]
     #[arg(long, env = "CHORUS_DRAIN_TIME", value_name = "TIME")]
     drain_time: Option<Span>,
-    /// Most tokens of a chat answer where the request does not say [default: 1024]
+    /// Most tokens of an answer where the request does not say; of text completions 16 [default: 1024]
     #[arg(long, env = "CHORUS_CHAT_TOKENS", value_name = "N")]
     chat_tokens: Option<Count>,
     /// Connections at once; further ones wait to be accepted [default: 4096]
@@ -415,7 +415,7 @@ pub struct Http {
     pub request_timeout: Duration,
     /// How long running answers may go on after a signal.
     pub drain_time: Duration,
-    /// Most tokens of a chat answer whose request does not say.
+    /// Most tokens of an answer whose request does not say.
     pub chat_tokens: usize,
     /// Connections at once.
     pub max_connections: usize,

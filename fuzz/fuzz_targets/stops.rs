@@ -11,7 +11,7 @@ fn answer<'a>(stops: &[String], pieces: impl Iterator<Item = &'a str>) -> (Strin
     for piece in pieces {
         let released = watch.push(piece);
         text.push_str(&released.text);
-        if released.stopped {
+        if released.stopped.is_some() {
             return (text, true);
         }
     }

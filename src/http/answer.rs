@@ -61,6 +61,8 @@ pub(super) struct Piece {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct End {
     pub(super) finish: Finish,
+    /// The stop string that ended it, by its place in the terms.
+    pub(super) stop: Option<usize>,
     /// Tokens generated, whether they are shown or not.
     pub(super) tokens: usize,
     /// Tokens of the prompt that were not computed.
@@ -119,7 +121,7 @@ impl Answer {
             }
             Event::Prompt(scores) => {
                 self.prompt = Some(scores);
-                Ok(self.piece(String::new(), None))
+                Ok(self.piece(String::new(), None, None))
             }
             Event::Token { id, logprob } => Ok(self.token(id, logprob)),
             Event::Finished(finish) => Ok(self.finish(finish)),
@@ -138,28 +140,29 @@ impl Answer {
             self.held.push_back(Held { scored: Scored { logprob, offset }, due });
         }
         if self.tokens <= self.min_tokens {
-            return self.piece(text, None);
+            return self.piece(text, None, None);
         }
         let released = self.stops.push(&text);
-        let finish = released.stopped.then_some(Finish::Stop);
-        self.piece(released.text, finish)
+        let finish = released.stopped.map(|_| Finish::Stop);
+        self.piece(released.text, finish, released.stopped)
     }
 
     fn finish(&mut self, finish: Finish) -> Piece {
         let rest = self.detok.finish();
         let released = self.stops.push(&rest);
-        if released.stopped {
-            return self.piece(released.text, Some(Finish::Stop));
+        if released.stopped.is_some() {
+            return self.piece(released.text, Some(Finish::Stop), released.stopped);
         }
         let text = released.text + &self.stops.finish();
-        self.piece(text, Some(finish))
+        self.piece(text, Some(finish), None)
     }
 
-    fn piece(&mut self, text: String, finish: Option<Finish>) -> Piece {
+    fn piece(&mut self, text: String, finish: Option<Finish>, stop: Option<usize>) -> Piece {
         self.released += text.chars().count();
         let due = self.held.partition_point(|held| held.due <= self.released);
         let scores = self.held.drain(..due).map(|held| held.scored).collect();
-        let end = finish.map(|finish| End { finish, tokens: self.tokens, cached: self.cached });
+        let (tokens, cached) = (self.tokens, self.cached);
+        let end = finish.map(|finish| End { finish, stop, tokens, cached });
         Piece { prompt: self.prompt.take(), text, scores, end }
     }
 }
@@ -217,7 +220,10 @@ mod tests {
         assert_eq!(pieces.iter().map(|piece| piece.scores.len()).collect::<Vec<_>>(), [1, 1, 1, 0]);
         let whole = whole(pieces);
         assert_eq!(offsets(&whole), [0, 1, 2]);
-        assert_eq!(whole.end, Some(End { finish: Finish::Length, tokens: 3, cached: 0 }));
+        assert_eq!(
+            whole.end,
+            Some(End { finish: Finish::Length, stop: None, tokens: 3, cached: 0 })
+        );
     }
 
     #[test]
@@ -248,7 +254,10 @@ mod tests {
     fn a_stop_string_cuts_text_and_scores() {
         let cut = whole(pieces(&mut answer(&["END"], Keep::Cut), double::ids("abEND more")));
         assert_eq!((&*cut.text, offsets(&cut)), ("ab", vec![0, 1]));
-        assert_eq!(cut.end, Some(End { finish: Finish::Stop, tokens: 5, cached: 0 }));
+        assert_eq!(
+            cut.end,
+            Some(End { finish: Finish::Stop, stop: Some(0), tokens: 5, cached: 0 })
+        );
         let kept = whole(pieces(&mut answer(&["END"], Keep::Include), double::ids("abEND more")));
         assert_eq!((&*kept.text, offsets(&kept)), ("abEND", vec![0, 1, 2, 3, 4]));
     }

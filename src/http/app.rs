@@ -24,13 +24,15 @@ use super::{
     chat, completions,
     deadline::Deadline,
     desks::{Asker, Desks},
+    dialect,
     error::ApiError,
     generator::Generator,
     guard::{self, Guard},
+    lorax, messages,
     metrics::{self, Metrics},
     models, ops,
     prompt::Encoder,
-    request_id,
+    request_id, responses,
     select::{self, Names, Part, Voice},
     tokenize,
     upload::Places,
@@ -64,7 +66,7 @@ pub struct Settings {
     pub body_limit: usize,
     /// Most time a request may take; clients may ask for less with `X-Request-Timeout`.
     pub request_timeout: Duration,
-    /// Most tokens of a chat's answer where the request does not say.
+    /// Most tokens of an answer where the request does not say; text completions have their own bound.
     pub chat_tokens: usize,
     /// How long streams may go on after the shutdown signal.
     pub drain: Duration,
@@ -355,6 +357,14 @@ impl App {
         Names { base: &self.base().id, default: None, lookup: &|_| None }.reserves(name)
     }
 
+    /// What the adapter header names.
+    pub(super) fn in_header<'a>(
+        &self,
+        headers: &'a HeaderMap,
+    ) -> Result<Option<&'a str>, ApiError> {
+        select::header(headers, &self.settings().adapter_header.0)
+    }
+
     /// Who answers, and under which name it was asked for. Requests of one `user` get one version of it, and so do those
     /// that a client gives one id.
     pub(super) async fn choose(
@@ -379,7 +389,7 @@ impl App {
             Some(user) => Lot::new(format!("user {user}")),
             None => Lot::new(format!("request {}", request_id::of(headers))),
         };
-        let header = select::header(headers, &self.settings().adapter_header.0)?;
+        let header = self.in_header(headers)?;
         let name = self.settings().adapter_header.0.as_str();
         let choose = |names: &Names<'_>| match select::choose_mix(
             (header, name),
@@ -402,8 +412,7 @@ impl App {
         headers: &HeaderMap,
         model: Option<String>,
     ) -> Result<Voice, ApiError> {
-        let header = select::header(headers, &self.settings().adapter_header.0)?;
-        if header.is_none() && model.is_none() {
+        if self.in_header(headers)?.is_none() && model.is_none() {
             return Ok(Voice::Base);
         }
         self.choose(caller, headers, (model, None)).await.map(|(voice, _)| voice)
@@ -448,6 +457,12 @@ impl App {
         Router::new()
             .route("/v1/chat/completions", post(chat::create))
             .route("/v1/completions", post(completions::create))
+            .route("/v1/responses", post(responses::create))
+            .route("/v1/responses/{id}", get(responses::find).delete(responses::find))
+            .route("/v1/messages", post(messages::create))
+            .route("/", post(lorax::either))
+            .route("/generate", post(lorax::generate))
+            .route("/generate_stream", post(lorax::generate_stream))
             .route("/v1/models", get(models::list))
             .route("/v1/models/{*id}", get(models::show))
             .route("/v1/adapters", get(adapters::list))
@@ -484,6 +499,7 @@ impl App {
             .method_not_allowed_fallback(wrong_method)
             .layer(from_fn_with_state(self.clone(), auth::layer))
             .layer(from_fn_with_state(guard, guard::layer))
+            .layer(from_fn(dialect::layer))
             .layer(from_fn_with_state(self.clone(), metrics::layer))
             .layer(from_fn(request_id::layer))
             .with_state(self)

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use axum::{
     extract::{FromRequestParts, Request, State},
-    http::{HeaderMap, header::AUTHORIZATION, request::Parts},
+    http::{HeaderMap, HeaderName, header::AUTHORIZATION, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -20,10 +20,12 @@ use crate::tenant::{Caller, Right, Scope};
 /// Paths that say nothing about anybody: whoever watches the process needs no key.
 const PUBLIC: [&str; 5] = ["/health", "/ping", "/ready", "/version", METRICS];
 const METRICS: &str = "/metrics";
+/// Where Anthropic's clients put the key, the key alone.
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Finds out who is calling, or refuses.
 pub(super) async fn layer(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    let key = bearer(request.headers());
+    let key = key(request.headers());
     match app.tenants().identify(key, SystemTime::now()) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
@@ -32,6 +34,18 @@ pub(super) async fn layer(State(app): State<App>, mut request: Request, next: Ne
         Err(_) => return ApiError::unidentified().into_response(),
     }
     next.run(request).await
+}
+
+/// The key of `Authorization`, or else of `X-Api-Key`, which a gateway in front may have for itself.
+fn key(headers: &HeaderMap) -> Option<&str> {
+    bearer(headers).or_else(|| bare(headers))
+}
+
+/// The key of `X-Api-Key: KEY`. Of several none counts.
+fn bare(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(API_KEY).iter();
+    let (key, None) = (values.next()?.to_str().ok()?.trim(), values.next()) else { return None };
+    (!key.is_empty()).then_some(key)
 }
 
 /// The key of `Authorization: Bearer KEY` (RFC 6750, section 2.1). Of several none counts.
@@ -125,20 +139,34 @@ mod tests {
 
     use super::*;
 
-    fn key(values: &[&'static str]) -> Option<String> {
+    fn sent(bearers: &[&'static str], bare: &[&'static str]) -> Option<String> {
         let mut headers = HeaderMap::new();
-        for value in values {
+        for value in bearers {
             headers.append(AUTHORIZATION, HeaderValue::from_static(value));
         }
-        bearer(&headers).map(str::to_owned)
+        for value in bare {
+            headers.append(API_KEY, HeaderValue::from_static(value));
+        }
+        key(&headers).map(str::to_owned)
     }
 
     #[test]
     fn one_bearer_key_is_read() {
-        assert_eq!(key(&["Bearer abc"]).as_deref(), Some("abc"));
-        assert_eq!(key(&["bearer  abc "]).as_deref(), Some("abc"));
+        assert_eq!(sent(&["Bearer abc"], &[]).as_deref(), Some("abc"));
+        assert_eq!(sent(&["bearer  abc "], &[]).as_deref(), Some("abc"));
         for values in [&[][..], &["abc"], &["Basic abc"], &["Bearer"], &["Bearer a", "Bearer b"]] {
-            assert_eq!(key(values), None, "{values:?}");
+            assert_eq!(sent(values, &[]), None, "{values:?}");
         }
+    }
+
+    #[test]
+    fn a_bare_key_is_read_where_there_is_no_other() {
+        assert_eq!(sent(&[], &["abc"]).as_deref(), Some("abc"));
+        assert_eq!(sent(&["Bearer abc"], &["xyz"]).as_deref(), Some("abc"));
+        // A proxy's own.
+        assert_eq!(sent(&["Basic eDp5"], &["abc"]).as_deref(), Some("abc"));
+        assert_eq!(sent(&[], &["abc", "abc"]), None);
+        assert_eq!(sent(&["Bearer abc"], &[""]).as_deref(), Some("abc"));
+        assert_eq!(sent(&[], &[""]), None);
     }
 }

@@ -1,24 +1,18 @@
 //! `POST /v1/chat/completions`
 
-use std::sync::Arc;
-
-use axum::{extract::State, http::HeaderMap, response::Response};
+use axum::{extract::State, response::Response};
 use serde::Serialize;
 
 use super::{
     answer::{End, Piece, Scored},
     app::App,
-    auth::{By, need},
-    body::{Payload, parse, refuse_unsupported},
-    deadline::Deadline,
+    body::{parse, refuse_unsupported},
     delivery::{Form, deliver},
-    desks::Asker,
     envelope::Envelope,
     error::ApiError,
-    generate::{Opening, Order, check_choices},
+    generate::check_choices,
     logprobs, prompt,
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
-    select::Part,
     sse::Data,
     tools::{Heard, Last, Speaker, Tools},
     wire::{
@@ -31,61 +25,47 @@ use super::{
         unsupported::{CHAT, GENERATION, RENDERED},
         usage::{Usage, UsageKey},
     },
+    wish::{Arrival, Said, Wish},
 };
 use crate::{
     engine::Finish,
-    tenant::{Caller, Permit, Scope},
-    text::{Chat as Said, Ending, Framing, Message, Text},
+    text::{Framing, Text},
 };
 
 const ROLE: &str = "assistant";
 
 /// What is asked for, understood and within bounds.
-#[derive(Debug)]
-struct Chat {
-    model: Option<String>,
-    user: Option<String>,
-    adapters: Option<Vec<Part>>,
-    messages: Vec<Message>,
-    tools: Tools,
-    ending: Ending,
-    framing: Framing,
-    terms: Terms,
-    /// The likeliest tokens beside each, where scores are wanted.
-    logprobs: Option<usize>,
+fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
+    refuse_unsupported(bytes, &[GENERATION, CHAT, RENDERED])?;
+    let common: Common = parse(bytes)?;
+    let fields: ChatFields = parse(bytes)?;
+    let mut terms = Terms::read(&common)?;
+    // The newer name counts where both are there.
+    terms.max_tokens = match (fields.max_completion_tokens, terms.max_tokens) {
+        (Some(0), _) => return Err(ApiError::too_few("max_completion_tokens")),
+        (None, Some(0)) => return Err(ApiError::too_few("max_tokens")),
+        (newer, older) => newer.or(older),
+    };
+    check_choices(1, &terms)?;
+    let logprobs = scores(&fields)?;
+    let messages = prompt::messages(fields.messages)?;
+    let ending = prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?;
+    let framing = prompt::framing(common.add_special_tokens, Framing::Bare);
+    let tools = Tools::read(fields.tools, fields.tool_choice, fields.parallel_tool_calls)?;
+    Ok(Wish {
+        model: common.model,
+        user: common.user,
+        adapters: prompt::parts(common.adapters)?,
+        said: Said::Chat(messages, ending, framing),
+        tools,
+        terms,
+        default_tokens: None,
+        logprobs,
+        prompt_logprobs: None,
+    })
 }
 
-impl Chat {
-    fn read(bytes: &[u8]) -> Result<Self, ApiError> {
-        refuse_unsupported(bytes, &[GENERATION, CHAT, RENDERED])?;
-        let common: Common = parse(bytes)?;
-        let fields: ChatFields = parse(bytes)?;
-        let mut terms = Terms::read(&common)?;
-        // The newer name counts where both are there.
-        terms.max_tokens = match (fields.max_completion_tokens, terms.max_tokens) {
-            (Some(0), _) => return Err(too_few("max_completion_tokens")),
-            (None, Some(0)) => return Err(too_few("max_tokens")),
-            (newer, older) => newer.or(older),
-        };
-        check_choices(1, &terms)?;
-        Ok(Self {
-            logprobs: scores(&fields)?,
-            tools: Tools::read(fields.tools, fields.tool_choice, fields.parallel_tool_calls)?,
-            messages: prompt::messages(fields.messages)?,
-            ending: prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?,
-            framing: prompt::framing(common.add_special_tokens, Framing::Bare),
-            model: common.model,
-            user: common.user,
-            adapters: prompt::parts(common.adapters)?,
-            terms,
-        })
-    }
-}
-
-fn too_few(field: &str) -> ApiError {
-    ApiError::invalid(field, format!("'{field}' must be at least 1"))
-}
-
+/// The likeliest tokens beside each, where scores are wanted.
 fn scores(fields: &ChatFields) -> Result<Option<usize>, ApiError> {
     let top = within("top_logprobs", fields.top_logprobs, 0..=MAX_TOP_LOGPROBS, 0)?;
     match (fields.logprobs == Some(true), top) {
@@ -98,73 +78,20 @@ fn scores(fields: &ChatFields) -> Result<Option<usize>, ApiError> {
 }
 
 /// Answers one chat.
-pub(super) async fn create(
-    State(app): State<App>,
-    By(caller): By,
-    headers: HeaderMap,
-    Payload(bytes): Payload,
-) -> Result<Response, ApiError> {
-    need(&caller, Scope::Infer)?;
-    let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    let permit = app.admit(&caller)?;
-    // It is large, and most of it only waits.
-    let answer = Box::pin(answer(&app, (&caller, &headers, permit), (bytes, deadline)));
-    app.bound(deadline, answer).await
+pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
+    app.bound(arrival.deadline, Box::pin(answer(&app, arrival))).await
 }
 
-async fn answer(
-    app: &App,
-    (caller, headers, permit): (&Caller, &HeaderMap, Arc<Permit>),
-    (bytes, deadline): (axum::body::Bytes, Deadline),
-) -> Result<Response, ApiError> {
-    let size = bytes.len();
-    let chat = app.work(size, move |_| Chat::read(&bytes)).await?;
-    let (voice, requested) = app
-        .choose_of(caller, headers, (chat.model, chat.user.as_deref()), chat.adapters.as_deref())
-        .await?;
-    let (encoder, tools, mut terms) = (app.encoder(), chat.tools, chat.terms);
-    let said = Said { messages: chat.messages, tools: tools.told.clone() };
-    let extras = app.extras(&voice);
-    let dialect = encoder.text.dialect(extras.chat_template.as_deref());
-    terms.form = tools.form(dialect, terms.form.take())?;
-    if let Some(mark) = tools.mark(dialect, &encoder.text) {
-        terms.show(mark);
-    }
-    let brought = app.render_brought(caller.tenant, &extras, (&said, chat.ending)).await?;
-    let default_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
-    let render = move |_: &Asker| {
-        terms.follow(&extras, &encoder.text)?;
-        let rendered = match brought {
-            Some(rendered) => rendered,
-            None => encoder.text.render(&said, chat.ending)?,
-        };
-        Ok((encoder.text(&rendered, chat.framing)?, terms))
-    };
-    let (prompt, terms) = app.work(size, render).await?;
-    let opening = match chat.ending {
-        Ending::Continue => Opening::Continuing,
-        Ending::Prompt | Ending::Open => Opening::Anew,
-    };
+async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
+    let wish = arrival.read(app, read).await?;
+    let order = wish.order(app, arrival).await?;
     let writer = Writer {
         text: app.text().clone(),
-        scored: chat.logprobs.is_some(),
-        delivery: terms.delivery,
-        reason: tools.reason(),
-        speakers: vec![Speaker::new(tools.listener(dialect)); terms.choices],
-        envelope: Envelope::new("chatcmpl", requested.clone(), voice.clone(), &app.base().digest),
-    };
-    let order = Order {
-        prompts: vec![prompt],
-        opening,
-        terms,
-        default_tokens: default_tokens.unwrap_or(app.settings().chat_tokens),
-        logprobs: chat.logprobs,
-        prompt_logprobs: None,
-        voice,
-        tenant: caller.tenant,
-        permit,
-        requested,
-        deadline,
+        scored: order.logprobs.is_some(),
+        delivery: order.terms.delivery,
+        reason: order.tools.reason(),
+        speakers: vec![Speaker::new(order.tools.listener(order.dialect)); order.terms.choices],
+        envelope: order.envelope("chatcmpl-", app),
     };
     deliver(app, &order, writer).await
 }
@@ -288,7 +215,8 @@ impl Form for Writer {
         chunks
     }
 
-    fn usage(&mut self, usage: Usage) -> Data {
-        self.chunk(vec![], UsageKey::Now(usage))
+    fn ending(&mut self, usage: Usage) -> Vec<Data> {
+        let told = self.delivery == Delivery::StreamWithUsage;
+        Data::closing(told.then(|| self.chunk(vec![], UsageKey::Now(usage))))
     }
 }

@@ -2,26 +2,22 @@
 
 use std::mem;
 
-use std::sync::Arc;
-
-use axum::{extract::State, http::HeaderMap, response::Response};
+use axum::{extract::State, response::Response};
 use serde::Serialize;
 
 use super::{
     answer::{End, Piece},
     app::App,
-    auth::{By, need},
-    body::{Payload, parse, refuse_unsupported},
-    deadline::Deadline,
+    body::{parse, refuse_unsupported},
     delivery::{Form, deliver},
     desks::Asker,
     envelope::Envelope,
     error::ApiError,
-    generate::{Opening, Order, check_choices},
-    prompt::{self, Echo, Encoder},
+    generate::{Order, check_choices},
+    prompt::{self, Echo},
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
-    select::Part,
     sse::Data,
+    tools::Tools,
     wire::{
         common::Common,
         completion::{Completion, CompletionChoice, CompletionFields, CompletionLogprobs},
@@ -29,77 +25,53 @@ use super::{
         unsupported::{COMPLETION, GENERATION},
         usage::{Usage, UsageKey},
     },
+    wish::{Arrival, Said, Wish},
 };
-use crate::{
-    tenant::{Caller, Permit, Scope},
-    text::{Framing, Text},
-};
+use crate::text::{Framing, Text};
 
 /// OpenAI's default for `max_tokens`.
 const DEFAULT_TOKENS: usize = 16;
 
-/// What is asked for, understood and within bounds.
+/// What of what is made is sent.
 #[derive(Debug)]
-struct Wanted {
-    model: Option<String>,
-    user: Option<String>,
-    adapters: Option<Vec<Part>>,
-    prompts: Vec<Prompt>,
-    framing: Framing,
-    terms: Terms,
-    /// Choices of each prompt that are sent; the likeliest, where more are made.
-    shown: usize,
-    echo: bool,
-    /// The likeliest tokens beside each, where scores are wanted.
-    logprobs: Option<usize>,
+struct Sent {
+    /// Prompts, before their choices.
+    echoed: Vec<Prompt>,
+    /// Only some choices.
+    best: Option<Best>,
+    /// Scores.
+    scored: bool,
 }
 
-impl Wanted {
-    fn read(bytes: &[u8]) -> Result<Self, ApiError> {
-        refuse_unsupported(bytes, &[GENERATION, COMPLETION])?;
-        let common: Common = parse(bytes)?;
-        let fields: CompletionFields = parse(bytes)?;
-        let mut terms = Terms::read(&common)?;
-        let shown = terms.choices;
-        terms.choices = best_of(fields.best_of, &terms)?;
-        let prompts = fields.prompt.0;
-        check_choices(prompts.len(), &terms)?;
-        let top = fields.logprobs.unwrap_or(0);
-        within("logprobs", Some(top), 0..=MAX_TOP_LOGPROBS, 0)?;
-        Ok(Self {
-            model: common.model,
-            user: common.user,
-            adapters: prompt::parts(common.adapters)?,
-            prompts,
-            framing: prompt::framing(common.add_special_tokens, Framing::Framed),
-            terms,
-            shown,
-            echo: fields.echo == Some(true),
-            logprobs: fields.logprobs,
-        })
-    }
-
-    /// Refuses the whole request if one of its prompts cannot fit, before the first is encoded.
-    fn check_room(&self, encoder: &Encoder) -> Result<(), ApiError> {
-        self.prompts.iter().try_for_each(|prompt| match prompt {
-            Prompt::Text(text) => encoder.check_room(text),
-            Prompt::Ids(_) => Ok(()),
-        })
-    }
-
-    /// The tokens of the prompts, and the prompts again where they are to be sent back.
-    fn encode(&self, encoder: &Encoder, asker: &Asker) -> Result<Encoded, ApiError> {
-        let mut encoded = Encoded::default();
-        for prompt in &self.prompts {
-            asker.still_there()?;
-            let ids = encoder.prompt(prompt, self.framing)?;
-            if self.echo {
-                encoded.echoes.push(Echo::new(&encoder.text, prompt, &ids, self.terms.specials));
-            }
-            encoded.prompts.push(ids);
-        }
-        Ok(encoded)
-    }
+/// What is asked for, understood and within bounds.
+fn read(bytes: &[u8]) -> Result<(Wish, Sent), ApiError> {
+    refuse_unsupported(bytes, &[GENERATION, COMPLETION])?;
+    let common: Common = parse(bytes)?;
+    let fields: CompletionFields = parse(bytes)?;
+    let mut terms = Terms::read(&common)?;
+    let shown = terms.choices;
+    terms.choices = best_of(fields.best_of, &terms)?;
+    let best = (terms.choices > shown).then_some(Best { of: terms.choices, shown });
+    let prompts = fields.prompt.0;
+    check_choices(prompts.len(), &terms)?;
+    let top = fields.logprobs.unwrap_or(0);
+    within("logprobs", Some(top), 0..=MAX_TOP_LOGPROBS, 0)?;
+    let echo = fields.echo == Some(true);
+    let echoed = if echo { prompts.clone() } else { Vec::new() };
+    let framing = prompt::framing(common.add_special_tokens, Framing::Framed);
+    let wish = Wish {
+        model: common.model,
+        user: common.user,
+        adapters: prompt::parts(common.adapters)?,
+        said: Said::Prompts(prompts, framing),
+        tools: Tools::default(),
+        terms,
+        default_tokens: Some(DEFAULT_TOKENS),
+        // Without scores there is no best.
+        logprobs: fields.logprobs.or(best.map(|_| 0)),
+        prompt_logprobs: fields.logprobs.filter(|_| echo),
+    };
+    Ok((wish, Sent { echoed, best, scored: fields.logprobs.is_some() }))
 }
 
 /// How many choices are made for each prompt.
@@ -120,78 +92,52 @@ fn best_of(asked: Option<usize>, terms: &Terms) -> Result<usize, ApiError> {
     Ok(best)
 }
 
-#[derive(Debug, Default)]
-struct Encoded {
-    prompts: Vec<Vec<u32>>,
-    /// One for each prompt, or none.
-    echoes: Vec<Echo>,
-}
-
 /// Continues one or several prompts.
-pub(super) async fn create(
-    State(app): State<App>,
-    By(caller): By,
-    headers: HeaderMap,
-    Payload(bytes): Payload,
-) -> Result<Response, ApiError> {
-    need(&caller, Scope::Infer)?;
-    let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    let permit = app.admit(&caller)?;
-    // It is large, and most of it only waits.
-    let answer = Box::pin(answer(&app, (&caller, &headers, permit), (bytes, deadline)));
-    app.bound(deadline, answer).await
+pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
+    app.bound(arrival.deadline, Box::pin(answer(&app, arrival))).await
 }
 
-async fn answer(
-    app: &App,
-    (caller, headers, permit): (&Caller, &HeaderMap, Arc<Permit>),
-    (bytes, deadline): (axum::body::Bytes, Deadline),
-) -> Result<Response, ApiError> {
-    let size = bytes.len();
-    let mut wanted = app.work(size, move |_| Wanted::read(&bytes)).await?;
-    let (voice, requested) = app
-        .choose_of(
-            caller,
-            headers,
-            (wanted.model.take(), wanted.user.as_deref()),
-            wanted.adapters.as_deref(),
-        )
-        .await?;
-    let encoder = app.encoder();
-    wanted.check_room(&encoder)?;
-    let extras = app.extras(&voice);
-    let default_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
-    let encode = move |asker: &Asker| {
-        wanted.terms.follow(&extras, &encoder.text)?;
-        wanted.encode(&encoder, asker).map(|encoded| (wanted, encoded))
-    };
-    let (wanted, Encoded { prompts, echoes }) = app.work(size, encode).await?;
-    let Wanted { terms, logprobs, echo, shown, .. } = wanted;
-    let best = (terms.choices > shown).then_some(Best { of: terms.choices, shown });
-    let choices = prompts.len() * terms.choices;
+async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
+    let size = arrival.size;
+    let (wish, Sent { echoed, best, scored }) = arrival.read(app, read).await?;
+    let mut order = wish.order(app, arrival).await?;
+    let prompts = echoes(app, size, echoed, &mut order).await?;
+    let per_prompt = order.terms.choices;
+    let given = vec![false; order.prompts.len() * per_prompt];
     let writer = Writer {
         text: app.text().clone(),
-        scored: logprobs.is_some(),
-        delivery: terms.delivery,
+        scored,
+        delivery: order.terms.delivery,
         best,
-        envelope: Envelope::new("cmpl", requested.clone(), voice.clone(), &app.base().digest),
-        echoes: Echoes { prompts: echoes, per_prompt: terms.choices, given: vec![false; choices] },
-    };
-    let order = Order {
-        prompts,
-        opening: Opening::Continuing,
-        terms,
-        default_tokens: default_tokens.unwrap_or(DEFAULT_TOKENS),
-        // Without scores there is no best.
-        logprobs: logprobs.or(best.map(|_| 0)),
-        prompt_logprobs: logprobs.filter(|_| echo),
-        voice,
-        tenant: caller.tenant,
-        permit,
-        requested,
-        deadline,
+        envelope: order.envelope("cmpl-", app),
+        echoes: Echoes { prompts, per_prompt, given },
     };
     deliver(app, &order, writer).await
+}
+
+/// The prompts as they are to be sent back: all of the order's, or none.
+async fn echoes(
+    app: &App,
+    size: usize,
+    echoed: Vec<Prompt>,
+    order: &mut Order,
+) -> Result<Vec<Echo>, ApiError> {
+    if echoed.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (text, specials) = (app.text().clone(), order.terms.specials);
+    let prompts = mem::take(&mut order.prompts);
+    let echo = move |asker: &Asker| {
+        let mut echoes = Vec::new();
+        for (prompt, ids) in echoed.iter().zip(&prompts) {
+            asker.still_there()?;
+            echoes.push(Echo::new(&text, prompt, ids, specials));
+        }
+        Ok((echoes, prompts))
+    };
+    let (echoes, prompts) = app.work(size, echo).await?;
+    order.prompts = prompts;
+    Ok(echoes)
 }
 
 /// Writes the answers, whole or chunk by chunk.
@@ -314,8 +260,10 @@ impl Form for Writer {
         vec![Data::json(&self.completion(vec![choice], self.delivery.usage_later()))]
     }
 
-    fn usage(&mut self, usage: Usage) -> Data {
-        Data::json(&self.completion(vec![], UsageKey::Now(usage)))
+    fn ending(&mut self, usage: Usage) -> Vec<Data> {
+        let told = self.delivery == Delivery::StreamWithUsage;
+        let usage = told.then(|| Data::json(&self.completion(vec![], UsageKey::Now(usage))));
+        Data::closing(usage)
     }
 }
 

@@ -32,8 +32,13 @@ pub(super) trait Form: Send + 'static {
     /// What is new in a choice, in chunks.
     fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Data>;
 
-    /// The chunk after all choices, where usage was asked for.
-    fn usage(&mut self, usage: Usage) -> Data;
+    /// What ends the stream after all choices.
+    fn ending(&mut self, usage: Usage) -> Vec<Data>;
+
+    /// What ends the stream when a choice has failed.
+    fn failure(&mut self, error: &ApiError) -> Vec<Data> {
+        Data::closing(Some(Data::json(&error.body())))
+    }
 }
 
 /// Begins what is ordered, and answers in this form.
@@ -51,9 +56,9 @@ pub(super) async fn deliver(
             let (choices, usage) = answers.whole().await?;
             Json(form.whole(choices, usage)).into_response()
         }
-        delivery @ (Delivery::Stream | Delivery::StreamWithUsage) => {
+        Delivery::Stream | Delivery::StreamWithUsage => {
             answers.started(sse::KEEP_ALIVE).await?;
-            sse::respond(answers, delivery, form)
+            sse::respond(answers, form)
         }
     };
     let mut response = envelope.seal(response);

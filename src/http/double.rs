@@ -121,6 +121,11 @@ impl Play {
         Self::Events(tokens(text).chain([Event::Finished(Finish::Stop)]).collect())
     }
 
+    /// An answer that ends at its length.
+    pub(super) fn exhaust(text: &str) -> Self {
+        Self::Events(tokens(text).chain([Event::Finished(Finish::Length)]).collect())
+    }
+
     /// An answer that breaks off.
     pub(super) fn fail(text: &str, failure: Failure) -> Self {
         Self::Events(tokens(text).chain([Event::Failed(failure)]).collect())

@@ -25,11 +25,11 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    /// `kind` begins the id, as OpenAI's ids do.
+    /// `kind` begins the id, as each endpoint's ids do.
     pub(super) fn new(kind: &str, model: String, voice: Voice, base_digest: &str) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let fingerprint = voice.fingerprint(base_digest);
-        let id = format!("{kind}-{}", request_id::unique());
+        let id = format!("{kind}{}", request_id::unique());
         Self { id, created: now.as_secs(), model, fingerprint, voice }
     }
 

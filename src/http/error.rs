@@ -60,7 +60,7 @@ const QUOTED: usize = 120;
 const MESSAGE: usize = 500;
 
 /// Why a request is not answered, as the client is told.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
     code: Option<&'static str>,
@@ -116,11 +116,30 @@ impl ApiError {
         Self::invalid(param, format!("'{param}' is not supported by this server; leave it out"))
     }
 
+    /// An answer of no tokens is asked for.
+    pub(super) fn too_few(param: &str) -> Self {
+        Self::invalid(param, format!("'{param}' must be at least 1"))
+    }
+
     /// No such model, or not the caller's: the two must be the same bytes.
     pub(super) fn model_not_found(requested: &str) -> Self {
         let requested = quote(requested, QUOTED);
         let message = format!("The model `{requested}` does not exist or you have no access to it");
         Self::new(StatusCode::NOT_FOUND, message).about("model").with_code("model_not_found")
+    }
+
+    /// A response is to be gone on from, and none is kept.
+    pub(super) fn no_previous_response() -> Self {
+        let message = "no response is stored by this server: send the messages before in 'input' \
+                       and leave 'previous_response_id' out";
+        Self::invalid("previous_response_id", message).with_code("previous_response_not_found")
+    }
+
+    /// A response is asked for again, and none is kept.
+    pub(super) fn no_response(id: &str) -> Self {
+        let id = quote(id, QUOTED);
+        let message = format!("no response is stored by this server, so there is no `{id}`");
+        Self::new(StatusCode::NOT_FOUND, message).about("id")
     }
 
     /// Header and `model` contradict each other.
@@ -153,7 +172,8 @@ impl ApiError {
 
     /// No key, or none that counts: the two must be the same bytes.
     pub(super) fn unidentified() -> Self {
-        let message = "a valid API key is needed: send it as Authorization: Bearer KEY";
+        let message =
+            "a valid API key is needed: send it as Authorization: Bearer KEY, or as X-Api-Key: KEY";
         Self::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key")
     }
 
@@ -476,7 +496,16 @@ impl ApiError {
         }
     }
 
-    /// What is sent: as a body, or as the last event of a stream that has begun.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What is sent: as a body, or as the last event of a stream that has begun; by some routes in the words of another
+    /// [`Dialect`](super::dialect::Dialect).
     pub(super) fn body(&self) -> ErrorBody<'_> {
         let by_status =
             if self.status.is_server_error() { "server_error" } else { "invalid_request_error" };
@@ -505,6 +534,7 @@ impl IntoResponse for ApiError {
                 headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
             }
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -18,19 +18,21 @@ use super::{
     answer::{Answer, Piece},
     app::App,
     deadline::Deadline,
+    envelope::Envelope,
     error::ApiError,
     form::FormGuide,
     metrics::Latency,
     sampling::{Ends, Terms},
     select::Voice,
     tally::{Counts, Tally},
+    tools::Tools,
     wire::{prompt::MAX_CHOICES, usage::Usage},
 };
 use crate::{
     adapter::{Adapter, Lease, Revision, Wanted},
     engine::{Event, Failure, Guide, Job, Lane, Salt, Scope, TokenStream},
     tenant::{Permit, TenantId},
-    text::{Detok, Stops},
+    text::{Detok, Dialect, Stops},
 };
 
 /// What is to be generated.
@@ -40,6 +42,9 @@ pub(super) struct Order {
     pub(super) prompts: Vec<Vec<u32>>,
     pub(super) opening: Opening,
     pub(super) terms: Terms,
+    /// What may be called, and how the answer says so.
+    pub(super) tools: Tools,
+    pub(super) dialect: Dialect,
     /// At most so many tokens per choice where the terms do not say; less where the context ends before.
     pub(super) default_tokens: usize,
     /// As in [`Job`].
@@ -190,6 +195,11 @@ impl fmt::Debug for Answers {
 }
 
 impl Order {
+    /// What all parts of its answer have in common; their id begins with `kind`.
+    pub(super) fn envelope(&self, kind: &str, app: &App) -> Envelope {
+        Envelope::new(kind, self.requested.clone(), self.voice.clone(), &app.base().digest)
+    }
+
     /// How many tokens an answer to a prompt of this length may have.
     fn budget(&self, prompt: usize, context: usize) -> Result<usize, ApiError> {
         let room = context.saturating_sub(prompt);

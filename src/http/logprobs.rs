@@ -1,10 +1,11 @@
-//! Scores in OpenAI's two shapes.
+//! Scores in OpenAI's two shapes, and in LoRAX's.
 
 use super::{
     prompt::Echo,
     wire::{
         chat::{ChatLogprobs, ScoredToken, TokenLogprob},
         completion::{CompletionLogprobs, Ranking},
+        lorax::{Alternative, PrefillToken, Token},
     },
 };
 use crate::{engine::Logprob, text::Text};
@@ -57,6 +58,35 @@ impl CompletionLogprobs {
     }
 }
 
+/// LoRAX's shape of a token that adds `own` to the text.
+pub(super) fn lorax(text: &Text, score: &Logprob, own: &str) -> Token {
+    let chosen = Alternative {
+        id: score.token,
+        text: own.to_owned(),
+        logprob: score.logprob.max(IMPOSSIBLE),
+    };
+    let alternative = |(id, logprob): &(u32, f32)| Alternative {
+        id: *id,
+        text: spelled(text, *id),
+        logprob: logprob.max(IMPOSSIBLE),
+    };
+    let alternative_tokens = Some(score.top.iter().map(alternative).collect());
+    Token { chosen, special: text.is_special(score.token), alternative_tokens }
+}
+
+/// LoRAX's shape of a prompt, whose first token nothing predicts.
+pub(super) fn prefill(text: &Text, ids: &[u32], scores: &[Logprob]) -> Vec<PrefillToken> {
+    let scores = scores.iter().map(|score| Some(score.logprob.max(IMPOSSIBLE)));
+    let scores = [None].into_iter().chain(scores);
+    let token =
+        |(id, logprob): (&u32, _)| PrefillToken { id: *id, text: spelled(text, *id), logprob };
+    ids.iter().zip(scores).map(token).collect()
+}
+
+fn spelled(text: &Text, id: u32) -> String {
+    escape(text.token_bytes(id).unwrap_or_default())
+}
+
 /// A token as completions name it; two tokens never share a name that is not text.
 fn name(text: &Text, id: u32) -> String {
     match text.token_bytes(id) {
@@ -101,6 +131,24 @@ mod tests {
                     {"token": "\\xe2", "logprob": -9999.0, "bytes": [0xe2]},
                 ],
             }]})
+        );
+    }
+
+    #[test]
+    fn the_shape_of_lorax() {
+        let (a, text) = (u32::from(b'a'), double::text());
+        let scored = score(a, -0.5, &[(a, -0.5), (0xe2, f32::NEG_INFINITY)]);
+        assert_eq!(
+            serde_json::to_value(lorax(&text, &scored, "xa")).unwrap(),
+            json!({"id": 97, "text": "xa", "logprob": -0.5, "special": false, "alternative_tokens": [
+                {"id": 97, "text": "a", "logprob": -0.5},
+                {"id": 0xe2, "text": "\\xe2", "logprob": -9999.0},
+            ]})
+        );
+        assert!(lorax(&text, &score(double::SPECIAL, -1.0, &[]), "").special);
+        assert_eq!(
+            serde_json::to_value(prefill(&text, &[a, 0xe2], &[score(0xe2, -2.0, &[])])).unwrap(),
+            json!([{"id": 97, "text": "a", "logprob": null}, {"id": 0xe2, "text": "\\xe2", "logprob": -2.0}])
         );
     }
 

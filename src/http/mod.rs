@@ -4,9 +4,12 @@
 //! -> does it fit -> lease -> jobs -> pieces of text -> one answer or a stream. Each step can refuse, none is undone by hand: dropping the
 //! response drops the streams of its jobs, their share of the lease, and so the request.
 //!
-//! - `wire` is what JSON looks like; nothing of it is known elsewhere. `error` alone knows status codes.
-//! - `select` decides who answers, `sampling` how, `form` and `tools` in what form, `generate` runs it, `answer` turns tokens into text, `logprobs` writes scores.
-//! - `chat` and `completions` are the two forms of that; `delivery` sends either whole, or by `sse` as it grows.
+//! - `wire` is what JSON looks like; nothing of it is known elsewhere. `error` alone gives status codes, `dialect` puts refusals into
+//!   the words of the route.
+//! - `wish` lets requests in and finds what they come to, by `select` who answers, by `sampling` how, by `form` and `tools` in what form. `generate` runs it, `answer` turns
+//!   tokens into text, `logprobs` writes scores.
+//! - `chat`, `completions`, `responses`, `messages` and `lorax` are five forms of that: each only reads its fields and writes its
+//!   answers, which `delivery` sends whole, or by `sse` as they grow.
 //! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
 //! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read.
 //!
@@ -30,6 +33,7 @@ mod completions;
 mod deadline;
 mod delivery;
 mod desks;
+mod dialect;
 mod envelope;
 mod error;
 mod form;
@@ -37,6 +41,8 @@ mod generate;
 mod generator;
 mod guard;
 mod logprobs;
+mod lorax;
+mod messages;
 mod metrics;
 mod models;
 mod ops;
@@ -44,6 +50,7 @@ mod progress;
 mod prompt;
 mod rates;
 mod request_id;
+mod responses;
 mod sampling;
 mod select;
 mod serve;
@@ -55,6 +62,7 @@ mod trial;
 mod upload;
 mod vllm;
 mod wire;
+mod wish;
 
 #[cfg(test)]
 mod double;

@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{app::App, auth::Watcher, error::ApiError, request_id};
+use super::{app::App, auth::Watcher, dialect, error::ApiError, request_id};
 
 /// The form that `prometheus-client` writes, which Prometheus reads.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -21,6 +21,7 @@ pub(super) fn starting() -> Router {
         .route("/health", get(health))
         .route("/ping", get(health))
         .fallback(async || ApiError::overloaded("the server is starting"))
+        .layer(from_fn(dialect::layer))
         .layer(from_fn(request_id::layer))
 }
 

@@ -77,6 +77,11 @@ pub(super) fn parts(sent: Option<Vec<AdapterPart>>) -> Result<Option<Vec<Part>>,
     parts.transpose()
 }
 
+/// A message of text alone.
+pub(super) fn message(role: Role, content: String) -> Message {
+    Message::new(role.in_template(), content)
+}
+
 /// How the rendered chat ends. An answer begins anew unless the final message is to be continued.
 pub(super) fn ending(
     add_generation_prompt: Option<bool>,

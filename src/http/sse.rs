@@ -1,7 +1,8 @@
 //! An answer as server-sent events while it grows.
 //!
-//! Each event is `data: {json}`, the last `data: [DONE]`. What goes wrong after the first piece is an event with `error`, then
-//! `[DONE]`, then the end. Comment lines keep proxies from giving up during a long prompt.
+//! Each event is `data: {json}`, in some forms after an `event: name`. What goes wrong after the first piece is an event too. How
+//! the stream ends is the form's: OpenAI's older two with `data: [DONE]`. Comment lines keep proxies from giving up during a
+//! long prompt.
 
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
@@ -15,34 +16,54 @@ use axum::{
 use futures_util::stream::{self, Stream};
 use serde::Serialize;
 
-use super::{delivery::Form, error::ApiError, generate::Answers, sampling::Delivery};
+use super::{delivery::Form, error::ApiError, generate::Answers};
 
 /// Silence after which a comment is sent: half of what impatient proxies allow.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Tells nginx to pass events on as they come.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// The data of one event.
+/// The data of one event, and its name where it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Data(String);
+pub(super) struct Data {
+    name: Option<&'static str>,
+    line: String,
+}
 
 impl Data {
-    /// Ends every stream.
+    /// Ends streams of OpenAI's older forms.
     const DONE: &str = "[DONE]";
 
     /// One line of JSON.
     pub(super) fn json(value: &impl Serialize) -> Self {
-        Self(serde_json::to_string(value).expect("wire types have string keys and finite numbers"))
+        let line = serde_json::to_string(value);
+        Self { name: None, line: line.expect("wire types have string keys and finite numbers") }
     }
 
-    fn done() -> Self {
-        Self(Self::DONE.to_owned())
+    /// One line of JSON under a name.
+    pub(super) fn named(name: &'static str, value: &impl Serialize) -> Self {
+        Self { name: Some(name), ..Self::json(value) }
+    }
+
+    /// The end of a stream of OpenAI's older forms, after its last chunk.
+    pub(super) fn closing(last: Option<Self>) -> Vec<Self> {
+        last.into_iter().chain([Self { name: None, line: Self::DONE.to_owned() }]).collect()
+    }
+
+    /// Its JSON.
+    pub(super) fn into_line(self) -> String {
+        self.line
+    }
+
+    fn event(self) -> Event {
+        let event = self.name.map_or_else(Event::default, |name| Event::default().event(name));
+        event.data(self.line)
     }
 }
 
 /// Sends the answer piece by piece.
-pub(super) fn respond(answers: Answers, delivery: Delivery, form: impl Form) -> Response {
-    let events = events(Writing::new(answers, delivery, form));
+pub(super) fn respond(answers: Answers, form: impl Form) -> Response {
+    let events = events(Writing::new(answers, form));
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     response.headers_mut().insert(BUFFERING, HeaderValue::from_static("no"));
@@ -51,15 +72,14 @@ pub(super) fn respond(answers: Answers, delivery: Delivery, form: impl Form) -> 
 
 fn events<F: Form>(writing: Writing<F>) -> impl Stream<Item = Result<Event, Infallible>> {
     stream::unfold(writing, |mut writing| async move {
-        let Data(data) = writing.next().await?;
-        Some((Ok(Event::default().data(data)), writing))
+        let data = writing.next().await?;
+        Some((Ok(data.event()), writing))
     })
 }
 
 /// A stream that is being written.
 struct Writing<F> {
     answers: Answers,
-    delivery: Delivery,
     form: F,
     ready: VecDeque<Data>,
     ended: bool,
@@ -68,9 +88,9 @@ struct Writing<F> {
 }
 
 impl<F: Form> Writing<F> {
-    fn new(answers: Answers, delivery: Delivery, mut form: F) -> Self {
+    fn new(answers: Answers, mut form: F) -> Self {
         let ready = form.opening().into();
-        Self { answers, delivery, form, ready, ended: false, span: tracing::Span::current() }
+        Self { answers, form, ready, ended: false, span: tracing::Span::current() }
     }
 
     async fn next(&mut self) -> Option<Data> {
@@ -92,19 +112,18 @@ impl<F: Form> Writing<F> {
                 // The other choices are of no use any more.
                 self.answers.cancel();
                 let error = self.span.in_scope(|| ApiError::from(failure));
-                self.end([Data::json(&error.body())]);
+                let last = self.form.failure(&error);
+                self.end(last);
             }
             None => {
-                let wanted = self.delivery == Delivery::StreamWithUsage;
-                let usage = wanted.then(|| self.form.usage(self.answers.usage()));
-                self.end(usage);
+                let last = self.form.ending(self.answers.usage());
+                self.end(last);
             }
         }
     }
 
-    fn end(&mut self, last: impl IntoIterator<Item = Data>) {
+    fn end(&mut self, last: Vec<Data>) {
         self.ready.extend(last);
-        self.ready.push_back(Data::done());
         self.ended = true;
     }
 }

@@ -2,8 +2,12 @@
 
 mod answers;
 mod connections;
+mod doors;
+mod lorax;
+mod messages;
 mod operations;
 mod refusals;
+mod responses;
 mod words;
 
 use std::time::Duration;
@@ -92,6 +96,23 @@ async fn events(response: Response) -> Vec<Value> {
         .collect();
     assert_eq!(data.pop(), Some("[DONE]"));
     data.into_iter().map(|json| serde_json::from_str(json).unwrap()).collect()
+}
+
+/// The names and data of all events of a stream that does not end with `[DONE]`.
+async fn named_events(response: Response) -> Vec<(String, Value)> {
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let text = text(response).await;
+    let events = text.strip_suffix("\n\n").unwrap().split("\n\n");
+    let read = |event: &str| {
+        let (name, data) = match event.strip_prefix("event: ") {
+            Some(named) => named.split_once('\n').unwrap(),
+            None => ("", event),
+        };
+        let data = data.strip_prefix("data: ").unwrap();
+        (name.to_owned(), serde_json::from_str(data).unwrap())
+    };
+    events.map(read).collect()
 }
 
 fn error_code(body: &Value) -> &str {

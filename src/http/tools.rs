@@ -25,6 +25,13 @@ pub(super) struct Tools {
     number: Number,
 }
 
+/// None.
+impl Default for Tools {
+    fn default() -> Self {
+        Self { told: Vec::new(), choice: Choice::None, number: Number::Several }
+    }
+}
+
 /// What is to be done with them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Choice {

@@ -169,6 +169,11 @@ impl Text {
         self.shared.pieces.get(id).map(|piece| piece.bytes)
     }
 
+    /// Whether the token steers the model, as `<|im_end|>` does, and is no part of an answer.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.shared.pieces.get(id).is_some_and(|piece| piece.special)
+    }
+
     /// Size of the vocabulary: one above the highest token id. The model may have more rows.
     pub fn vocab(&self) -> usize {
         self.shared.pieces.len()

@@ -14,8 +14,8 @@ pub enum Keep {
 pub struct Released {
     /// Text that belongs to the answer for certain.
     pub text: String,
-    /// Whether a stop string is complete: the answer ends with `text`.
-    pub stopped: bool,
+    /// The stop string that is complete, by its place among those that are watched for: the answer ends with `text`.
+    pub stopped: Option<usize>,
 }
 
 /// Searches a text that arrives in pieces for several stop strings at once.
@@ -34,33 +34,34 @@ pub struct Stops {
     keep: Keep,
     /// The end of the text so far that may begin a stop string.
     held: String,
-    stopped: bool,
+    stopped: Option<usize>,
 }
 
 impl Stops {
     /// Watches for `strings`.
     pub fn new(strings: Vec<String>, keep: Keep) -> Self {
-        let needles = strings.into_iter().filter(|s| !s.is_empty()).map(Needle::new).collect();
-        Self { needles, keep, held: String::new(), stopped: false }
+        let needles = strings.into_iter().enumerate().filter(|(_, s)| !s.is_empty());
+        let needles = needles.map(|(place, string)| Needle::new(place, string)).collect();
+        Self { needles, keep, held: String::new(), stopped: None }
     }
 
     /// Takes the next piece of the text; after a stop nothing more is released.
     pub fn push(&mut self, text: &str) -> Released {
-        if self.stopped {
-            return Released { text: String::new(), stopped: true };
+        if self.stopped.is_some() {
+            return Released { text: String::new(), stopped: self.stopped };
         }
         let searched = self.held.len();
         self.held.push_str(text);
         for (at, &byte) in text.as_bytes().iter().enumerate() {
             // No short-circuit: every needle must see every byte.
-            let found = self.needles.iter_mut().filter_map(|n| n.advance(byte)).max();
-            if let Some(length) = found {
-                return self.stop(searched + at + 1, length);
+            let found = self.needles.iter_mut().filter_map(|n| Some((n.advance(byte)?, n.place)));
+            if let Some((length, place)) = found.max_by_key(|(length, _)| *length) {
+                return self.stop(searched + at + 1, length, place);
             }
         }
         let keep = self.needles.iter().map(|needle| needle.matched).max().unwrap_or(0);
         let tail = self.held.split_off(self.held.len() - keep);
-        Released { text: std::mem::replace(&mut self.held, tail), stopped: false }
+        Released { text: std::mem::replace(&mut self.held, tail), stopped: None }
     }
 
     /// Releases what was held back: the text ended without a stop string.
@@ -71,15 +72,15 @@ impl Stops {
         std::mem::take(&mut self.held)
     }
 
-    /// Ends the answer at a stop string of `length` bytes that ends at byte `end` of the held text.
-    fn stop(&mut self, end: usize, length: usize) -> Released {
-        self.stopped = true;
+    /// Ends the answer at the stop string in this place, of `length` bytes, that ends at byte `end` of the held text.
+    fn stop(&mut self, end: usize, length: usize, place: usize) -> Released {
+        self.stopped = Some(place);
         let mut text = std::mem::take(&mut self.held);
         text.truncate(match self.keep {
             Keep::Cut => end - length,
             Keep::Include => end,
         });
-        Released { text, stopped: true }
+        Released { text, stopped: self.stopped }
     }
 }
 
@@ -89,6 +90,8 @@ impl Stops {
 /// each piece `matched` bytes are whole characters too.
 #[derive(Clone, Debug)]
 struct Needle {
+    /// Its place among the strings that are watched for.
+    place: usize,
     bytes: Box<[u8]>,
     /// For each prefix length above 0, less one: the longest proper prefix that also ends it.
     fallback: Box<[usize]>,
@@ -97,7 +100,7 @@ struct Needle {
 }
 
 impl Needle {
-    fn new(string: String) -> Self {
+    fn new(place: usize, string: String) -> Self {
         let bytes = string.into_bytes().into_boxed_slice();
         let mut fallback = vec![0; bytes.len()].into_boxed_slice();
         let mut border = 0;
@@ -108,7 +111,7 @@ impl Needle {
             border += usize::from(bytes[border] == bytes[at]);
             fallback[at] = border;
         }
-        Self { bytes, fallback, matched: 0 }
+        Self { place, bytes, fallback, matched: 0 }
     }
 
     /// Takes one byte of the text; the needle's length when that byte completes it.
@@ -137,7 +140,7 @@ mod tests {
         for piece in pieces {
             let released = stops.push(piece);
             text.push_str(&released.text);
-            if released.stopped {
+            if released.stopped.is_some() {
                 return (text, true);
             }
         }
@@ -186,6 +189,14 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_says_which_string_it_was() {
+        for (text, place) in [("xabc", Some(2)), ("xbc", Some(0)), ("xd", Some(3)), ("x", None)] {
+            let mut stops = Stops::new(strings(&["bc", "", "abc", "d"]), Keep::Cut);
+            assert_eq!(stops.push(text).stopped, place, "{text}");
+        }
+    }
+
+    #[test]
     fn characters_are_never_cut() {
         // é and è share their first byte.
         assert_eq!(answer(&["é"], Keep::Cut, &["è", "aé"]), ("èa".into(), true));
@@ -197,8 +208,8 @@ mod tests {
     #[test]
     fn nothing_follows_a_stop_and_without_stop_strings_everything_passes() {
         let mut stops = Stops::new(strings(&["."]), Keep::Cut);
-        assert!(stops.push("a.b").stopped);
-        assert_eq!(stops.push("c"), Released { text: String::new(), stopped: true });
+        assert_eq!(stops.push("a.b").stopped, Some(0));
+        assert_eq!(stops.push("c"), Released { text: String::new(), stopped: Some(0) });
         assert_eq!(stops.finish(), "");
         assert_eq!(answer(&[], Keep::Cut, &["a", "b"]), ("ab".into(), false));
         assert_eq!(answer(&[""], Keep::Cut, &["a", "b"]), ("ab".into(), false));

@@ -12,6 +12,7 @@ mod mixes;
 mod operator;
 mod parity;
 mod reference;
+mod routes;
 mod serving;
 mod tenants;
 mod tokenizer;

@@ -1,6 +1,6 @@
 //! The messages of a chat.
 
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
@@ -65,15 +65,35 @@ impl<'de> Deserialize<'de> for Role {
     }
 }
 
+/// Who speaks where there is nothing but text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::http) struct TextRole(pub(in crate::http) Role);
+
+impl<'de> Deserialize<'de> for TextRole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let role = match String::deserialize(deserializer)?.as_str() {
+            "developer" => Role::Developer,
+            "system" => Role::System,
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            other => {
+                let known = &["developer", "system", "user", "assistant"];
+                return Err(Error::unknown_variant(other, known));
+            }
+        };
+        Ok(Self(role))
+    }
+}
+
 /// A string, or a list of text parts, which are joined by line breaks as vLLM does.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::http) struct Content(pub(in crate::http) String);
 
 /// `{"type": "text", "text": ".."}`
 #[derive(Deserialize)]
-struct Part {
+struct Part<K> {
     #[serde(rename = "type")]
-    _kind: PartKind,
+    _kind: K,
     text: String,
 }
 
@@ -91,33 +111,40 @@ impl<'de> Deserialize<'de> for PartKind {
 
 impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ContentVisitor)
+        joined::<PartKind, D>(deserializer).map(Self)
     }
 }
 
-struct ContentVisitor;
+/// Reads a string, or a list of parts of these types of text.
+pub(super) fn joined<'de, K: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<String, D::Error> {
+    deserializer.deserialize_any(ContentVisitor::<K>(PhantomData))
+}
 
-impl<'de> Visitor<'de> for ContentVisitor {
-    type Value = Content;
+struct ContentVisitor<K>(PhantomData<K>);
+
+impl<'de, K: Deserialize<'de>> Visitor<'de> for ContentVisitor<K> {
+    type Value = String;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a string or a list of parts of type text")
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<Content, E> {
-        Ok(Content(text.to_owned()))
+    fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<String, A::Error> {
         let mut content = String::new();
         let mut first = true;
-        while let Some(part) = parts.next_element::<Part>()? {
+        while let Some(part) = parts.next_element::<Part<K>>()? {
             if !std::mem::take(&mut first) {
                 content.push('\n');
             }
             content.push_str(&part.text);
         }
-        Ok(Content(content))
+        Ok(content)
     }
 }
 
@@ -153,5 +180,8 @@ mod tests {
         assert_eq!(role(r#""developer""#).unwrap(), "system");
         assert_eq!(role(r#""user""#).unwrap(), "user");
         assert!(role(r#""function""#).is_err());
+        let role = |json: &str| serde_json::from_str::<TextRole>(json).map(|role| role.0);
+        assert_eq!(role(r#""developer""#).unwrap(), Role::Developer);
+        assert!(role(r#""tool""#).is_err() && role("7").is_err());
     }
 }

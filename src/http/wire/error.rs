@@ -1,4 +1,4 @@
-//! The body of every refusal, in OpenAI's shape.
+//! The body of every refusal, in each shape that clients read.
 
 use serde::Serialize;
 
@@ -16,4 +16,27 @@ pub(in crate::http) struct ErrorDetail<'a> {
     pub(in crate::http) kind: &'a str,
     pub(in crate::http) param: Option<&'a str>,
     pub(in crate::http) code: Option<&'a str>,
+}
+
+/// As LoRAX's client reads it.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct LoraxError<'a> {
+    pub(in crate::http) error: &'a str,
+    pub(in crate::http) error_type: &'static str,
+}
+
+/// `{"type": "error", "error": {..}}`, as Anthropic's clients read it.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct MessagesError<'a> {
+    #[serde(rename = "type")]
+    pub(in crate::http) kind: &'static str,
+    pub(in crate::http) error: MessagesErrorDetail<'a>,
+}
+
+/// What it was.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct MessagesErrorDetail<'a> {
+    #[serde(rename = "type")]
+    pub(in crate::http) kind: &'static str,
+    pub(in crate::http) message: &'a str,
 }

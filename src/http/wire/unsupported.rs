@@ -178,6 +178,29 @@ pub(in crate::http) const RENDERED: &[Unsupported] = &[
     refused("functions"),
 ];
 
+/// Refused in responses besides.
+pub(in crate::http) const RESPONSE: &[Unsupported] = &[
+    refused("background"),
+    refused("chat_template"),
+    refused("chat_template_kwargs"),
+    refused("conversation"),
+    refused("moderation"),
+    refused("prompt"),
+    unless("tool_choice", &["none", "auto"]),
+    refused("tools"),
+];
+
+/// Refused in messages besides.
+pub(in crate::http) const MESSAGE: &[Unsupported] = &[
+    refused("chat_template"),
+    refused("chat_template_kwargs"),
+    refused("container"),
+    refused("mcp_servers"),
+    refused("output_format"),
+    refused("tool_choice"),
+    refused("tools"),
+];
+
 /// Refused in completions besides.
 pub(in crate::http) const COMPLETION: &[Unsupported] = &[refused("suffix")];
 
@@ -257,14 +280,16 @@ impl<T, F: FnOnce(&str) -> T> Visitor<'_> for Key<F, T> {
 mod tests {
     use super::*;
 
+    const LISTS: [&[Unsupported]; 5] = [GENERATION, CHAT, RENDERED, RESPONSE, MESSAGE];
+
     fn scan(json: &str) -> Option<&'static str> {
         let mut deserializer = serde_json::Deserializer::from_str(json);
-        Scan::new(&[GENERATION, CHAT, RENDERED]).deserialize(&mut deserializer).unwrap()
+        Scan::new(&LISTS).deserialize(&mut deserializer).unwrap()
     }
 
     #[test]
     fn each_field_is_refused_by_name() {
-        for entry in GENERATION.iter().chain(CHAT).chain(RENDERED) {
+        for entry in LISTS.into_iter().flatten() {
             for value in ["1", "-1", "0.5", "true", "\"required\"", "[0]", "{\"a\":0}"] {
                 let json = format!(r#"{{"model":"x","{}":{value},"user":"y"}}"#, entry.field);
                 assert_eq!(scan(&json), Some(entry.field), "{json}");

@@ -32,6 +32,23 @@ impl Usage {
     }
 }
 
+impl Usage {
+    /// Tokens of the prompts.
+    pub(in crate::http) fn prompt(self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// Those of them that had been computed before.
+    pub(in crate::http) fn cached(self) -> usize {
+        self.prompt_tokens_details.cached_tokens
+    }
+
+    /// Tokens generated.
+    pub(in crate::http) fn completion(self) -> usize {
+        self.completion_tokens
+    }
+}
+
 /// The `usage` key of a chunk, or of a whole answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::http) enum UsageKey {

@@ -1,0 +1,421 @@
+//! `/v1/responses` as it is written on the wire.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, MapAccess, SeqAccess, Visitor},
+};
+
+use super::{
+    chat::TokenLogprob,
+    content::{Role, TextRole, joined},
+    object::Object,
+    usage::Usage,
+};
+
+/// The longest string that an answer repeats, in characters.
+const LABEL: usize = 512;
+/// As many pairs as OpenAI takes.
+const PAIRS: usize = 16;
+/// Its longest key, in characters.
+const KEY: usize = 64;
+
+/// The fields that only responses have, but for those that come back.
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct ResponseFields {
+    pub(in crate::http) input: Input,
+    #[serde(default)]
+    pub(in crate::http) include: Option<Vec<String>>,
+    pub(in crate::http) previous_response_id: Option<Label>,
+    /// Nothing is stored whatever it says.
+    #[serde(rename = "store")]
+    pub(in crate::http) _store: Option<bool>,
+}
+
+/// Fields that come back with the answer, filled in where they were left out.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(in crate::http) struct Echoed {
+    pub(in crate::http) instructions: Option<String>,
+    pub(in crate::http) max_output_tokens: Option<usize>,
+    pub(in crate::http) metadata: Option<Metadata>,
+    pub(in crate::http) parallel_tool_calls: Option<bool>,
+    pub(in crate::http) prompt_cache_key: Option<Label>,
+    pub(in crate::http) reasoning: Option<Object<Reasoning>>,
+    pub(in crate::http) safety_identifier: Option<Label>,
+    pub(in crate::http) temperature: Option<f32>,
+    pub(in crate::http) text: Option<Object<TextConfig>>,
+    pub(in crate::http) tool_choice: Option<Label>,
+    pub(in crate::http) top_logprobs: Option<usize>,
+    pub(in crate::http) top_p: Option<f32>,
+    pub(in crate::http) truncation: Option<Truncation>,
+    pub(in crate::http) user: Option<Label>,
+}
+
+/// What reasoning is asked for, of which there is none.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(in crate::http) struct Reasoning {
+    effort: Option<Label>,
+    summary: Option<Label>,
+}
+
+/// How the text is to be.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(in crate::http) struct TextConfig {
+    pub(in crate::http) format: Object<TextFormat>,
+    verbosity: Option<Label>,
+}
+
+/// `{"type": "text"}`
+#[derive(Debug, Deserialize, Serialize)]
+pub(in crate::http) struct TextFormat {
+    #[serde(rename = "type")]
+    pub(in crate::http) kind: Label,
+}
+
+impl Default for TextFormat {
+    fn default() -> Self {
+        Self { kind: Label::from("text") }
+    }
+}
+
+/// What is to be done with too long an input. It is refused in any case.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::http) enum Truncation {
+    /// Leave out what does not fit.
+    Auto,
+    /// Refuse it.
+    #[default]
+    Disabled,
+}
+
+impl<'de> Deserialize<'de> for Truncation {
+    // Derived, a value that is no string would be taken for broken JSON.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "auto" => Ok(Self::Auto),
+            "disabled" => Ok(Self::Disabled),
+            other => Err(Error::unknown_variant(other, &["auto", "disabled"])),
+        }
+    }
+}
+
+/// A string that comes back: a short one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(in crate::http) struct Label(pub(in crate::http) String);
+
+impl From<&str> for Label {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl<'de> Deserialize<'de> for Label {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded(String::deserialize(deserializer)?, LABEL).map(Self)
+    }
+}
+
+fn bounded<E: Error>(text: String, most: usize) -> Result<String, E> {
+    if text.chars().nth(most).is_some() {
+        return Err(E::custom(format!("it has more than {most} characters")));
+    }
+    Ok(text)
+}
+
+/// Whatever the client wants back.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(in crate::http) struct Metadata(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MetadataVisitor)
+    }
+}
+
+struct MetadataVisitor;
+
+impl<'de> Visitor<'de> for MetadataVisitor {
+    type Value = Metadata;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object of at most {PAIRS} strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Metadata, A::Error> {
+        let mut pairs = BTreeMap::new();
+        while let Some((key, value)) = entries.next_entry()? {
+            pairs.insert(bounded(key, KEY)?, bounded(value, LABEL)?);
+            if pairs.len() > PAIRS {
+                return Err(A::Error::custom(format!("it has more than {PAIRS} pairs")));
+            }
+        }
+        Ok(Metadata(pairs))
+    }
+}
+
+/// A string, which is what the user says, or a list of messages.
+#[derive(Debug)]
+pub(in crate::http) struct Input(pub(in crate::http) Vec<Item>);
+
+/// `{"type": "message", "role": .., "content": ..}`, the type of which may be left out.
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct Item {
+    #[serde(rename = "type", default)]
+    _kind: Option<ItemKind>,
+    pub(in crate::http) role: TextRole,
+    pub(in crate::http) content: ItemContent,
+}
+
+/// `"message"`
+#[derive(Debug)]
+struct ItemKind;
+
+impl<'de> Deserialize<'de> for ItemKind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "message" => Ok(Self),
+            other => Err(Error::unknown_variant(other, &["message"])),
+        }
+    }
+}
+
+/// A string, or a list of parts of text that went in or came out.
+#[derive(Debug)]
+pub(in crate::http) struct ItemContent(pub(in crate::http) String);
+
+impl<'de> Deserialize<'de> for ItemContent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        joined::<PartKind, D>(deserializer).map(Self)
+    }
+}
+
+/// `"input_text"` or `"output_text"`
+struct PartKind;
+
+impl<'de> Deserialize<'de> for PartKind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "input_text" | "output_text" => Ok(Self),
+            other => Err(Error::unknown_variant(other, &["input_text", "output_text"])),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(InputVisitor)
+    }
+}
+
+struct InputVisitor;
+
+impl<'de> Visitor<'de> for InputVisitor {
+    type Value = Input;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a list of messages")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Input, E> {
+        let content = ItemContent(text.to_owned());
+        Ok(Input(vec![Item { _kind: None, role: TextRole(Role::User), content }]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Input, A::Error> {
+        let mut input = Vec::new();
+        while let Some(Object(item)) = items.next_element()? {
+            input.push(item);
+        }
+        Ok(Input(input))
+    }
+}
+
+/// `response`: the answer, or as much as there is of it.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct ResponseBody<'a> {
+    pub(in crate::http) id: &'a str,
+    pub(in crate::http) object: &'static str,
+    pub(in crate::http) created_at: u64,
+    pub(in crate::http) status: &'static str,
+    pub(in crate::http) background: bool,
+    pub(in crate::http) error: Option<ResponseError<'a>>,
+    pub(in crate::http) incomplete_details: Option<IncompleteDetails>,
+    pub(in crate::http) max_tool_calls: Option<usize>,
+    pub(in crate::http) model: &'a str,
+    pub(in crate::http) output: Vec<OutputMessage<'a>>,
+    pub(in crate::http) previous_response_id: Option<&'a str>,
+    pub(in crate::http) service_tier: &'static str,
+    pub(in crate::http) store: bool,
+    pub(in crate::http) tools: [(); 0],
+    pub(in crate::http) usage: Option<ResponseUsage>,
+    #[serde(flatten)]
+    pub(in crate::http) echoed: &'a Echoed,
+}
+
+/// Why a response has failed.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct ResponseError<'a> {
+    pub(in crate::http) code: &'static str,
+    pub(in crate::http) message: &'a str,
+}
+
+/// Why a response is incomplete.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct IncompleteDetails {
+    pub(in crate::http) reason: &'static str,
+}
+
+/// What the assistant says.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct OutputMessage<'a> {
+    pub(in crate::http) id: &'a str,
+    #[serde(rename = "type")]
+    pub(in crate::http) kind: &'static str,
+    pub(in crate::http) status: &'static str,
+    pub(in crate::http) role: &'static str,
+    pub(in crate::http) content: Vec<OutputText<'a>>,
+}
+
+/// Its text.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct OutputText<'a> {
+    #[serde(rename = "type")]
+    pub(in crate::http) kind: &'static str,
+    pub(in crate::http) text: &'a str,
+    pub(in crate::http) annotations: [(); 0],
+    pub(in crate::http) logprobs: &'a [TokenLogprob],
+}
+
+/// What a response cost.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(in crate::http) struct ResponseUsage {
+    input_tokens: usize,
+    input_tokens_details: InputTokens,
+    output_tokens: usize,
+    output_tokens_details: OutputTokens,
+    total_tokens: usize,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct InputTokens {
+    cached_tokens: usize,
+    /// What is kept for others is not counted.
+    cache_write_tokens: usize,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct OutputTokens {
+    reasoning_tokens: usize,
+}
+
+impl From<Usage> for ResponseUsage {
+    fn from(usage: Usage) -> Self {
+        Self {
+            input_tokens: usage.prompt(),
+            input_tokens_details: InputTokens {
+                cached_tokens: usage.cached(),
+                cache_write_tokens: 0,
+            },
+            output_tokens: usage.completion(),
+            output_tokens_details: OutputTokens { reasoning_tokens: 0 },
+            total_tokens: usage.prompt() + usage.completion(),
+        }
+    }
+}
+
+/// One event of a stream.
+#[derive(Debug, Serialize)]
+pub(in crate::http) struct ResponseEvent<T> {
+    #[serde(rename = "type")]
+    pub(in crate::http) kind: &'static str,
+    /// Counted from 0.
+    pub(in crate::http) sequence_number: usize,
+    #[serde(flatten)]
+    pub(in crate::http) what: T,
+}
+
+/// What events tell of.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(in crate::http) enum Told<'a> {
+    /// All of the response.
+    Response { response: ResponseBody<'a> },
+    /// Its only item.
+    Item { output_index: usize, item: OutputMessage<'a> },
+    /// The only part of that.
+    Part { item_id: &'a str, output_index: usize, content_index: usize, part: OutputText<'a> },
+    /// Text that this part gets.
+    Delta {
+        item_id: &'a str,
+        output_index: usize,
+        content_index: usize,
+        delta: &'a str,
+        logprobs: &'a [TokenLogprob],
+    },
+    /// All text that it has.
+    Text {
+        item_id: &'a str,
+        output_index: usize,
+        content_index: usize,
+        text: &'a str,
+        logprobs: &'a [TokenLogprob],
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(json: &str) -> Result<Vec<(&'static str, String)>, String> {
+        let input = serde_json::from_str::<Input>(json).map_err(|error| error.to_string())?;
+        Ok(input.0.into_iter().map(|item| (item.role.0.in_template(), item.content.0)).collect())
+    }
+
+    #[test]
+    fn input_is_a_string_or_messages() {
+        assert_eq!(said(r#""hi""#), Ok(vec![("user", "hi".into())]));
+        let items = r#"[
+            {"role":"developer","content":"a"},
+            {"type":"message","role":"user","content":[{"type":"input_text","text":"b"},{"type":"input_text","text":"c"}]},
+            {"id":"msg_1","type":"message","status":"completed","role":"assistant",
+             "content":[{"type":"output_text","text":"d","annotations":[],"logprobs":[]}]}]"#;
+        let expected = [("system", "a"), ("user", "b\nc"), ("assistant", "d")];
+        assert_eq!(said(items), Ok(expected.map(|(role, text)| (role, text.into())).to_vec()));
+        for wrong in [
+            r#"[{"type":"function_call","call_id":"1","name":"f","arguments":"{}"}]"#,
+            r#"[{"type":"item_reference","id":"msg_1"}]"#,
+            r#"[{"role":"user","content":[{"type":"input_image","image_url":"x"}]}]"#,
+            r#"[{"role":"user","content":[{"type":"text","text":"x"}]}]"#,
+            r#"[{"role":"user"}]"#,
+            r#"["hi"]"#,
+            "{}",
+            "null",
+        ] {
+            assert!(said(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_comes_back_is_bounded() {
+        let metadata = |json: String| serde_json::from_str::<Metadata>(&json).is_ok();
+        let pairs = |count: usize| {
+            let pairs: BTreeMap<_, _> = (0..count).map(|n| (n.to_string(), "x")).collect();
+            serde_json::to_string(&pairs).unwrap()
+        };
+        assert!(metadata(pairs(PAIRS)) && !metadata(pairs(PAIRS + 1)));
+        let pair = |key: usize, value: usize| {
+            format!(r#"{{"{}":"{}"}}"#, "\u{e4}".repeat(key), "\u{e4}".repeat(value))
+        };
+        assert!(metadata(pair(KEY, LABEL)));
+        assert!(!metadata(pair(KEY + 1, 1)) && !metadata(pair(1, LABEL + 1)));
+        assert!(!metadata(r#"{"a":1}"#.into()));
+        let label =
+            |length| serde_json::from_str::<Label>(&format!("\"{}\"", "x".repeat(length))).is_ok();
+        assert!(label(LABEL) && !label(LABEL + 1));
+    }
+}

@@ -1,0 +1,208 @@
+//! From a request to its order, the same for every endpoint that generates text: who calls and what he may spend, who is to
+//! answer, and the tokens of the prompt.
+
+use std::{mem, sync::Arc};
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Request},
+    http::HeaderMap,
+};
+
+use super::{
+    app::App,
+    auth::{By, need},
+    body::Payload,
+    deadline::Deadline,
+    desks::Asker,
+    error::ApiError,
+    generate::{Opening, Order},
+    prompt::Encoder,
+    sampling::Terms,
+    select::Part,
+    tools::Tools,
+    wire::prompt::Prompt,
+};
+use crate::{
+    tenant::{Caller, Permit, Scope},
+    text::{Chat, Ending, Framing, Message},
+};
+
+/// A request that has been let in: by its key, within its tenant's quota, until its deadline.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) deadline: Deadline,
+    pub(super) headers: HeaderMap,
+    caller: Caller,
+    permit: Arc<Permit>,
+    body: Bytes,
+    /// Bytes of the body, by which work on it is measured.
+    pub(super) size: usize,
+}
+
+impl FromRequest<App> for Arrival {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (mut head, body) = request.into_parts();
+        let By(caller) = By::from_request_parts(&mut head, app).await?;
+        let headers = head.headers.clone();
+        let Payload(body) = Payload::from_request(Request::from_parts(head, body), app).await?;
+        need(&caller, Scope::Infer)?;
+        let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
+        let permit = app.admit(&caller)?;
+        Ok(Self { deadline, headers, caller, permit, size: body.len(), body })
+    }
+}
+
+impl Arrival {
+    /// What its body says. It is not kept.
+    pub(super) async fn read<T: Send + 'static>(
+        &mut self,
+        app: &App,
+        read: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let body = mem::take(&mut self.body);
+        app.work(self.size, move |_| read(&body)).await
+    }
+}
+
+/// What an endpoint has understood of a request, within bounds.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) model: Option<String>,
+    /// Who asks, as the client tells its own users apart.
+    pub(super) user: Option<String>,
+    /// Several adapters, in the place of one.
+    pub(super) adapters: Option<Vec<Part>>,
+    pub(super) said: Said,
+    /// What may be called in a chat.
+    pub(super) tools: Tools,
+    pub(super) terms: Terms,
+    /// Most tokens per choice where neither the request nor the adapter says it; as for chats where it is `None`.
+    pub(super) default_tokens: Option<usize>,
+    /// As in [`Order`].
+    pub(super) logprobs: Option<usize>,
+    /// As in [`Order`].
+    pub(super) prompt_logprobs: Option<usize>,
+}
+
+/// What is to be answered.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// Messages, by the chat template of whoever answers.
+    Chat(Vec<Message>, Ending, Framing),
+    /// Texts or tokens to continue.
+    Prompts(Vec<Prompt>, Framing),
+}
+
+impl Wish {
+    /// Finds who answers, and the tokens of the prompts.
+    pub(super) async fn order(self, app: &App, arrival: Arrival) -> Result<Order, ApiError> {
+        let Self { model, user, adapters, said, tools, mut terms, .. } = self;
+        let Arrival { deadline, headers, caller, permit, size, .. } = arrival;
+        let named = (model, user.as_deref());
+        let (voice, requested) =
+            app.choose_of(&caller, &headers, named, adapters.as_deref()).await?;
+        let (encoder, extras) = (app.encoder(), app.extras(&voice));
+        let dialect = encoder.text.dialect(extras.chat_template.as_deref());
+        terms.form = tools.form(dialect, terms.form.take())?;
+        if let Some(mark) = tools.mark(dialect, &encoder.text) {
+            terms.show(mark);
+        }
+        let said = said.told(&tools);
+        let adapters_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
+        let default_tokens = adapters_tokens.or(self.default_tokens);
+        let brought = match &said {
+            Told::Chat(chat, ending, _) => {
+                app.render_brought(caller.tenant, &extras, (chat, *ending)).await?
+            }
+            Told::Prompts(prompts, _) => {
+                check_room(prompts, &encoder)?;
+                None
+            }
+        };
+        let opening = said.opening();
+        let encode = move |asker: &Asker| {
+            terms.follow(&extras, &encoder.text)?;
+            Ok((said.encode(&encoder, brought, asker)?, terms))
+        };
+        let (prompts, terms) = app.work(size, encode).await?;
+        Ok(Order {
+            prompts,
+            opening,
+            terms,
+            tools,
+            dialect,
+            default_tokens: default_tokens.unwrap_or(app.settings().chat_tokens),
+            logprobs: self.logprobs,
+            prompt_logprobs: self.prompt_logprobs,
+            voice,
+            tenant: caller.tenant,
+            permit,
+            requested,
+            deadline,
+        })
+    }
+}
+
+/// Refuses the whole request if one of its prompts cannot fit, before the first is encoded.
+fn check_room(prompts: &[Prompt], encoder: &Encoder) -> Result<(), ApiError> {
+    prompts.iter().try_for_each(|prompt| match prompt {
+        Prompt::Text(text) => encoder.check_room(text),
+        Prompt::Ids(_) => Ok(()),
+    })
+}
+
+impl Said {
+    /// The same as templates take it.
+    fn told(self, tools: &Tools) -> Told {
+        match self {
+            Self::Chat(messages, ending, framing) => {
+                Told::Chat(Chat { messages, tools: tools.told.clone() }, ending, framing)
+            }
+            Self::Prompts(prompts, framing) => Told::Prompts(prompts, framing),
+        }
+    }
+}
+
+/// See [`Said`].
+#[derive(Debug)]
+enum Told {
+    Chat(Chat, Ending, Framing),
+    Prompts(Vec<Prompt>, Framing),
+}
+
+impl Told {
+    fn opening(&self) -> Opening {
+        match self {
+            Self::Chat(_, Ending::Prompt | Ending::Open, _) => Opening::Anew,
+            Self::Chat(_, Ending::Continue, _) | Self::Prompts(..) => Opening::Continuing,
+        }
+    }
+
+    /// The tokens of each prompt. `brought` is the chat as the adapter's own template has it.
+    fn encode(
+        &self,
+        encoder: &Encoder,
+        brought: Option<String>,
+        asker: &Asker,
+    ) -> Result<Vec<Vec<u32>>, ApiError> {
+        match self {
+            Self::Chat(chat, ending, framing) => {
+                let rendered = match brought {
+                    Some(rendered) => rendered,
+                    None => encoder.text.render(chat, *ending)?,
+                };
+                Ok(vec![encoder.text(&rendered, *framing)?])
+            }
+            Self::Prompts(prompts, framing) => {
+                let encode = |prompt| {
+                    asker.still_there()?;
+                    encoder.prompt(prompt, *framing)
+                };
+                prompts.iter().map(encode).collect()
+            }
+        }
+    }
+}
