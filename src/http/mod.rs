@@ -8,7 +8,8 @@
 //! - `select` decides who answers, `sampling` how, `generate` runs it, `answer` turns tokens into text, `logprobs` writes scores.
 //! - `chat` and `completions` are the two forms of that; `delivery` sends either whole, or by `sse` as it grows.
 //! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
-//! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read.
+//! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read;
+//!   in `linger` clients that are still sending get to read why they were refused.
 //!
 //! Every refusal has a JSON body but those of hyper itself, which closes the connection: a request line or header that is no HTTP
 //! (400), a head that is too large (431).
@@ -35,6 +36,7 @@ mod error;
 mod generate;
 mod generator;
 mod guard;
+mod linger;
 mod logprobs;
 mod metrics;
 mod models;
