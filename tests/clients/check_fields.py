@@ -92,7 +92,8 @@ def logit_bias_forces_and_forbids():
 def a_stop_string_ends_the_text():
     said = tokens()
     text, spans = "".join(said), said[3][-1:] + said[4][:2]
-    stops = {"a part of a token": said[5][1:], "what spans tokens": spans, "of several": ["\u2603", spans], "of four": ["\u2603", "\u2604", "\u2605", spans]}
+    stops = {"a part of a token": said[5][1:], "what spans tokens": spans, "of several": ["\u2603", spans],
+             "of four": ["\u2603", "\u2604", "\u2605", spans]}  # fmt: skip
     for what, stop in stops.items():
         sought = stop if isinstance(stop, str) else stop[-1]
         choice = story(stop=stop).choices[0]

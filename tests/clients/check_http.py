@@ -38,6 +38,12 @@ def raw(text, url=URL):
     return received
 
 
+def head(length, more=""):
+    """Of a chat whose body has so many bytes."""
+    fields = f"Host: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{more}"
+    return f"POST /v1/chat/completions HTTP/1.1\r\n{fields}\r\n".encode()
+
+
 def check_error(method, path, status, body=None, headers=JSON, url=URL):
     answer, text = ask(method, path, body, headers, url)
     same(answer.status, status, f"the status of {method} {path}")
@@ -80,7 +86,7 @@ def no_usage_is_no_key():
 
 @quick
 def events_come_as_they_are_made():
-    """The first is read while the answer is being computed, which goes on until it is given up."""
+    """The first are read while the answer is being computed, which goes on until it is given up."""
     with freed(), contextlib.closing(connect()) as connection:
         connection.request("POST", "/v1/chat/completions", json.dumps({**ENDLESS, "stream": True}), JSON)
         answer = connection.getresponse()
@@ -128,10 +134,10 @@ def bodies_in_pieces():
         # The standard library sends what it iterates over in chunks.
         connection.request("POST", "/v1/chat/completions", (body[at : at + 1] for at in range(len(body))), JSON, encode_chunked=True)
         same(connection.getresponse().status, 200, "the status")
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    true(raw(head.encode() + b"Expect: 100-continue\r\n\r\n" + body).startswith((b"HTTP/1.1 100", b"HTTP/1.1 200")), "Expect is not understood")
-    old = head.replace("HTTP/1.1", "HTTP/1.0").encode()
-    true(raw(old + b"\r\n" + body).split(b"\r\n")[0].endswith(b"200 OK"), "HTTP/1.0 is not understood")
+    expecting = raw(head(len(body), "Expect: 100-continue\r\n") + body)
+    true(expecting.startswith((b"HTTP/1.1 100", b"HTTP/1.1 200")), "Expect is not understood")
+    old = raw(head(len(body)).replace(b"HTTP/1.1", b"HTTP/1.0") + body)
+    true(old.split(b"\r\n")[0].endswith(b"200 OK"), "HTTP/1.0 is not understood")
 
 
 @quick
@@ -157,10 +163,17 @@ def keys_are_bearers():
 
 @quick
 def a_body_too_large_is_refused_before_it_is_sent():
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {1 << 30}\r\n\r\n"
-    answer = raw(head.encode() + b'{"model": "')
+    answer = raw(head(1 << 30) + b'{"model": "')
     true(answer.startswith(b"HTTP/1.1 413"), f"{answer[:100]}")
     same(list(json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]), ERROR, "the keys of the error")
+
+
+@quick
+def a_client_that_sends_all_before_it_reads_learns_why():
+    for path, status, headers in (("/v1/chat/completions", 413, JSON), ("/v1/nothing", 404, JSON), ("/v1/chat/completions", 415, {})):
+        with contextlib.closing(connect()) as connection:
+            connection.request("POST", path, b" " * (9 << 20), headers)
+            same(connection.getresponse().status, status, "the status")
 
 
 @quick
@@ -179,7 +192,7 @@ def probes_are_answered():
 
 @quick
 def a_connection_that_is_cut_frees_the_server():
-    body = json.dumps(ENDLESS)
+    body = json.dumps(ENDLESS).encode()
     for fields in ({}, {"stream": True}):
         with freed(), contextlib.closing(connect()) as connection:
             connection.request("POST", "/v1/chat/completions", json.dumps({**ENDLESS, **fields}), JSON)
@@ -189,8 +202,7 @@ def a_connection_that_is_cut_frees_the_server():
         parts = urlsplit(URL)
         with socket.create_connection((parts.hostname, parts.port)) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                               f"Content-Length: {len(body)}\r\n\r\n{body}".encode())  # fmt: skip
+            connection.sendall(head(len(body)) + body)
             until_running()
 
 

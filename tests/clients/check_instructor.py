@@ -47,7 +47,8 @@ def a_model_in_json_mode():
     ended = 0
     for seed in range(6):
         try:
-            client(Mode.JSON).chat.completions.create(model=BASE, response_model=Dish, **{**OPTIONS, "max_tokens": 200, "temperature": 0.5}, seed=seed)
+            options = {**OPTIONS, "max_tokens": 200, "temperature": 0.5, "seed": seed}
+            client(Mode.JSON).chat.completions.create(model=BASE, response_model=Dish, **options)
             ended += 1
         except instructor.core.InstructorRetryException as why:
             choice = why.last_completion.choices[0] if why.last_completion else None

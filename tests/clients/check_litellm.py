@@ -90,8 +90,8 @@ def a_prompt_beyond_the_context_has_an_exception_of_its_own():
 
 @check
 async def a_router_falls_back_where_the_context_is_too_short():
-    models = [{"model_name": name, "litellm_params": {"model": "openai/" + model, **HERE, **more}}
-              for name, model, more in (("short", BASE, {"max_tokens": 9000}), ("long", "pirate", {"max_tokens": 5}), ("lost", "nobody", {}))]  # fmt: skip
+    named = {"short": (BASE, {"max_tokens": 9000}), "long": ("pirate", {"max_tokens": 5}), "lost": ("nobody", {})}
+    models = [{"model_name": name, "litellm_params": {"model": "openai/" + model, **HERE, **more}} for name, (model, more) in named.items()]
     router = litellm.Router(models, context_window_fallbacks=[{"short": ["long"]}], fallbacks=[{"lost": ["long"]}], num_retries=0)
     for name in ("short", "lost"):
         answer = await router.acompletion(name, messages=ASK)
@@ -114,7 +114,8 @@ def refusals_are_the_exceptions_of_the_library():
 def structured_output():
     answer = chat(response_format=Mood, max_tokens=60)
     Mood.model_validate_json(answer.choices[0].message.content)
-    form = {"type": "json_schema", "json_schema": {"name": "mood", "strict": True, "schema": {**Mood.model_json_schema(), "additionalProperties": False}}}
+    schema = {**Mood.model_json_schema(), "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "mood", "strict": True, "schema": schema}}
     Mood.model_validate_json(chat("pirate", response_format=form, max_tokens=60).choices[0].message.content)
 
 

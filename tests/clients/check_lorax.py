@@ -20,6 +20,11 @@ def stream(prompt=PROMPT, **options):
     return client.generate_stream(prompt, **{"max_new_tokens": 12, **options})
 
 
+def voice(answer):
+    """What tells adapters apart even where they say the same."""
+    return tuple(token.logprob for token in answer.details.tokens)
+
+
 @check
 def a_text_is_generated():
     answer = generate()
@@ -41,12 +46,20 @@ def a_text_is_streamed():
 
 @check
 def an_adapter_generates():
-    texts = {name: generate(adapter_id=name).generated_text for name in (None, "pirate", "sql")}
-    same(len(set(texts.values())), 3, "the number of different texts")
-    same(generate(adapter_id="pirate", adapter_source="local").generated_text, texts["pirate"], "with a source")
-    same(generate(adapter_id="pirate@v1").generated_text, texts["pirate"], "by version")
-    parts = list(stream(adapter_id="pirate"))
-    same(parts[-1].generated_text, texts["pirate"], "the text streamed")
+    heard = {name: voice(generate(adapter_id=name, ignore_eos_token=True)) for name in (None, "pirate", "sql")}
+    same(len(set(heard.values())), 3, "the number of different voices")
+    for options in ({"adapter_id": "pirate", "adapter_source": "local"}, {"adapter_id": "pirate@v1"}):
+        same(voice(generate(**options, ignore_eos_token=True)), heard["pirate"], f"the voice with {options}")
+    parts = stream(adapter_id="pirate", ignore_eos_token=True)
+    same(tuple(part.token.logprob for part in parts), heard["pirate"], "the voice of a stream")
+
+
+@check
+def an_answer_of_nothing_has_its_end():
+    """To a prompt that is no chat some adapters say nothing."""
+    whole, parts = generate(adapter_id="pirate"), list(stream(adapter_id="pirate"))
+    same((whole.generated_text, whole.details.finish_reason.value), ("", "eos_token"))
+    same((parts[-1].generated_text, parts[-1].details.finish_reason.value), ("", "eos_token"), "the end of the stream")
 
 
 @check
@@ -112,8 +125,9 @@ async def all_of_it_asynchronously():
     whole = await remote.generate(PROMPT, max_new_tokens=12)
     parts = [part async for part in remote.generate_stream(PROMPT, max_new_tokens=12)]
     same(parts[-1].generated_text, whole.generated_text, "the text")
-    answers = await asyncio.gather(*(remote.generate(PROMPT, adapter_id=name, max_new_tokens=8) for name in ("pirate", "sql", "german")))
-    same(len({answer.generated_text for answer in answers}), 3, "the number of different texts")
+    names = ("pirate", "sql", "german")
+    answers = await asyncio.gather(*(remote.generate(PROMPT, adapter_id=name, max_new_tokens=8, ignore_eos_token=True) for name in names))
+    same(len({voice(answer) for answer in answers}), 3, "the number of different voices")
 
 
 @check

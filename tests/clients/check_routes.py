@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 TEXTS = ["How do I cook rice?", "How long does rice take?", "The train was late."]
 ASK = "How do I cook rice?"
-TOOL = {"type": "function", "name": "cook", "description": "Cooks", "strict": True,
-        "parameters": {"type": "object", "properties": {"dish": {"enum": ["rice", "soup"]}}, "required": ["dish"], "additionalProperties": False}}  # fmt: skip
+DISH = {"type": "object", "properties": {"dish": {"enum": ["rice", "soup"]}}, "required": ["dish"], "additionalProperties": False}
+TOOL = {"type": "function", "name": "cook", "description": "Cooks", "strict": True, "parameters": DISH}
 
 
 class Mood(BaseModel):
@@ -133,9 +133,11 @@ def a_response_is_streamed():
 
 @check
 def the_streaming_events_of_responses():
-    with client.responses.stream(model=BASE, input=ASK, temperature=0, max_output_tokens=16) as stream:
+    # It knows no answer that is cut off; this adapter's are a word.
+    brief = {"model": "sentiment", "input": "The service was great.", "temperature": 0, "max_output_tokens": 16}
+    with client.responses.stream(**brief) as stream:
         kinds = {event.type for event in stream}
-        same(stream.get_final_response().output_text, respond().output_text, "the text")
+        same(stream.get_final_response().output_text, respond(**brief).output_text, "the text")
     true("response.output_text.delta" in kinds, f"{kinds}")
 
 

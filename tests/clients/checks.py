@@ -19,7 +19,7 @@ import urllib.request
 URL = os.environ.get("CHORUS_URL", "http://127.0.0.1:8080")
 BASE = os.environ.get("CHORUS_BASE", "smollm2-135m-instruct")
 # One with tenants, of whom acme and poor have the adapter `mine`, which is acme's default and more than poor may load; rival has
-# `secret`. It runs two requests at once, and lets a tenant have one more wait.
+# `secret`. It runs two requests at once, and lets two wait.
 SHARED_URL = os.environ.get("CHORUS_SHARED_URL", "")
 SHARED_BASE = os.environ.get("CHORUS_SHARED_BASE", "")
 KEYS = json.loads(os.environ.get("CHORUS_KEYS", "{}"))

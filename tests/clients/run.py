@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-BINARY = ROOT / "target" / "release" / "chorus"
 BASE = "smollm2-135m-instruct"
 SHARED_BASE = "org/smollm2"
 # The default base may have to be fetched first.
@@ -48,7 +47,7 @@ QUICK = ["http", "openai3"]
 # Clients ask for nothing beyond this machine.
 QUIET = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LANGSMITH_TRACING": "false", "DO_NOT_TRACK": "1",
-    "OPENAI_API_KEY": "none", "ANTHROPIC_API_KEY": "none", "NO_PROXY": "127.0.0.1", "PYTHONDONTWRITEBYTECODE": "1",
+    "OPENAI_API_KEY": "none", "NO_PROXY": "127.0.0.1", "PYTHONDONTWRITEBYTECODE": "1",
 }  # fmt: skip
 
 
@@ -97,11 +96,11 @@ def attempt(name, command):
 class Server:
     """A chorus of this run's own, on a port that the system gives; without adapters where there is no folder of them."""
 
-    def __init__(self, *options, adapters=None, env=None):
+    def __init__(self, program, *options, adapters=None, env=None):
         self.folder = tempfile.mkdtemp(prefix="chorus-clients-")
         self.log = open(f"{self.folder}/log", "w+")
         (none := Path(self.folder, "none")).mkdir()
-        command = [BINARY, "serve", "--model", BASE, "--listen", "127.0.0.1:0", "--store", f"{self.folder}/store",
+        command = [program, "serve", "--model", BASE, "--listen", "127.0.0.1:0", "--store", f"{self.folder}/store",
                    "--adapters", adapters or none, "--log", "warn", *options]  # fmt: skip
         self.process = subprocess.Popen([str(word) for word in command], cwd=ROOT, env={**os.environ, **(env or {})},
                                         stdout=subprocess.PIPE, stderr=self.log, text=True)  # fmt: skip
@@ -128,27 +127,27 @@ class Server:
             sys.exit(f"chorus ended by itself with {ended}:\n{log}")
 
 
-def chorus(*words, env):
-    ended = subprocess.run([str(word) for word in (BINARY, *words)], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True)
+def chorus(program, *words, env):
+    ended = subprocess.run([str(word) for word in (program, *words)], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True)
     if ended.returncode:
         sys.exit(f"chorus {' '.join(map(str, words))}: {ended.stderr}{ended.stdout}")
     return ended.stdout
 
 
 @contextlib.contextmanager
-def servers():
+def servers(program):
     """Variables that say where two servers are: one without tenants, and one that three share."""
     operator = "operator-" + os.urandom(16).hex()
     narrow = ["--served-model-name", SHARED_BASE, "--max-running", "2", "--max-waiting", "2", "--kv-bytes", "64MiB"]
-    with Server(adapters=ROOT / "adapters") as server, Server(*narrow, env={"CHORUS_OPERATOR_KEY": operator}) as shared:
+    with Server(program, adapters=ROOT / "adapters") as server, Server(program, *narrow, env={"CHORUS_OPERATOR_KEY": operator}) as shared:
         env = {"CHORUS_URL": shared.url, "CHORUS_OPERATOR_KEY": operator}
         keys = {"operator": operator}
         for tenant, adapter, folder in (("acme", "mine", "sentiment"), ("rival", "secret", "pirate"), ("poor", "mine", "sentiment")):
-            chorus("tenant", "create", tenant, env=env)
-            keys[tenant] = json.loads(chorus("tenant", "key", "new", tenant, "--scope", "upload", "--json", env=env))["key"]
-            chorus("adapter", "push", adapter, f"adapters/{folder}", env={**env, "CHORUS_KEY": keys[tenant]})
-        chorus("tenant", "default", "acme", "mine", env=env)
-        chorus("tenant", "quota", "poor", "--resident-max-bytes", "1", env=env)
+            chorus(program, "tenant", "create", tenant, env=env)
+            keys[tenant] = json.loads(chorus(program, "tenant", "key", "new", tenant, "--scope", "upload", "--json", env=env))["key"]
+            chorus(program, "adapter", "push", adapter, f"adapters/{folder}", env={**env, "CHORUS_KEY": keys[tenant]})
+        chorus(program, "tenant", "default", "acme", "mine", env=env)
+        chorus(program, "tenant", "quota", "poor", "--resident-max-bytes", "1", env=env)
         yield {"CHORUS_URL": server.url, "CHORUS_BASE": BASE, "CHORUS_SHARED_URL": shared.url, "CHORUS_SHARED_BASE": SHARED_BASE,
                "CHORUS_KEYS": json.dumps(keys)}  # fmt: skip
 
@@ -172,7 +171,7 @@ def checked(file, program, place, env, options):
     code = process.wait()
     timer.cancel()
     reader.join()
-    if any(word for word in options if word != "--quick"):
+    if said and any(word for word in options if word != "--quick"):
         print("".join(said), file=sys.stderr)
     if code:
         lines = [line.strip() for line in said if line.strip()]
@@ -217,17 +216,18 @@ def main():
     parser.add_argument("--only", action="append", choices=CLIENTS, help="this client alone; may be given more than once")
     parser.add_argument("--quick", action="store_true", help="what every change must pass: plain HTTP, and the standard client")
     parser.add_argument("--list", action="store_true", help="print the clients")
+    parser.add_argument("--program", type=Path, default=ROOT / "target" / "release" / "chorus", help="the chorus to start")
     parser.add_argument("checks", nargs="*", help="these checks alone, with what their programs say")
     args = parser.parse_args()
     if args.list:
         for name, client in CLIENTS.items():
             print(f"{name:<12} {client.packages or '-':<16} {' '.join(client.files)}")
         return
-    if not BINARY.is_file():
-        sys.exit(f"{BINARY} is not there: cargo build --release")
+    if not args.program.is_file():
+        sys.exit(f"{args.program} is not there: cargo build --release")
     names = args.only or (QUICK if args.quick else list(CLIENTS))
     options = [*(["--quick"] if args.quick else []), *args.checks]
-    with servers() as env:
+    with servers(args.program.resolve()) as env:
         results = [run(name, args.venvs.resolve() / name, env, options) for name in names]
     sys.exit(not summary(results))
 

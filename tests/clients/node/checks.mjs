@@ -32,12 +32,12 @@ export async function raises(kind, promise) {
   throw new Error(`no ${kind.name} but ${JSON.stringify(got)}`.slice(0, 300));
 }
 
-async function metric(name) {
-  const text = await (await fetch(`${URL}/metrics`)).text();
+export async function metric(name, url = URL) {
+  const text = await (await fetch(`${url}/metrics`)).text();
   return Number(text.split("\n").find((line) => line.startsWith(`${name} `)).split(" ")[1]);
 }
 
-async function until(condition) {
+export async function until(condition) {
   while (!(await condition())) await new Promise((go) => setTimeout(go, 10));
 }
 
