@@ -54,6 +54,8 @@ use crate::{
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// Seconds after which an overloaded server may be asked again: a queue place or a lease frees within one answer.
 const RETRY_SECONDS: u16 = 1;
+/// The code of what does not fit. It stands in the message, too: of some clients' errors the text is all that is looked at.
+const TOO_LONG: &str = "context_length_exceeded";
 /// The most characters of a client's own text that a message repeats.
 const QUOTED: usize = 120;
 /// The most characters of a whole message.
@@ -151,23 +153,24 @@ impl ApiError {
         Self::invalid("model", message).with_code("adapter_conflict")
     }
 
-    /// Prompt and answer do not fit. Clients key on the code, or on the first sentence.
+    /// Prompt and answer do not fit. Clients key on the code, on the first sentence, or on the code in the text.
     pub(super) fn too_long(prompt: usize, answer: usize, context: usize) -> Self {
         let message = format!(
             "This model's maximum context length is {context} tokens. However, you requested {} tokens \
-             ({prompt} in the prompt, {answer} in the completion). Please shorten the prompt or the completion",
+             ({prompt} in the prompt, {answer} in the completion). Please shorten the prompt or the completion \
+             ({TOO_LONG})",
             prompt.saturating_add(answer)
         );
-        Self::malformed(message).with_code("context_length_exceeded")
+        Self::malformed(message).with_code(TOO_LONG)
     }
 
     /// The prompt alone does not fit, as its length tells without encoding it.
     pub(super) fn far_too_long(least: usize, context: usize) -> Self {
         let message = format!(
             "This model's maximum context length is {context} tokens. However, your prompt has at least {least} tokens. \
-             Please shorten the prompt"
+             Please shorten the prompt ({TOO_LONG})"
         );
-        Self::malformed(message).with_code("context_length_exceeded")
+        Self::malformed(message).with_code(TOO_LONG)
     }
 
     /// No key, or none that counts: the two must be the same bytes.
@@ -613,12 +616,13 @@ mod tests {
     #[test]
     fn the_context_message_has_the_sentence_that_clients_look_for() {
         let error = ApiError::too_long(9000, 16, 8192);
-        assert!(error.message.contains("This model's maximum context length is 8192 tokens"));
-        assert!(error.message.contains("9016"));
-        assert_eq!(error.code, Some("context_length_exceeded"));
-        let error = ApiError::far_too_long(9000, 8192);
-        assert!(error.message.contains("This model's maximum context length is 8192 tokens"));
-        assert_eq!(error.code, Some("context_length_exceeded"));
+        assert!(error.message.contains("9016"), "{}", error.message);
+        for error in [error, ApiError::far_too_long(9000, 8192)] {
+            let sentence = "This model's maximum context length is 8192 tokens.";
+            assert!(error.message.starts_with(sentence), "{}", error.message);
+            assert!(error.message.contains("context_length_exceeded"), "{}", error.message);
+            assert_eq!(error.code, Some("context_length_exceeded"));
+        }
         let error = ApiError::from(Refused::TooLong { tokens: 9000, context: 8192 });
         assert!(error.message.contains("maximum context length is 8192 tokens"));
     }

@@ -11,7 +11,8 @@
 //! - `chat`, `completions`, `responses`, `messages` and `lorax` are five forms of that: each only reads its fields and writes its
 //!   answers, which `delivery` sends whole, or by `sse` as they grow.
 //! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
-//! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read.
+//! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read;
+//!   in `linger` clients that are still sending get to read why they were refused.
 //!
 //! Every refusal has a JSON body but those of hyper itself, which closes the connection: a request line or header that is no HTTP
 //! (400), a head that is too large (431).
@@ -40,6 +41,7 @@ mod form;
 mod generate;
 mod generator;
 mod guard;
+mod linger;
 mod logprobs;
 mod lorax;
 mod messages;

@@ -2,8 +2,12 @@
 
 use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
-use axum::Router;
-use hyper::server::conn::http1;
+use axum::{Router, body::Body, extract::Request};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
@@ -19,6 +23,7 @@ use tokio::{
 use super::{
     app::App,
     guard::{Guard, Reach},
+    linger::{Linger, Unread},
     ops,
     progress::Progress,
 };
@@ -137,8 +142,13 @@ impl Connections {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection was lost before it began");
         }
-        let stream = TokioIo::new(Progress::new(stream, self.write_time));
-        let connection = self.protocol.serve_connection(stream, self.service.clone());
+        let unread = Unread::default();
+        let stream = Linger::new(Progress::new(stream, self.write_time), unread.clone());
+        let service = self.service.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            service.call(request.map(|body| Body::new(unread.watch(body))))
+        });
+        let connection = self.protocol.serve_connection(TokioIo::new(stream), service);
         let connection = self.graceful.watch(connection);
         self.tasks.spawn(async move {
             if let Err(error) = connection.await {

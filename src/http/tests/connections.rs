@@ -168,3 +168,23 @@ async fn a_body_half_sent_is_not_waited_for_at_the_end() {
     assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
     ended(server.task).await;
 }
+
+#[tokio::test]
+async fn a_client_that_is_still_sending_learns_why_it_is_refused() {
+    let settings = Settings { body_limit: 1 << 20, ..Settings::default() };
+    let (app, _) = app_with([], settings);
+    let server = Server::start(app);
+    for (head, status) in [
+        (head(8 << 20), 413),
+        (head(8 << 20).replace(CHAT, "/v1/nowhere"), 404),
+        (head(8 << 20).replace("application/json", "text/plain"), 415),
+    ] {
+        let mut stream = server.send(&head).await;
+        // It sends all before it reads.
+        timeout(SOON, stream.write_all(&vec![b' '; 8 << 20])).await.unwrap().unwrap();
+        let text = rest(stream).await;
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+    }
+    server.stop.send(()).unwrap();
+    ended(server.task).await;
+}
