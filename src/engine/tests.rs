@@ -11,11 +11,11 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    Engine, Event, Failure, Finish, Job, Lane, Refused, Sampling, Scope, Settings, Stats,
+    Engine, Event, Failure, Finish, Job, Lane, Pooling, Refused, Sampling, Scope, Settings, Stats,
     TokenStream,
     fake::{self, Fake, Watch},
     sampler::{self, Sampler},
-    step::{Batch, Forward},
+    step::{Batch, Forward, Results},
 };
 use crate::lora::Lease;
 
@@ -29,6 +29,7 @@ struct Wish {
     stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
+    pooling: Option<Pooling>,
     lane: u32,
     scope: u32,
 }
@@ -43,6 +44,7 @@ impl Wish {
             stop_tokens: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
+            pooling: None,
             lane: 0,
             scope: 0,
         }
@@ -57,6 +59,7 @@ impl Wish {
             stop_tokens: self.stop_tokens.clone().into(),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
+            pooling: self.pooling,
             lane: Lane(self.lane),
             scope: Scope(self.scope),
             deadline: None,
@@ -69,6 +72,10 @@ impl Wish {
         let mut tokens = self.prompt.clone();
         let mut sampler = Sampler::new(self.sampling.clone(), &tokens);
         let adapter = self.adapter.map(fake::digest);
+        if let Some(pooling) = self.pooling {
+            let pooled = pooled(&fake::states(&tokens, adapter), pooling);
+            return vec![Event::Pooled(pooled), Event::Finished(Finish::Length)];
+        }
         if let Some(top) = self.prompt_logprobs {
             let score = |end| {
                 let logits = fake::logits(&tokens[..end], adapter);
@@ -90,6 +97,16 @@ impl Wish {
         events.push(Event::Finished(Finish::Length));
         events
     }
+}
+
+/// All states at once, in the order of their positions.
+fn pooled(states: &[Vec<f32>], pooling: Pooling) -> Vec<f32> {
+    let states = if pooling == Pooling::Mean { states } else { &states[states.len() - 1..] };
+    let sum = |at: usize| states.iter().fold(0.0, |sum, state| sum + f64::from(state[at]));
+    let sums: Vec<f64> = (0..fake::HIDDEN).map(sum).collect();
+    let length = sums.iter().fold(0.0, |squares, sum| squares + sum * sum).sqrt();
+    #[expect(clippy::cast_possible_truncation, reason = "as the engine rounds it")]
+    sums.iter().map(|sum| (sum / length) as f32).collect()
 }
 
 fn settings() -> Settings {
@@ -168,13 +185,27 @@ fn wishes() -> impl Strategy<Value = Wish> {
         prop::option::of(0..4_usize),
         prop::option::of(0..4_usize),
         (0..3_u32, 0..2_u32),
+        prop_oneof![
+            3 => Just(None),
+            1 => Just(Some(Pooling::Mean)),
+            1 => Just(Some(Pooling::Last)),
+        ],
     )
         .prop_map(|parts| {
-            let (prompt, adapter, sampling, max_tokens, stop_tokens, logprobs, scores, whose) =
-                parts;
+            let (
+                prompt,
+                adapter,
+                sampling,
+                max_tokens,
+                stop_tokens,
+                logprobs,
+                scores,
+                whose,
+                pooling,
+            ) = parts;
             let mut wish = Wish::of(&prompt, max_tokens);
             wish = Wish { adapter, sampling, stop_tokens, logprobs, ..wish };
-            Wish { prompt_logprobs: scores, lane: whose.0, scope: whose.1, ..wish }
+            Wish { prompt_logprobs: scores, lane: whose.0, scope: whose.1, pooling, ..wish }
         })
 }
 
@@ -457,13 +488,18 @@ impl Forward for Deadly {
         fake::VOCAB
     }
 
+    fn hidden(&self) -> usize {
+        fake::HIDDEN
+    }
+
     fn context(&self) -> usize {
         fake::CONTEXT
     }
 
-    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>> {
+    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Results> {
         self.computed = true;
-        Ok(vec![0.0; batch.sample.len() * fake::VOCAB])
+        let logits = vec![0.0; batch.sample.len() * fake::VOCAB];
+        Ok(Results { logits, states: Vec::new() })
     }
 }
 
@@ -544,6 +580,31 @@ async fn a_prompt_alone_is_only_scored() {
         }
     }
     assert_eq!(engine.stats().generated_tokens, 0);
+}
+
+#[tokio::test]
+async fn a_prompt_is_pooled_whole_and_its_pages_serve_others() {
+    let (engine, watch) = engine(settings());
+    let prompt: Vec<u32> = (0..70).map(|at| at % 20).collect();
+    let ask = async |wish: Wish| {
+        let (events, cached) = all_and_cached(engine.submit(wish.job()).unwrap()).await;
+        assert_eq!(events, wish.alone());
+        cached
+    };
+    let of = |pooling| Wish { pooling: Some(pooling), ..Wish::of(&prompt, 0) };
+    assert_eq!(ask(of(Pooling::Mean)).await, 0);
+    assert_eq!(ask(Wish::of(&prompt, 9)).await, 64, "pages are pages");
+    assert_eq!(ask(of(Pooling::Mean)).await, 0, "each position's state is wanted");
+    assert_eq!(ask(of(Pooling::Last)).await, 64, "only the last one's is");
+    assert_eq!((watch.seen().pooled, watch.seen().sampled), (32, 1));
+    let also = Wish { max_tokens: 9, prompt_logprobs: Some(1), ..of(Pooling::Mean) };
+    assert_eq!(ask(also).await, 0, "nothing is generated or scored");
+    let bad = Wish { pooling: Some(Pooling::Mean), ..Wish::of(&[1, fake::OVERFLOWS, 2], 0) };
+    let told = all(engine.submit(bad.job()).unwrap()).await;
+    assert_eq!(told, [Event::Failed(Failure::NotANumber)]);
+    let stats = engine.stats();
+    assert_nothing_held(&stats);
+    assert_eq!((stats.generated_tokens, stats.decode_seconds.count()), (9, 1));
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ use super::{
     chat, completions,
     deadline::Deadline,
     desks::{Asker, Desks},
+    embeddings,
     error::ApiError,
     generator::Generator,
     guard::{self, Guard},
@@ -427,6 +428,7 @@ impl App {
         Router::new()
             .route("/v1/chat/completions", post(chat::create))
             .route("/v1/completions", post(completions::create))
+            .route("/v1/embeddings", post(embeddings::create))
             .route("/v1/models", get(models::list))
             .route("/v1/models/{*id}", get(models::show))
             .route("/v1/adapters", get(adapters::list))

@@ -17,6 +17,7 @@ use super::{
     app::App,
     deadline::Deadline,
     error::ApiError,
+    lend::{lend, share},
     metrics::Latency,
     sampling::{Ends, Terms},
     select::Voice,
@@ -24,7 +25,7 @@ use super::{
     wire::{prompt::MAX_CHOICES, usage::Usage},
 };
 use crate::{
-    adapter::{Lease, Wanted},
+    adapter::Lease,
     engine::{Event, Failure, Job, Lane, Scope, TokenStream},
     tenant::{Permit, TenantId},
     text::{Detok, Stops},
@@ -98,7 +99,7 @@ impl Answers {
             .iter()
             .map(|prompt| order.budget(prompt.len(), context))
             .collect::<Result<_, _>>()?;
-        let lease = order.lease(app).await?;
+        let lease = lend(app, order.tenant, (&order.voice, &order.requested)).await?;
         let prompt_tokens = order.prompts.iter().map(Vec::len).sum();
         let mut tally = None;
         let mut choices: Vec<BoxStream<'static, Numbered>> = Vec::new();
@@ -202,32 +203,6 @@ impl Order {
         Tally::new(app.ledger().clone(), self.tenant, &self.voice)
     }
 
-    async fn lease(&self, app: &App) -> Result<Option<Arc<Lease>>, ApiError> {
-        let Voice::Adapter(revision) = &self.voice else { return Ok(None) };
-        let refusal = match app.adapters().lease(self.tenant, revision).await {
-            Ok(lease) => return Ok(Some(Arc::new(lease))),
-            Err(refusal) => refusal,
-        };
-        if !refusal.is_gone() {
-            return Err(ApiError::not_lent(&refusal, &self.requested));
-        }
-        // Another server may have replaced or deleted it a moment ago.
-        app.adapters().refresh().await.map_err(|error| ApiError::unreachable(&error))?;
-        let resolve = |wanted| app.adapters().resolve(self.tenant, &wanted, None);
-        let now = resolve(Wanted::Version(revision.name.clone(), revision.version))
-            .or_else(|| resolve(Wanted::Active(revision.name.clone())));
-        Err(match now {
-            None => ApiError::model_not_found(&self.requested),
-            Some(now) if now != *revision => {
-                ApiError::overloaded("the adapter was replaced meanwhile: ask again")
-            }
-            Some(_) => {
-                tracing::error!(adapter = %revision, "the store has lost an adapter's files");
-                ApiError::not_lent(&refusal, &self.requested)
-            }
-        })
-    }
-
     fn job(
         &self,
         app: &App,
@@ -243,6 +218,7 @@ impl Order {
             stop_tokens: self.stop_tokens(app),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
+            pooling: None,
             // Tenants share the engine fairly, and nothing that one has computed tells another of it.
             lane: Lane(self.tenant.number()),
             scope: Scope(self.tenant.number()),
@@ -267,12 +243,6 @@ impl Order {
             Opening::Continuing => detok.after(prompt),
         }
     }
-}
-
-/// Another claim on what is lent: one lease from the cache serves all choices of a request.
-fn share(lease: &Arc<Lease>) -> Lease {
-    let held = Arc::clone(lease);
-    Lease::new(Arc::clone(lease.adapter()), move || drop(held))
 }
 
 /// One choice that has not ended.

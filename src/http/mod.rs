@@ -7,6 +7,7 @@
 //! - `wire` is what JSON looks like; nothing of it is known elsewhere. `error` alone knows status codes.
 //! - `select` decides who answers, `sampling` how, `generate` runs it, `answer` turns tokens into text, `logprobs` writes scores.
 //! - `chat` and `completions` are the two forms of that; `delivery` sends either whole, or by `sse` as it grows.
+//! - `embeddings` reads and generates nothing; `lend` is what all three have an adapter by.
 //! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
 //! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read.
 //!
@@ -30,11 +31,13 @@ mod completions;
 mod deadline;
 mod delivery;
 mod desks;
+mod embeddings;
 mod envelope;
 mod error;
 mod generate;
 mod generator;
 mod guard;
+mod lend;
 mod logprobs;
 mod metrics;
 mod models;

@@ -2,6 +2,7 @@
 
 mod answers;
 mod connections;
+mod embeddings;
 mod operations;
 mod refusals;
 
