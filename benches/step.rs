@@ -69,7 +69,13 @@ fn step(c: &mut Criterion) {
                 let sample: Vec<u32> = (1..=sequences)
                     .map(|at| u32::try_from(at * rows - 1).expect("few rows"))
                     .collect();
-                let step = Step { tokens: &tokens, sequences: &of, lora: &lora, sample: &sample };
+                let step = Step {
+                    tokens: &tokens,
+                    sequences: &of,
+                    lora: &lora,
+                    sample: &sample,
+                    pool: &[],
+                };
                 group.throughput(Throughput::Elements(all as u64));
                 group.bench_function(format!("{name}/{through}"), |b| {
                     b.iter(|| llama.forward(&step, &mut kv).expect("a step"));

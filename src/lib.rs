@@ -50,7 +50,7 @@
 //!
 //! A request's tokens and log-probabilities are bit for bit the same alone, in any company, with any chunking, on any
 //! number of threads and after preemption. Every kernel sums an output element in an order that its shapes and its adapter
-//! decide: see [`kernels`]. Two consequences:
+//! decide: see [`kernels`]. The consequences:
 //!
 //! - candle's own matmul and reductions are not on the path. candle holds the tensors, reads GGUF, and dispatches our custom ops.
 //! - a 4-bit base stays 4-bit in memory. By default its codes are multiplied as integers with inputs that are rounded to 16
@@ -61,6 +61,8 @@
 //!   case; keys and values are kept as `f16` unless all is exact.
 //! - an adapter's matrices stay in the type they were trained in, or are rounded once, when they are loaded, to 8-bit codes
 //!   ([`lora::Matrices`]). Either way they are widened in registers, so that codes are the `f32` adapter that they stand for.
+//! - an embedding is the sum of a prompt's hidden states, in `f64` and in the order of positions, scaled to length 1: a step gives its
+//!   rows' states, and they are added as they come.
 //!
 //! Because of that, a page of keys and values that is full serves every request that would compute the same: it is named by a
 //! SHA-256 over scope (a tenant's own), adapter and all tokens up to its end, and kept until its memory is needed, which is taken

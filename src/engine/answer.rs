@@ -12,15 +12,16 @@ use tokio::sync::mpsc;
 use super::{
     guide::{Allowed, Guidance, Guide},
     job::{Event, Failure, Finish, Job, Lane, Logprob, Salt, Scope},
+    pooling::Pool,
     prefix::{Chain, Key},
     sampler::{self, Limits, NotANumber, Sampler},
-    sequence::{Part, Sequence, SequenceId},
+    sequence::{Outcome, Part, Sequence, SequenceId},
     stats::End,
     stream::TokenStream,
 };
 use crate::lora::{Adapter, Digest, Lease};
 
-/// Events of a job beside its tokens: `Begun`, `Prompt`, and one of `Finished` and `Failed`.
+/// Events of a job beside its tokens: `Begun`, one of `Prompt` and `Pooled`, and one of `Finished` and `Failed`.
 const OTHER_EVENTS: usize = 3;
 
 /// What the worker keeps of a job.
@@ -41,6 +42,8 @@ pub(crate) struct Answer {
     held: Option<Vec<f32>>,
     logprobs: Option<usize>,
     scores: Option<Scores>,
+    /// The vector that it is for; `None` where it is for an answer.
+    pool: Option<Pool>,
     adapter: Option<Lease>,
     scope: Scope,
     salt: Salt,
@@ -113,6 +116,11 @@ impl From<Undrawn> for Failure {
 impl Answer {
     /// A job that came in at `now`, and where its events will be read.
     pub(crate) fn new(job: Job, now: Instant) -> (Self, TokenStream) {
+        // A prompt that is pooled is neither continued nor scored.
+        let job = match job.pooling {
+            Some(_) => Job { max_tokens: 0, prompt_logprobs: None, ..job },
+            None => job,
+        };
         let (events, receiver) = mpsc::channel(job.max_tokens + OTHER_EVENTS);
         let answer = Self {
             prompt: job.prompt.len(),
@@ -126,6 +134,7 @@ impl Answer {
             stop_tokens: job.stop_tokens,
             logprobs: job.logprobs,
             scores: job.prompt_logprobs.map(|top| Scores { top, scored: Vec::new() }),
+            pool: job.pooling.map(Pool::new),
             adapter: job.adapter,
             scope: job.scope,
             salt: job.salt,
@@ -148,8 +157,9 @@ impl Answer {
     /// The scheduler's view of it.
     pub(crate) fn sequence(&mut self, id: SequenceId, lane: Lane) -> Sequence {
         let keys = mem::take(&mut self.keys);
-        let sequence = Sequence::new(id, lane, self.digest(), self.prompt, self.wanted());
-        sequence.keyed(self.scope, keys)
+        let (wanted, outcome) = self.wanted();
+        let sequence = Sequence::new(id, lane, self.digest(), self.prompt, wanted);
+        sequence.keyed(self.scope, keys).wanting(outcome)
     }
 
     /// Names of the pages that its tokens fill and that have none yet.
@@ -161,12 +171,15 @@ impl Answer {
         self.adapter().map(|adapter| adapter.digest())
     }
 
-    /// Positions whose logits are of use: the last of the prompt and all behind it, where something is to be
-    /// generated; those before it, where the prompt is scored.
-    fn wanted(&self) -> Range<usize> {
+    /// Positions whose logits or states are of use: the logits of the last of the prompt and of all behind it, where something
+    /// is to be generated; of those before it, where the prompt is scored; states, where they are pooled.
+    fn wanted(&self) -> (Range<usize>, Outcome) {
+        if let Some(pool) = &self.pool {
+            return (pool.positions(self.prompt), Outcome::States);
+        }
         let last = self.prompt - 1;
         let start = if self.scores.is_some() { 0 } else { last };
-        start..if self.max_tokens == 0 { last } else { usize::MAX }
+        (start..if self.max_tokens == 0 { last } else { usize::MAX }, Outcome::Logits)
     }
 
     /// What it runs through.
@@ -213,9 +226,24 @@ impl Answer {
         Some((self.prompt, now.saturating_duration_since(self.clock.begun?)))
     }
 
-    /// How long the answer took until `now`, without the prompt.
+    /// How long the answer took until `now`, without the prompt, where there was to be one.
     pub(crate) fn decoding(&self, now: Instant) -> Option<Duration> {
-        self.clock.prompted.map(|prompted| now.saturating_duration_since(prompted))
+        let prompted = self.clock.prompted.filter(|_| self.max_tokens > 0);
+        prompted.map(|prompted| now.saturating_duration_since(prompted))
+    }
+
+    /// Takes the hidden states `[part.pooled, hidden]` of its rows in a step, and tells the reader their vector once it is whole.
+    pub(crate) fn pool(&mut self, part: &Part, states: &[f32]) -> Result<(), NotANumber> {
+        let Some(mut pool) = self.pool.take() else { return Ok(()) };
+        if !part.pooled.is_empty() {
+            states.chunks_exact(states.len() / part.pooled.len()).for_each(|state| pool.add(state));
+        }
+        if part.completes {
+            self.send(Event::Pooled(pool.vector()?));
+        } else {
+            self.pool = Some(pool);
+        }
+        Ok(())
     }
 
     /// Takes the logits `[part.sampled, vocab]` of its rows in a step, and tells the reader what is new but the end.

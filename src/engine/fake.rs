@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     guide::{Allowed, Guide, Lost, TokenSet},
-    step::{Batch, Forward},
+    step::{Batch, Forward, Results},
 };
 use crate::{
     lora::{Adapter, Digest, Extras, Lease, Manifest, Matrices, Sites, ZeroBase},
@@ -19,6 +19,8 @@ use crate::{
 
 /// Size of the vocabulary.
 pub(crate) const VOCAB: usize = 32;
+/// Numbers in a hidden state.
+pub(crate) const HIDDEN: usize = 5;
 /// Most positions of one sequence.
 pub(crate) const CONTEXT: usize = 512;
 
@@ -31,11 +33,29 @@ pub(crate) const OVERFLOWS: u32 = 31;
 
 /// Logits after `tokens` through `adapter`: a hash of all of it.
 pub(crate) fn logits(tokens: &[u32], adapter: Option<Digest>) -> Vec<f32> {
+    spread(&entries(tokens, adapter))
+}
+
+/// Hidden states at all of `tokens`.
+pub(crate) fn states(tokens: &[u32], adapter: Option<Digest>) -> Vec<Vec<f32>> {
+    entries(tokens, adapter).into_iter().map(state).collect()
+}
+
+fn entries(tokens: &[u32], adapter: Option<Digest>) -> Vec<u64> {
     let mut entries: Vec<u64> = Vec::new();
     for (position, token) in tokens.iter().enumerate() {
         entries.push(entry(*token, position, adapter, entries.last().copied()));
     }
-    spread(&entries)
+    entries
+}
+
+/// Numbers that do not add up exactly: another order has other bits.
+fn state(entry: u64) -> Vec<f32> {
+    let bytes = entry.to_le_bytes();
+    let numbers = bytes.windows(3).map(|byte| {
+        f32::from(byte[0]) * f32::from(byte[1]).exp2().min(1e20) - f32::from(byte[2]) / 3.0
+    });
+    numbers.take(HIDDEN).collect()
 }
 
 /// What a position leaves in its page: like a network's, it depends on all before it.
@@ -103,6 +123,8 @@ pub(crate) struct Seen {
     pub(crate) adapters: usize,
     /// Logit rows of the step with most of them.
     pub(crate) sampled: usize,
+    /// Pooled rows of the step with most of them.
+    pub(crate) pooled: usize,
 }
 
 /// A test's view of the network: what it has seen, and whether it may go on.
@@ -154,6 +176,7 @@ impl Watch {
         seen.rows = seen.rows.max(batch.tokens.len());
         seen.adapters = seen.adapters.max(batch.adapters.len());
         seen.sampled = seen.sampled.max(batch.sample.len());
+        seen.pooled = seen.pooled.max(batch.pool.len());
         self.news.notify_all();
         let halted = |state: &mut Watched| state.halt.is_some_and(|halt| halt <= state.seen.steps);
         drop(self.news.wait_timeout_while(state, LONG, halted).unwrap());
@@ -196,14 +219,18 @@ impl Forward for Fake {
         VOCAB
     }
 
+    fn hidden(&self) -> usize {
+        HIDDEN
+    }
+
     fn context(&self) -> usize {
         CONTEXT
     }
 
-    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>> {
+    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Results> {
         self.watch.note(&batch);
         let adapters = adapters(&batch);
-        let mut logits = Vec::new();
+        let (mut logits, mut states) = (Vec::new(), Vec::new());
         let mut next = 0;
         for sequence in &batch.sequences {
             assert_eq!(sequence.rows.start, next, "sequences without a gap");
@@ -222,6 +249,11 @@ impl Forward for Fake {
                     let bad = token == OVERFLOWS;
                     logits.extend(if bad { vec![f32::NAN; VOCAB] } else { spread(&entries) });
                 }
+                if batch.pool.contains(&u32::try_from(row).unwrap()) {
+                    let bad = token == OVERFLOWS;
+                    let own = state(self.kv[page][at]);
+                    states.extend(if bad { vec![f32::INFINITY; HIDDEN] } else { own });
+                }
             }
         }
         if batch.tokens.iter().any(|token| [PANICS, FAILS].contains(token)) {
@@ -236,7 +268,7 @@ impl Forward for Fake {
         if batch.tokens.contains(&FAILS) {
             candle_core::bail!("as the test wished");
         }
-        Ok(logits)
+        Ok(Results { logits, states })
     }
 }
 

@@ -40,6 +40,9 @@ pub struct Job {
     pub logprobs: Option<usize>,
     /// With `Some(n)`, the prompt's own tokens are scored in the same way, in one [`Event::Prompt`].
     pub prompt_logprobs: Option<usize>,
+    /// With `Some`, nothing is generated or scored, whatever the fields above say: the prompt's hidden states are pooled into one
+    /// vector, in one [`Event::Pooled`].
+    pub pooling: Option<Pooling>,
     /// Which class of work this belongs to.
     pub lane: Lane,
     /// Whose computed prefixes it may use.
@@ -92,6 +95,15 @@ impl Default for Sampling {
     }
 }
 
+/// Which hidden states make the vector of a prompt: those behind the final norm, which the head would take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over all positions. All are computed, also where keys and values of the first are at hand.
+    Mean,
+    /// The last position's.
+    Last,
+}
+
 /// How likely a token was, before penalties, temperature and truncation (as OpenAI and vLLM report it).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprob {
@@ -103,8 +115,8 @@ pub struct Logprob {
     pub top: Vec<(u32, f32)>,
 }
 
-/// What a job's stream yields, in order: `Begun` unless it fails before, at most one `Prompt`, any number of `Token`, one
-/// `Finished` or `Failed`.
+/// What a job's stream yields, in order: `Begun` unless it fails before, at most one `Prompt` or `Pooled`, any number of `Token`,
+/// one `Finished` or `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// Its first rows are in a step.
@@ -114,6 +126,8 @@ pub enum Event {
     },
     /// Scores of the prompt's tokens from the second on (nothing predicts the first).
     Prompt(Vec<Logprob>),
+    /// The prompt's pooled hidden states `[hidden]`, scaled to length 1.
+    Pooled(Vec<f32>),
     /// The next token of the answer. A stop token is not sent.
     Token {
         /// Its id.

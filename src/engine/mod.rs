@@ -5,7 +5,8 @@
 //! 1. `inbox`: take what was submitted; drop whose reader has left or whose deadline has passed.
 //! 2. `scheduler`: decide which rows of which sequences are computed; a value, `Plan`.
 //! 3. `step`: lay the rows out by adapter, and compute.
-//! 4. `answer`, `sampler`: draw a token per sequence that is up to date; commit; tell the readers.
+//! 4. `answer`, `sampler`, `pooling`: draw a token per sequence that is up to date, or add up what is to be a vector; commit; tell the
+//!    readers.
 //!
 //! Where an answer must have a form, a `guide` says after each token which may be next, on threads of its own while the next
 //! step is computed.
@@ -19,6 +20,7 @@ mod guide;
 mod inbox;
 mod job;
 mod pages;
+mod pooling;
 mod prefix;
 mod rng;
 mod sampler;
@@ -54,7 +56,7 @@ use self::{
 };
 pub use self::{
     guide::{Allowed, Guide, Lost, TokenSet},
-    job::{Event, Failure, Finish, Job, Lane, Logprob, Refused, Salt, Sampling, Scope},
+    job::{Event, Failure, Finish, Job, Lane, Logprob, Pooling, Refused, Salt, Sampling, Scope},
     stats::{Ends, Histogram, Stats},
     stream::TokenStream,
 };
@@ -107,6 +109,7 @@ pub struct Engine {
 struct Shared {
     inbox: Arc<Inbox>,
     vocab: usize,
+    hidden: usize,
     context: usize,
     keep_prefixes: bool,
     /// Closed when the thread has ended.
@@ -134,7 +137,7 @@ impl Engine {
         let settings = settings.sound();
         let max_jobs = settings.max_running.saturating_add(settings.max_waiting);
         let inbox = Arc::new(Inbox::new(max_jobs));
-        let (vocab, context) = (network.vocab(), network.context());
+        let (vocab, hidden, context) = (network.vocab(), network.hidden(), network.context());
         let (sender, alive) = watch::channel(());
         let guides = Guides::start(&inbox)?;
         let worker = Worker::new(network, &settings, (Arc::clone(&inbox), guides), sender);
@@ -143,28 +146,39 @@ impl Engine {
         let context = context.min(settings.context).min(settings.pages.saturating_mul(PAGE));
         let thread = Some(thread);
         let keep_prefixes = settings.keep_prefixes;
-        let shared = Shared { inbox, vocab, context, keep_prefixes, alive, thread };
+        let shared = Shared { inbox, vocab, hidden, context, keep_prefixes, alive, thread };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Puts a job in line. Never waits.
     pub fn submit(&self, job: Job) -> Result<TokenStream, Refused> {
-        let Shared { vocab, context, keep_prefixes, ref inbox, .. } = *self.shared;
+        self.check(&job.prompt, job.max_tokens)?;
+        let lane = job.lane;
+        let (mut answer, stream) = Answer::new(job, Instant::now());
+        if self.shared.keep_prefixes {
+            answer.name_pages();
+        }
+        self.shared.inbox.put(answer, lane)?;
+        Ok(stream)
+    }
+
+    /// Refuses what no engine of this network and size could answer: a bad prompt, or one that with so many more tokens is too long.
+    pub fn check(&self, prompt: &[u32], max_tokens: usize) -> Result<(), Refused> {
+        let Shared { vocab, context, .. } = *self.shared;
         let known = |id: &u32| usize::try_from(*id).is_ok_and(|id| id < vocab);
-        if job.prompt.is_empty() || !job.prompt.iter().all(known) {
+        if prompt.is_empty() || !prompt.iter().all(known) {
             return Err(Refused::BadPrompt { vocab });
         }
-        let tokens = job.prompt.len().saturating_add(job.max_tokens);
+        let tokens = prompt.len().saturating_add(max_tokens);
         if tokens > context {
             return Err(Refused::TooLong { tokens, context });
         }
-        let lane = job.lane;
-        let (mut answer, stream) = Answer::new(job, Instant::now());
-        if keep_prefixes {
-            answer.name_pages();
-        }
-        inbox.put(answer, lane)?;
-        Ok(stream)
+        Ok(())
+    }
+
+    /// Numbers in the vector of a pooled prompt.
+    pub fn hidden(&self) -> usize {
+        self.shared.hidden
     }
 
     /// The numbers after the latest step. Whoever has seen a job's end finds it counted.

@@ -13,6 +13,16 @@ use crate::{lora::Digest, model::PAGE};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SequenceId(pub(crate) u64);
 
+/// What is wanted of a position beside its keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Logits `[vocab]`.
+    #[default]
+    Logits,
+    /// The hidden state `[hidden]`.
+    States,
+}
+
 /// One request as the scheduler sees it: tokens known, and how many of them are computed.
 ///
 /// - Prompt and answer are not told apart: what is known and not computed is pending.
@@ -28,8 +38,10 @@ pub(crate) struct Sequence {
     computed: usize,
     /// Tokens that its lane has been charged for, or got for nothing; never fewer than are computed.
     paid: usize,
-    /// Positions whose logits somebody still wants, computed or not.
+    /// Positions of which somebody still wants something, computed or not.
     wanted: Range<usize>,
+    /// What that is.
+    outcome: Outcome,
     /// Whose prefixes it may use, and may use its.
     scope: Scope,
     /// Names of the pages that its known tokens fill; empty where prefixes are not kept.
@@ -59,6 +71,7 @@ impl Sequence {
             computed: 0,
             paid: 0,
             wanted,
+            outcome: Outcome::default(),
             scope: Scope::default(),
             keys: Vec::new(),
             kept: 0,
@@ -70,6 +83,11 @@ impl Sequence {
     /// The same, with names for the pages that the prompt fills.
     pub(crate) fn keyed(self, scope: Scope, keys: Vec<Key>) -> Self {
         Self { scope, keys, ..self }
+    }
+
+    /// The same, which wants this of its positions.
+    pub(crate) fn wanting(self, outcome: Outcome) -> Self {
+        Self { outcome, ..self }
     }
 
     /// Its name.
@@ -117,7 +135,8 @@ impl Sequence {
         self.passed_over += 1;
     }
 
-    /// Takes over pages that hold its prefix: their positions need not be computed. Those whose logits are wanted are not among them.
+    /// Takes over pages that hold its prefix: their positions need not be computed. Those of which something is wanted are not among
+    /// them.
     pub(crate) fn adopt(&mut self, pages: &mut Pages) {
         let mut table = mem::take(&mut self.pages);
         pages.adopt(self.prefix(), &mut table);
@@ -140,8 +159,11 @@ impl Sequence {
 
     /// Pending rows it may take in one step that has `scores` logit rows left for prompts.
     ///
-    /// One logit row is always its own, so it can always go on.
+    /// One logit row is always its own, so it can always go on. States are small: they need no bound but that of rows.
     pub(crate) fn reach(&self, scores: usize) -> usize {
+        if self.outcome == Outcome::States {
+            return self.pending();
+        }
         let unscored = self.wanted.start.saturating_sub(self.computed);
         self.pending().min(unscored.saturating_add(scores).saturating_add(1))
     }
@@ -160,16 +182,17 @@ impl Sequence {
     pub(crate) fn part(&self, rows: usize) -> Part {
         let end = self.computed + rows;
         let first = self.wanted.start.clamp(self.computed, end);
-        Part {
-            id: self.id,
-            adapter: self.adapter,
-            rows: self.computed..end,
-            sampled: first..self.wanted.end.clamp(first, end),
-            completes: end == self.tokens,
-        }
+        let (wanted, none) = (first..self.wanted.end.clamp(first, end), first..first);
+        let (sampled, pooled) = match self.outcome {
+            Outcome::Logits => (wanted, none),
+            Outcome::States => (none, wanted),
+        };
+        let rows = self.computed..end;
+        let completes = end == self.tokens;
+        Part { id: self.id, adapter: self.adapter, rows, sampled, pooled, completes }
     }
 
-    /// `part` is computed and its logits are taken; returns how many tokens of it were never computed before.
+    /// `part` is computed and what was wanted of it is taken; returns how many tokens of it were never computed before.
     pub(crate) fn commit(&mut self, part: &Part, pages: &mut Pages) -> usize {
         self.computed = part.rows.end;
         let unpaid = self.computed.saturating_sub(self.paid);
@@ -209,6 +232,8 @@ pub(crate) struct Part {
     pub(crate) rows: Range<usize>,
     /// Those positions among them that want logits.
     pub(crate) sampled: Range<usize>,
+    /// Those positions among them whose hidden states are pooled.
+    pub(crate) pooled: Range<usize>,
     /// After them the sequence has nothing pending.
     pub(crate) completes: bool,
 }
@@ -221,7 +246,7 @@ impl Part {
 
     /// A token is drawn from its last row.
     pub(crate) fn draws(&self) -> bool {
-        self.completes && self.sampled.end == self.rows.end
+        self.completes && !self.sampled.is_empty() && self.sampled.end == self.rows.end
     }
 }
 
@@ -255,6 +280,22 @@ mod tests {
         assert_eq!((sequence.pending(), pages.free()), (10, 4));
         assert_eq!(sequence.part(10).sampled, 7..10);
         assert_eq!(sequence.reach(0), 8, "seven rows again, and one that is its own");
+    }
+
+    #[test]
+    fn states_are_pooled_once_and_bounded_by_nothing_but_rows() {
+        let mut pages = Pages::new(8);
+        let mut mean = sequence(100, 0..100).wanting(Outcome::States);
+        assert_eq!(mean.reach(0), 100);
+        let part = mean.part(60);
+        assert_eq!((part.pooled.clone(), part.sampled.is_empty()), (0..60, true));
+        mean.occupy(60, &mut pages);
+        mean.commit(&part, &mut pages);
+        mean.vacate(&mut pages);
+        let part = mean.part(100);
+        assert_eq!((part.pooled.clone(), part.completes, part.draws()), (60..100, true, false));
+        let last = sequence(10, 9..10).wanting(Outcome::States).part(10);
+        assert_eq!((last.pooled.clone(), last.sampled.len(), last.draws()), (9..10, 0, false));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use super::{
     answer::Answer,
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     lora::{Adapter, LoraBatch},
-    model::{Kv, KvType, Llama, SequenceRows, Step},
+    model::{Kv, KvType, Llama, Outputs, SequenceRows, Step},
 };
 
 /// What the worker asks of a network and its KV memory. The tests have one that can be computed by hand.
@@ -19,12 +19,24 @@ pub(crate) trait Forward: Send + 'static {
     /// Size of the vocabulary.
     fn vocab(&self) -> usize;
 
+    /// Numbers in a hidden state.
+    fn hidden(&self) -> usize;
+
     /// Most positions of one sequence.
     fn context(&self) -> usize;
 
-    /// Logits `[batch.sample, vocab]`, row-major. An error may spoil the places of this batch's rows and no others:
+    /// What the batch wants of its rows. An error may spoil the places of this batch's rows and no others:
     /// pages hold what other sequences use too.
-    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>>;
+    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Results>;
+}
+
+/// What a step gives beside keys and values, row-major.
+#[derive(Debug, Default)]
+pub(crate) struct Results {
+    /// `[batch.sample, vocab]`
+    pub(crate) logits: Vec<f32>,
+    /// `[batch.pool, hidden]`
+    pub(crate) states: Vec<f32>,
 }
 
 /// The rows of one step, flat: part after part, those of one adapter together.
@@ -38,6 +50,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) adapters: Vec<(Range<usize>, Arc<Adapter>)>,
     /// Rows that want logits, ascending.
     pub(crate) sample: Vec<u32>,
+    /// Rows whose hidden states are pooled, ascending.
+    pub(crate) pool: Vec<u32>,
 }
 
 impl<'a> Batch<'a> {
@@ -52,6 +66,7 @@ impl<'a> Batch<'a> {
             sequences: Vec::with_capacity(parts.len()),
             adapters: Vec::new(),
             sample: Vec::new(),
+            pool: Vec::new(),
         };
         for part in parts {
             batch.push(part, answer(part.id), scheduler.table(part.id));
@@ -63,9 +78,9 @@ impl<'a> Batch<'a> {
         let start = self.tokens.len();
         self.tokens.extend_from_slice(answer.tokens(part.rows.clone()));
         let rows = start..self.tokens.len();
-        self.sample.extend(
-            part.sampled.clone().map(|position| narrow(start + position - part.rows.start)),
-        );
+        let row = |position| narrow(start + position - part.rows.start);
+        self.sample.extend(part.sampled.clone().map(row));
+        self.pool.extend(part.pooled.clone().map(row));
         if let Some(adapter) = answer.adapter() {
             match self.adapters.last_mut() {
                 Some((range, last)) if last.digest() == adapter.digest() => range.end = rows.end,
@@ -79,6 +94,10 @@ impl<'a> Batch<'a> {
 /// Rows and positions are below the context, and that is below 2^32.
 fn narrow(index: usize) -> u32 {
     u32::try_from(index).expect("a context is below 2^32")
+}
+
+fn flat(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
 }
 
 /// The real network with its KV memory.
@@ -101,18 +120,24 @@ impl Forward for Network {
         self.llama.spec().vocab
     }
 
+    fn hidden(&self) -> usize {
+        self.llama.spec().hidden
+    }
+
     fn context(&self) -> usize {
         self.llama.spec().context
     }
 
-    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>> {
+    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Results> {
         let lora = LoraBatch::new(batch.adapters);
         let step = Step {
             tokens: &batch.tokens,
             sequences: &batch.sequences,
             lora: &lora,
             sample: &batch.sample,
+            pool: &batch.pool,
         };
-        self.llama.forward(&step, &mut self.kv)?.flatten_all()?.to_vec1()
+        let Outputs { logits, states } = self.llama.forward(&step, &mut self.kv)?;
+        Ok(Results { logits: flat(&logits)?, states: flat(&states)? })
     }
 }

@@ -11,11 +11,11 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    Allowed, Engine, Event, Failure, Finish, Guide, Job, Lane, Lost, Refused, Salt, Sampling,
-    Scope, Settings, Stats, TokenStream,
+    Allowed, Engine, Event, Failure, Finish, Guide, Job, Lane, Lost, Pooling, Refused, Salt,
+    Sampling, Scope, Settings, Stats, TokenStream,
     fake::{self, Fake, Watch},
     sampler::{self, Limits, Sampler},
-    step::{Batch, Forward},
+    step::{Batch, Forward, Results},
 };
 use crate::lora::Lease;
 
@@ -32,6 +32,7 @@ struct Wish {
     stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
+    pooling: Option<Pooling>,
     lane: u32,
     scope: u32,
 }
@@ -48,6 +49,7 @@ impl Wish {
             stop_tokens: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
+            pooling: None,
             lane: 0,
             scope: 0,
         }
@@ -64,6 +66,7 @@ impl Wish {
             stop_tokens: self.stop_tokens.clone().into(),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
+            pooling: self.pooling,
             lane: Lane(self.lane),
             scope: Scope(self.scope),
             salt: Salt::default(),
@@ -83,6 +86,10 @@ impl Wish {
         let mut tokens = self.prompt.clone();
         let mut sampler = Sampler::new(self.sampling.clone(), &tokens);
         let adapter = self.adapter.map(fake::digest);
+        if let Some(pooling) = self.pooling {
+            let pooled = pooled(&fake::states(&tokens, adapter), pooling);
+            return vec![Event::Pooled(pooled), Event::Finished(Finish::Length)];
+        }
         if let Some(top) = self.prompt_logprobs {
             let score = |end| {
                 let logits = fake::logits(&tokens[..end], adapter);
@@ -124,6 +131,16 @@ impl Wish {
         events.push(Event::Finished(Finish::Length));
         events
     }
+}
+
+/// All states at once, in the order of their positions.
+fn pooled(states: &[Vec<f32>], pooling: Pooling) -> Vec<f32> {
+    let states = if pooling == Pooling::Mean { states } else { &states[states.len() - 1..] };
+    let sum = |at: usize| states.iter().fold(0.0, |sum, state| sum + f64::from(state[at]));
+    let sums: Vec<f64> = (0..fake::HIDDEN).map(sum).collect();
+    let length = sums.iter().fold(0.0, |squares, sum| squares + sum * sum).sqrt();
+    #[expect(clippy::cast_possible_truncation, reason = "as the engine rounds it")]
+    sums.iter().map(|sum| (sum / length) as f32).collect()
 }
 
 fn settings() -> Settings {
@@ -206,15 +223,23 @@ fn wishes() -> impl Strategy<Value = Wish> {
         prop::option::of(0..4_usize),
         prop::option::of(0..4_usize),
         (0..3_u32, 0..2_u32),
-        (0..20_usize, prop::option::of(any::<u64>())),
+        (
+            (0..20_usize, prop::option::of(any::<u64>())),
+            prop_oneof![
+                3 => Just(None),
+                1 => Just(Some(Pooling::Mean)),
+                1 => Just(Some(Pooling::Last)),
+            ],
+        ),
     )
         .prop_map(|parts| {
             let (prompt, adapter, sampling, max_tokens, stop_tokens, logprobs, scores, whose, form) =
                 parts;
             let mut wish = Wish::of(&prompt, max_tokens);
             wish = Wish { adapter, sampling, stop_tokens, logprobs, ..wish };
-            let (min_tokens, guide) = form;
-            Wish { prompt_logprobs: scores, lane: whose.0, scope: whose.1, min_tokens, guide, ..wish }
+            let ((min_tokens, guide), pooling) = form;
+            wish = Wish { min_tokens, guide, pooling, ..wish };
+            Wish { prompt_logprobs: scores, lane: whose.0, scope: whose.1, ..wish }
         })
 }
 
@@ -497,13 +522,18 @@ impl Forward for Deadly {
         fake::VOCAB
     }
 
+    fn hidden(&self) -> usize {
+        fake::HIDDEN
+    }
+
     fn context(&self) -> usize {
         fake::CONTEXT
     }
 
-    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>> {
+    fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Results> {
         self.computed = true;
-        Ok(vec![0.0; batch.sample.len() * fake::VOCAB])
+        let logits = vec![0.0; batch.sample.len() * fake::VOCAB];
+        Ok(Results { logits, states: Vec::new() })
     }
 }
 
@@ -584,6 +614,31 @@ async fn a_prompt_alone_is_only_scored() {
         }
     }
     assert_eq!(engine.stats().generated_tokens, 0);
+}
+
+#[tokio::test]
+async fn a_prompt_is_pooled_whole_and_its_pages_serve_others() {
+    let (engine, watch) = engine(settings());
+    let prompt: Vec<u32> = (0..70).map(|at| at % 20).collect();
+    let ask = async |wish: Wish| {
+        let (events, cached) = all_and_cached(engine.submit(wish.job()).unwrap()).await;
+        assert_eq!(events, wish.alone());
+        cached
+    };
+    let of = |pooling| Wish { pooling: Some(pooling), ..Wish::of(&prompt, 0) };
+    assert_eq!(ask(of(Pooling::Mean)).await, 0);
+    assert_eq!(ask(Wish::of(&prompt, 9)).await, 64, "pages are pages");
+    assert_eq!(ask(of(Pooling::Mean)).await, 0, "each position's state is wanted");
+    assert_eq!(ask(of(Pooling::Last)).await, 64, "only the last one's is");
+    assert_eq!((watch.seen().pooled, watch.seen().sampled), (32, 1));
+    let also = Wish { max_tokens: 9, prompt_logprobs: Some(1), ..of(Pooling::Mean) };
+    assert_eq!(ask(also).await, 0, "nothing is generated or scored");
+    let bad = Wish { pooling: Some(Pooling::Mean), ..Wish::of(&[1, fake::OVERFLOWS, 2], 0) };
+    let told = all(engine.submit(bad.job()).unwrap()).await;
+    assert_eq!(told, [Event::Failed(Failure::NotANumber)]);
+    let stats = engine.stats();
+    assert_nothing_held(&stats);
+    assert_eq!((stats.generated_tokens, stats.decode_seconds.count()), (9, 1));
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use super::{
     scheduler::{Plan, Scheduler},
     sequence::{Part, SequenceId},
     stats::{End, Stats},
-    step::{Batch, Forward},
+    step::{Batch, Forward, Results},
 };
 
 /// A step counts as mixed from so many rows of adapters on...
@@ -156,34 +156,33 @@ impl<F: Forward> Worker<F> {
         }
         // A step takes long: who runs in it is seen meanwhile, and who was ended before it hears of that.
         self.publish();
-        let logits = self.compute(&plan);
+        let results = self.compute(&plan);
         let done = Instant::now();
         self.count(&plan);
         self.stats.step_seconds.record(done.saturating_duration_since(now));
-        match logits {
-            Some(logits) => self.commit(&plan, &logits, done),
+        match results {
+            Some(results) => self.commit(&plan, &results, done),
             None => {
                 plan.parts.iter().for_each(|part| self.end(part.id, End::Failed(Failure::Step)));
             }
         }
     }
 
-    /// The logits of all rows of `plan` that want some, or `None` if they cannot be had.
-    fn compute(&mut self, plan: &Plan) -> Option<Vec<f32>> {
+    /// What the rows of `plan` want, or `None` if it cannot be had.
+    fn compute(&mut self, plan: &Plan) -> Option<Results> {
         let answers = &self.answers;
         let batch = Batch::new(&plan.parts, &self.scheduler, |id| &answers[&id]);
-        let expected = batch.sample.len() * self.network.vocab();
+        let logits = batch.sample.len() * self.network.vocab();
+        let states = batch.pool.len() * self.network.hidden();
+        let expected = |got: &Results| got.logits.len() == logits && got.states.len() == states;
         let network = &mut self.network;
         // Whatever it leaves half done lies where this step's rows are, in pages without a name: they are given back with
         // their sequences, and nobody else has them.
         match catch_unwind(AssertUnwindSafe(|| network.forward(batch))) {
-            Ok(Ok(logits)) if logits.len() == expected => return Some(logits),
-            Ok(Ok(logits)) => {
-                tracing::error!(
-                    expected,
-                    got = logits.len(),
-                    "a step gave a wrong number of logits"
-                );
+            Ok(Ok(results)) if expected(&results) => return Some(results),
+            Ok(Ok(Results { logits, states })) => {
+                let (logits, states) = (logits.len(), states.len());
+                tracing::error!(logits, states, "a step gave a wrong number of logits or states");
             }
             Ok(Err(error)) => {
                 tracing::error!(%error, sequences = plan.parts.len(), "a step failed");
@@ -193,24 +192,26 @@ impl<F: Forward> Worker<F> {
         None
     }
 
-    /// Hands each part its logits.
-    fn commit(&mut self, plan: &Plan, logits: &[f32], now: Instant) {
-        let vocab = self.network.vocab();
-        let mut rest = logits;
+    /// Hands each part what it wants.
+    fn commit(&mut self, plan: &Plan, results: &Results, now: Instant) {
+        let (vocab, hidden) = (self.network.vocab(), self.network.hidden());
+        let (mut logits, mut states) = (&*results.logits, &*results.states);
         for part in &plan.parts {
-            let (own, others) = rest.split_at(part.sampled.len() * vocab);
-            rest = others;
-            self.advance(part, own, now);
+            let (own_logits, other_logits) = logits.split_at(part.sampled.len() * vocab);
+            let (own_states, other_states) = states.split_at(part.pooled.len() * hidden);
+            (logits, states) = (other_logits, other_states);
+            self.advance(part, (own_logits, own_states), now);
         }
     }
 
-    /// `part` is computed, its logits are `[part.sampled, vocab]`.
-    fn advance(&mut self, part: &Part, logits: &[f32], now: Instant) {
+    /// `part` is computed, its logits are `[part.sampled, vocab]` and its states `[part.pooled, hidden]`.
+    fn advance(&mut self, part: &Part, (logits, states): (&[f32], &[f32]), now: Instant) {
         self.scheduler.commit(part);
         let answer = self.answer(part.id);
         let known = answer.generated();
         let passed = answer.pass_prompt(part.rows.end, now);
-        let next = answer.accept(part, logits);
+        let pooled = answer.pool(part, states).map_err(Undrawn::from);
+        let next = pooled.and_then(|()| answer.accept(part, logits));
         if let Some((tokens, seconds)) = passed {
             self.stats.prompt_tokens += tokens as u64;
             self.stats.prefill_seconds.record(seconds);
@@ -316,14 +317,18 @@ mod tests {
             2
         }
 
+        fn hidden(&self) -> usize {
+            1
+        }
+
         fn context(&self) -> usize {
             16
         }
 
-        fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Vec<f32>> {
+        fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Results> {
             self.begun.send(()).unwrap();
             self.go.recv().unwrap();
-            Ok(vec![0.0; batch.sample.len() * 2])
+            Ok(Results { logits: vec![0.0; batch.sample.len() * 2], states: vec![] })
         }
     }
 
@@ -351,6 +356,7 @@ mod tests {
             stop_tokens: Arc::new([]),
             logprobs: None,
             prompt_logprobs: None,
+            pooling: None,
             lane: Lane::default(),
             scope: Scope::default(),
             salt: Salt::default(),

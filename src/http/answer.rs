@@ -123,6 +123,7 @@ impl Answer {
                 self.prompt = Some(scores);
                 Ok(self.piece(String::new(), None, None))
             }
+            Event::Pooled(_) => Ok(Piece::default()),
             Event::Token { id, logprob } => Ok(self.token(id, logprob)),
             Event::Finished(finish) => Ok(self.finish(finish)),
             Event::Failed(failure) => Err(failure),

@@ -24,7 +24,7 @@ use super::{
     chat, completions,
     deadline::Deadline,
     desks::{Asker, Desks},
-    dialect,
+    dialect, embeddings,
     error::ApiError,
     generator::Generator,
     guard::{self, Guard},
@@ -463,6 +463,7 @@ impl App {
             .route("/", post(lorax::either))
             .route("/generate", post(lorax::generate))
             .route("/generate_stream", post(lorax::generate_stream))
+            .route("/v1/embeddings", post(embeddings::create))
             .route("/v1/models", get(models::list))
             .route("/v1/models/{*id}", get(models::show))
             .route("/v1/adapters", get(adapters::list))

@@ -126,6 +126,12 @@ impl Play {
         Self::Events(tokens(text).chain([Event::Finished(Finish::Length)]).collect())
     }
 
+    /// A vector.
+    pub(super) fn pooled(numbers: [f32; SITES.hidden]) -> Self {
+        let events = [Event::Begun { cached: 0 }, Event::Pooled(numbers.to_vec())];
+        Self::Events(events.into_iter().chain([Event::Finished(Finish::Length)]).collect())
+    }
+
     /// An answer that breaks off.
     pub(super) fn fail(text: &str, failure: Failure) -> Self {
         Self::Events(tokens(text).chain([Event::Failed(failure)]).collect())
@@ -204,6 +210,19 @@ impl Generator for Scripted {
             self.hanging.lock().unwrap().push((sender, lease));
         }
         Ok(TokenStream::new(receiver))
+    }
+
+    fn check(&self, prompt: &[u32], max_tokens: usize) -> Result<(), Refused> {
+        let tokens = prompt.len() + max_tokens;
+        if tokens > CONTEXT {
+            return Err(Refused::TooLong { tokens, context: CONTEXT });
+        }
+        let known = prompt.iter().all(|id| *id <= SPECIAL);
+        if known { Ok(()) } else { Err(Refused::BadPrompt { vocab: SITES.vocab }) }
+    }
+
+    fn hidden(&self) -> usize {
+        SITES.hidden
     }
 
     fn context(&self) -> usize {

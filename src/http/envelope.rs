@@ -34,9 +34,14 @@ impl Envelope {
     }
 
     /// Adds the header that says who answered.
-    pub(super) fn seal(&self, mut response: Response) -> Response {
-        let voice = HeaderValue::try_from(self.voice.to_string()).expect("names are ASCII");
-        response.headers_mut().insert(ADAPTER, voice);
-        response
+    pub(super) fn seal(&self, response: Response) -> Response {
+        seal(&self.voice, response)
     }
+}
+
+/// Adds the header that says who answered.
+pub(super) fn seal(voice: &Voice, mut response: Response) -> Response {
+    let voice = HeaderValue::try_from(voice.to_string()).expect("names are ASCII");
+    response.headers_mut().insert(ADAPTER, voice);
+    response
 }

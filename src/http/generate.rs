@@ -21,6 +21,7 @@ use super::{
     envelope::Envelope,
     error::ApiError,
     form::FormGuide,
+    lend::{lend, share},
     metrics::Latency,
     sampling::{Ends, Terms},
     select::Voice,
@@ -29,7 +30,7 @@ use super::{
     wire::{prompt::MAX_CHOICES, usage::Usage},
 };
 use crate::{
-    adapter::{Adapter, Lease, Revision, Wanted},
+    adapter::Lease,
     engine::{Event, Failure, Guide, Job, Lane, Salt, Scope, TokenStream},
     tenant::{Permit, TenantId},
     text::{Detok, Dialect, Stops},
@@ -106,7 +107,7 @@ impl Answers {
             .iter()
             .map(|prompt| order.budget(prompt.len(), context))
             .collect::<Result<_, _>>()?;
-        let lease = order.lease(app).await?;
+        let lease = lend(app, order.tenant, (&order.voice, &order.requested)).await?;
         let prompt_tokens = order.prompts.iter().map(Vec::len).sum();
         let mut tally = None;
         let mut choices: Vec<BoxStream<'static, Numbered>> = Vec::new();
@@ -215,48 +216,6 @@ impl Order {
         Tally::new(app.ledger().clone(), self.tenant, &self.voice)
     }
 
-    async fn lease(&self, app: &App) -> Result<Option<Arc<Lease>>, ApiError> {
-        match &self.voice {
-            Voice::Base => Ok(None),
-            Voice::Adapter(revision) => self.lease_of(app, revision).await.map(Some),
-            Voice::Mix(parts) => {
-                let (mut leases, mut mixed) = (Vec::new(), Vec::new());
-                for (revision, weight) in parts {
-                    let lease = self.lease_of(app, revision).await?;
-                    mixed.push((Arc::clone(lease.adapter()), *weight));
-                    leases.push(lease);
-                }
-                let mix = Adapter::mix(mixed).map_err(|not| ApiError::not_mixable(&not))?;
-                Ok(Some(Arc::new(Lease::new(Arc::new(mix), move || drop(leases)))))
-            }
-        }
-    }
-
-    async fn lease_of(&self, app: &App, revision: &Revision) -> Result<Arc<Lease>, ApiError> {
-        let refusal = match app.adapters().lease(self.tenant, revision).await {
-            Ok(lease) => return Ok(Arc::new(lease)),
-            Err(refusal) => refusal,
-        };
-        if !refusal.is_gone() {
-            return Err(ApiError::not_lent(&refusal, &self.requested));
-        }
-        // Another server may have replaced or deleted it a moment ago.
-        app.adapters().refresh().await.map_err(|error| ApiError::unreachable(&error))?;
-        let resolve = |wanted| app.adapters().resolve(self.tenant, &wanted, None);
-        let now = resolve(Wanted::Version(revision.name.clone(), revision.version))
-            .or_else(|| resolve(Wanted::Active(revision.name.clone())));
-        Err(match now {
-            None => ApiError::model_not_found(&self.requested),
-            Some(now) if now != *revision => {
-                ApiError::overloaded("the adapter was replaced meanwhile: ask again")
-            }
-            Some(_) => {
-                tracing::error!(adapter = %revision, "the store has lost an adapter's files");
-                ApiError::not_lent(&refusal, &self.requested)
-            }
-        })
-    }
-
     fn job(
         &self,
         app: &App,
@@ -274,6 +233,7 @@ impl Order {
             stop_tokens: self.stop_tokens(app),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
+            pooling: None,
             // Tenants share the engine fairly, and nothing that one has computed tells another of it.
             lane: Lane(self.tenant.number()),
             scope: Scope(self.tenant.number()),
@@ -308,12 +268,6 @@ impl Order {
             Opening::Continuing => detok.after(prompt),
         }
     }
-}
-
-/// Another claim on what is lent: one lease from the cache serves all choices of a request.
-fn share(lease: &Arc<Lease>) -> Lease {
-    let held = Arc::clone(lease);
-    Lease::new(Arc::clone(lease.adapter()), move || drop(held))
 }
 
 /// One choice that has not ended.

@@ -9,6 +9,12 @@ pub(super) trait Generator: fmt::Debug + Send + Sync + 'static {
     /// Puts a job in line. Never waits.
     fn submit(&self, job: Job) -> Result<TokenStream, Refused>;
 
+    /// Refuses what could never be answered.
+    fn check(&self, prompt: &[u32], max_tokens: usize) -> Result<(), Refused>;
+
+    /// Numbers in the vector of a prompt.
+    fn hidden(&self) -> usize;
+
     /// Most tokens of one sequence, prompt and answer together.
     fn context(&self) -> usize;
 
@@ -22,6 +28,14 @@ pub(super) trait Generator: fmt::Debug + Send + Sync + 'static {
 impl Generator for Engine {
     fn submit(&self, job: Job) -> Result<TokenStream, Refused> {
         Self::submit(self, job)
+    }
+
+    fn check(&self, prompt: &[u32], max_tokens: usize) -> Result<(), Refused> {
+        Self::check(self, prompt, max_tokens)
+    }
+
+    fn hidden(&self) -> usize {
+        Self::hidden(self)
     }
 
     fn context(&self) -> usize {

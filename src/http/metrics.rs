@@ -153,7 +153,7 @@ impl Latency {
                 }
             }
             Event::Finished(_) => self.latencies.whole.observe(whole(now - self.began)),
-            Event::Begun { .. } | Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Begun { .. } | Event::Prompt(_) | Event::Pooled(_) | Event::Failed(_) => {}
         }
     }
 }

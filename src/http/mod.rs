@@ -10,6 +10,7 @@
 //!   tokens into text, `logprobs` writes scores.
 //! - `chat`, `completions`, `responses`, `messages` and `lorax` are five forms of that: each only reads its fields and writes its
 //!   answers, which `delivery` sends whole, or by `sse` as they grow.
+//! - `embeddings` reads and generates nothing; `lend` is what all of these have an adapter by.
 //! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
 //! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read;
 //!   in `linger` clients that are still sending get to read why they were refused.
@@ -35,12 +36,14 @@ mod deadline;
 mod delivery;
 mod desks;
 mod dialect;
+mod embeddings;
 mod envelope;
 mod error;
 mod form;
 mod generate;
 mod generator;
 mod guard;
+mod lend;
 mod linger;
 mod logprobs;
 mod lorax;

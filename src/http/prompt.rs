@@ -131,12 +131,17 @@ impl Encoder {
         Ok(self.text.encode(prompt, framing)?)
     }
 
-    /// Tokens of a prompt. Ids are taken as they are; the engine refuses those that the model does not have.
+    /// Tokens of what a client sent. Ids are taken as they are; the engine refuses those that the model does not have.
+    pub(super) fn ids(&self, prompt: &Prompt, framing: Framing) -> Result<Vec<u32>, ApiError> {
+        match prompt {
+            Prompt::Text(prompt) => self.text(prompt, framing),
+            Prompt::Ids(ids) => Ok(ids.clone()),
+        }
+    }
+
+    /// Tokens of a prompt, of which there is at least one.
     pub(super) fn prompt(&self, prompt: &Prompt, framing: Framing) -> Result<Vec<u32>, ApiError> {
-        let ids = match prompt {
-            Prompt::Text(prompt) => self.text(prompt, framing)?,
-            Prompt::Ids(ids) => ids.clone(),
-        };
+        let ids = self.ids(prompt, framing)?;
         if ids.is_empty() {
             return Err(ApiError::invalid("prompt", "the prompt must have at least one token"));
         }

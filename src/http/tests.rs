@@ -3,6 +3,7 @@
 mod answers;
 mod connections;
 mod doors;
+mod embeddings;
 mod lorax;
 mod messages;
 mod operations;

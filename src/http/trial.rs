@@ -45,6 +45,7 @@ impl<'a> EngineTrial<'a> {
             stop_tokens: [].into(),
             logprobs: Some(LIKELIEST),
             prompt_logprobs: Some(LIKELIEST),
+            pooling: None,
             // In nobody's line, and for nobody to find.
             lane: Lane(u32::MAX),
             scope: Scope(u32::MAX),
@@ -62,7 +63,7 @@ impl<'a> EngineTrial<'a> {
                 Event::Finished(_) => return Ok(scores),
                 Event::Failed(Failure::NotANumber) => return Err(Unproved::NotFinite),
                 Event::Failed(failure) => return Err(not_now(failure.to_string())),
-                Event::Begun { .. } => {}
+                Event::Begun { .. } | Event::Pooled(_) => {}
             }
         }
         Err(not_now("the engine has ended".to_owned()))
@@ -87,6 +88,7 @@ impl<'a> EngineTrial<'a> {
             stop_tokens: Arc::clone(text.stop_tokens()),
             logprobs: None,
             prompt_logprobs: None,
+            pooling: None,
             lane: Lane(u32::MAX),
             scope: Scope(u32::MAX),
             salt: Salt::default(),

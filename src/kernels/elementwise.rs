@@ -4,9 +4,12 @@
 
 use std::ops::Range;
 
-use candle_core::Result;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 
-use super::simd::{Kernel, LANES, Simd, Tier};
+use super::{
+    simd::{Kernel, LANES, Simd, Tier},
+    slice_of,
+};
 
 /// The gain of a normalisation for some rows of a step, in the place of the base's own.
 #[derive(Debug, Clone)]
@@ -34,6 +37,34 @@ impl RmsNorm<'_> {
         let own = self.gains.iter().find(|own| own.rows.contains(&row));
         let gain = own.map_or(self.gain, |own| own.gain);
         tier.run(NormRow { x, gain, eps: self.eps, y });
+    }
+}
+
+/// The normalisation alone, `[rows, hidden] -> [rows, hidden]`: the same bits that a product takes of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Normalised<'a> {
+    /// The instructions to use.
+    pub tier: Tier,
+    /// What is done to each row.
+    pub norm: RmsNorm<'a>,
+}
+
+impl CustomOp1 for Normalised<'_> {
+    fn name(&self) -> &'static str {
+        "normalised"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, hidden) = layout.shape().dims2()?;
+        if hidden == 0 || hidden != self.norm.gain.len() {
+            candle_core::bail!("norm: a gain of {} for rows of {hidden}", self.norm.gain.len());
+        }
+        let mut y = vec![0.0; rows * hidden];
+        let given = slice_of(x, layout)?.chunks_exact(hidden);
+        for (row, (x, y)) in given.zip(y.chunks_exact_mut(hidden)).enumerate() {
+            self.norm.row(self.tier, row, x, y);
+        }
+        Ok((CpuStorage::F32(y), (rows, hidden).into()))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
     kernels::{
         attention::{Attention, Half, Write},
         dora::Change,
-        elementwise::{Angles, GainRows, RmsNorm},
+        elementwise::{Angles, GainRows, Normalised, RmsNorm},
         linear::{Input, Linear, Precision, Projection},
         lora::StackRows,
         panels::{Encoding, Panels},
@@ -33,6 +33,37 @@ pub struct Step<'a> {
     pub lora: &'a LoraBatch,
     /// The rows whose logits are wanted, ascending.
     pub sample: &'a [u32],
+    /// The rows whose hidden states are wanted, ascending.
+    pub pool: &'a [u32],
+}
+
+impl Step<'_> {
+    /// The rows of which something is wanted, ascending.
+    fn wanted(&self) -> Result<Vec<u32>> {
+        let rows = self.tokens.len();
+        if self.sequences.iter().map(|s| s.rows.len()).sum::<usize>() != rows {
+            candle_core::bail!("a step's sequences are not its {rows} rows");
+        }
+        for wanted in [self.sample, self.pool] {
+            let ascending = wanted.is_sorted_by(|one, next| one < next);
+            if !ascending || wanted.last().is_some_and(|last| *last as usize >= rows) {
+                candle_core::bail!("a step of {rows} rows does not give {wanted:?}");
+            }
+        }
+        let mut wanted = [self.sample, self.pool].concat();
+        wanted.sort_unstable();
+        wanted.dedup();
+        Ok(wanted)
+    }
+}
+
+/// What a step gives beside keys and values.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    /// `[sample, vocab]`
+    pub logits: Tensor,
+    /// `[pool, hidden]`, behind the final norm: what the head takes.
+    pub states: Tensor,
 }
 
 /// A frozen base in memory.
@@ -156,17 +187,11 @@ impl Llama {
         most.map_or(Encoding::F32, |(encoding, _)| encoding)
     }
 
-    /// Logits `[sample, vocab]` of the wanted rows, after putting every row's keys and values into `kv`.
-    pub fn forward(&self, step: &Step<'_>, kv: &mut Kv) -> Result<Tensor> {
+    /// Logits and hidden states of the wanted rows, after putting every row's keys and values into `kv`.
+    pub fn forward(&self, step: &Step<'_>, kv: &mut Kv) -> Result<Outputs> {
         let device = Device::Cpu;
         let (hidden, rows) = (self.spec.hidden, step.tokens.len());
-        if step.sequences.iter().map(|s| s.rows.len()).sum::<usize>() != rows {
-            candle_core::bail!("a step's sequences are not its {rows} rows");
-        }
-        let ascending = step.sample.is_sorted_by(|one, next| one < next);
-        if !ascending || step.sample.last().is_some_and(|last| *last as usize >= rows) {
-            candle_core::bail!("a step of {rows} rows does not sample {:?}", step.sample);
-        }
+        let wanted = step.wanted()?;
         let (cos, sin) = self.angles(step.sequences);
         let angles = Angles { cos: &cos, sin: &sin };
         let all = Rows { sequences: step.sequences, angles, lora: step.lora };
@@ -175,33 +200,49 @@ impl Llama {
             let qkv = self.linear(&x, all.lora, Norm::Attention(layer), Inputs::Qkv)?;
             self.remember(&qkv, all, layer, kv)?;
             let last = layer + 1 == self.spec.layers;
-            if last && (step.sample.is_empty() || step.sample.len() < rows) {
-                return self.sampled(step, &x, &qkv, (layer, kv));
+            if last && (wanted.is_empty() || wanted.len() < rows) {
+                x = self.last_layer(step, &wanted, (&x, &qkv), (layer, kv))?;
+            } else {
+                x = self.layer(&x, &qkv, all, (layer, kv))?;
             }
-            x = self.layer(&x, &qkv, all, (layer, kv))?;
         }
-        self.logits(&x, step.lora)
+        self.outputs(step, &wanted, &x)
     }
 
-    /// The end of a step that does not sample all its rows: of the last layer, keys and values alone are of use to the others.
-    fn sampled(
+    /// The last layer of the `wanted` rows: of the others, keys and values alone are of use.
+    fn last_layer(
         &self,
         step: &Step<'_>,
-        x: &Tensor,
-        qkv: &Tensor,
+        wanted: &[u32],
+        (x, qkv): (&Tensor, &Tensor),
         (layer, kv): (usize, &Kv),
     ) -> Result<Tensor> {
-        if step.sample.is_empty() {
-            return Tensor::zeros((0, self.spec.vocab), x.dtype(), x.device());
+        let (x, qkv) = (select(x, wanted)?, select(qkv, wanted)?);
+        if wanted.is_empty() {
+            return Ok(x);
         }
-        let sample = Tensor::from_slice(step.sample, step.sample.len(), x.device())?;
-        let (x, qkv) = (x.index_select(&sample, 0)?, qkv.index_select(&sample, 0)?);
-        let (sequences, lora) = (sampled_rows(step), step.lora.of_rows(step.sample));
+        let (sequences, lora) = (wanted_rows(step, wanted), step.lora.of_rows(wanted));
         let (cos, sin) = self.angles(&sequences);
         let angles = Angles { cos: &cos, sin: &sin };
         let rows = Rows { sequences: &sequences, angles, lora: &lora };
-        let x = self.layer(&x, &qkv, rows, (layer, kv))?;
-        self.logits(&x, &lora)
+        self.layer(&x, &qkv, rows, (layer, kv))
+    }
+
+    /// What is wanted of `x`, the `wanted` rows behind the last layer.
+    fn outputs(&self, step: &Step<'_>, wanted: &[u32], x: &Tensor) -> Result<Outputs> {
+        let of = |rows: &[u32]| {
+            if rows.len() == wanted.len() {
+                return Ok(x.clone());
+            }
+            let own = (0..).zip(wanted).filter(|(_, row)| rows.binary_search(row).is_ok());
+            select(x, &own.map(|(place, _)| place).collect::<Vec<u32>>())
+        };
+        let logits = self.logits(&of(step.sample)?, &step.lora.of_rows(step.sample))?;
+        let lora = step.lora.of_rows(step.pool);
+        let gains = lora.gains(Norm::Final);
+        let norm = Normalised { tier: self.tier, norm: self.norm(Norm::Final, &gains) };
+        let states = of(step.pool)?.apply_op1_no_bwd(&norm)?;
+        Ok(Outputs { logits, states })
     }
 
     /// What a layer makes of `x`, whose queries, keys and values are known: keys and values are in the cache.
@@ -321,6 +362,9 @@ impl Llama {
     /// `[rows, hidden] -> [rows, vocab]`, normalised first; rows whose adapter brings a head of its own go through that.
     fn logits(&self, x: &Tensor, lora: &LoraBatch) -> Result<Tensor> {
         let rows = x.dim(0)?;
+        if rows == 0 {
+            return Tensor::zeros((0, self.spec.vocab), x.dtype(), x.device());
+        }
         let mut parts = Vec::new();
         let mut part = |rows: Range<usize>, head: &Projection| -> Result<()> {
             if rows.is_empty() {
@@ -364,29 +408,37 @@ impl Llama {
     }
 }
 
-/// The rows whose logits are wanted, as rows of their own.
-fn sampled_rows<'a>(step: &Step<'a>) -> Vec<SequenceRows<'a>> {
-    let mut sampled: Vec<SequenceRows<'a>> = Vec::new();
+/// These rows of a matrix.
+fn select(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if rows.is_empty() {
+        return Tensor::zeros((0, x.dim(1)?), x.dtype(), x.device());
+    }
+    x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0)
+}
+
+/// The `wanted` rows of a step, as rows of their own.
+fn wanted_rows<'a>(step: &Step<'a>, wanted: &[u32]) -> Vec<SequenceRows<'a>> {
+    let mut found: Vec<SequenceRows<'a>> = Vec::new();
     let mut own = step.sequences.iter();
     let mut sequence = own.next();
-    for (place, row) in step.sample.iter().enumerate() {
+    for (place, row) in wanted.iter().enumerate() {
         let row = *row as usize;
         while sequence.is_some_and(|sequence| sequence.rows.end <= row) {
             sequence = own.next();
         }
         let Some(SequenceRows { rows, position, pages }) = sequence else { break };
         let position = position + (row - rows.start);
-        match sampled.last_mut() {
+        match found.last_mut() {
             Some(last)
                 if std::ptr::eq(last.pages, *pages)
                     && last.position + last.rows.len() == position =>
             {
                 last.rows.end += 1;
             }
-            _ => sampled.push(SequenceRows { rows: place..place + 1, position, pages }),
+            _ => found.push(SequenceRows { rows: place..place + 1, position, pages }),
         }
     }
-    sampled
+    found
 }
 
 impl Base for Llama {

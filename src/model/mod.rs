@@ -10,7 +10,7 @@ mod spec;
 
 pub use kv::{Kv, KvType, PAGE};
 use llama::{Layer, Weights};
-pub use llama::{Llama, Step};
+pub use llama::{Llama, Outputs, Step};
 pub use load::LoadError;
 pub use spec::{Rope, Scaling, Spec};
 

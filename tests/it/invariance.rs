@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use chorus::{
-    engine::{Engine, Event, Finish, Job, Lane, Salt, Sampling, Scope, Settings, TokenStream},
+    engine::{
+        Engine, Event, Finish, Job, Lane, Pooling, Salt, Sampling, Scope, Settings, TokenStream,
+    },
     kernels::linear::Precision,
     lora::{Adapter, Lease, Matrices},
     model::{KvType, Llama, PAGE},
@@ -13,6 +15,8 @@ use serde_json::Value;
 use crate::world::{adapter, base_gguf, fixtures, folders, json, name, shipped_adapters, tier};
 
 const REQUESTS: usize = 64;
+/// Further ones, whose prompts are pooled and not continued.
+const POOLED: usize = 16;
 /// How often all requests are made with each shape of the engine at most; once is nearly always enough.
 const ROUNDS: u64 = 5;
 /// Longer than anything here takes; reached only by a test that fails.
@@ -30,6 +34,7 @@ struct Request {
     sampling: Sampling,
     max_tokens: usize,
     prompt_logprobs: Option<usize>,
+    pooling: Option<Pooling>,
 }
 
 impl Request {
@@ -44,6 +49,7 @@ impl Request {
             stop_tokens: Arc::new([]),
             logprobs: Some(3),
             prompt_logprobs: self.prompt_logprobs,
+            pooling: self.pooling,
             lane: Lane::default(),
             scope: Scope::default(),
             salt: Salt::default(),
@@ -52,7 +58,7 @@ impl Request {
     }
 }
 
-/// Prompts of the references through base and eight adapters in turn, greedy and sampled.
+/// Prompts of the references through base and eight adapters in turn, greedy and sampled, some of them pooled.
 fn requests(llama: &Llama) -> Vec<Request> {
     let mut voices = vec![(None, "base".to_owned())];
     // Every second one in eight bits, whose neighbours are then of other types.
@@ -69,7 +75,8 @@ fn requests(llama: &Llama) -> Vec<Request> {
     let request = |index: usize| {
         let voice = index % voices.len();
         let mut prompt = prompts[voice][index / voices.len() % prompts[voice].len()].clone();
-        if index % 16 == 5 {
+        let pooled = index.checked_sub(REQUESTS);
+        if index % 16 == 5 || pooled.is_some_and(|index| index % 8 == 0) {
             // A longer one, so that chunks of prompts meet decodes.
             prompt = prompts.iter().flat_map(|all| all[0].clone()).take(200).collect();
         }
@@ -94,9 +101,10 @@ fn requests(llama: &Llama) -> Vec<Request> {
             // Some go on long enough to outgrow the pages that they began with.
             max_tokens: if index % 4 == 2 { 60 } else { 8 + index % 9 },
             prompt_logprobs: (index % 8 == 3).then_some(2),
+            pooling: pooled.map(|index| [Pooling::Mean, Pooling::Last][index % 2]),
         }
     };
-    (0..REQUESTS).map(request).collect()
+    (0..REQUESTS + POOLED).map(request).collect()
 }
 
 /// All events; floats are compared by their bits.
@@ -116,6 +124,7 @@ fn bits(events: &[Event]) -> Vec<(u32, u32)> {
     };
     let of = |event: &Event| match event {
         Event::Prompt(scores) => scores.iter().flat_map(score).collect(),
+        Event::Pooled(vector) => vector.iter().map(|number| (0, number.to_bits())).collect(),
         Event::Token { logprob, .. } => score(logprob.as_ref().unwrap()),
         Event::Begun { .. } | Event::Finished(_) | Event::Failed(_) => Vec::new(),
     };
@@ -172,7 +181,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
         context: 1024,
         step_tokens: 256,
         max_running: 64,
-        max_waiting: 64,
+        max_waiting: 128,
         slots: 16,
         keep_prefixes: false,
     };

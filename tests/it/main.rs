@@ -6,6 +6,7 @@ mod accounts;
 mod architecture;
 mod cache;
 mod cli;
+mod embeddings;
 mod forms;
 mod invariance;
 mod mixes;

@@ -97,7 +97,7 @@ impl Reference {
         }
     }
 
-    /// Rows whose logits nobody wants change none of the others, in the same step or in one before.
+    /// Rows of which nobody wants logits or states change none of the others, in the same step or in one before.
     fn check_some(llama: &Llama, adapter: Option<&Arc<Adapter>>, prompt: &[u32], all: &[Vec<f32>]) {
         let bits = |rows: Vec<Vec<f32>>| -> Vec<u32> {
             rows.into_iter().flatten().map(f32::to_bits).collect()
@@ -107,9 +107,17 @@ impl Reference {
         let sample: Vec<_> = wanted.iter().map(|row| u32::try_from(*row).unwrap()).collect();
         let mut solo = Solo::new(llama, adapter.cloned(), prompt.len());
         assert!(before.is_empty() || solo.feed_for(before, &[]).is_empty());
-        let some = solo.feed_for(after, &sample);
+        // Some are in both.
+        let pool: Vec<_> = (0..).take(after.len()).filter(|row| row % 3 == 1).collect();
+        let (some, states) = solo.feed_for_both(after, &sample, &pool);
         let want = wanted.iter().map(|row| all[before.len() + row].clone()).collect();
         assert_eq!(bits(some), bits(want));
+        let rows: Vec<_> = (0..).take(prompt.len()).collect();
+        let (none, all) =
+            Solo::new(llama, adapter.cloned(), prompt.len()).feed_for_both(prompt, &[], &rows);
+        assert!(none.is_empty());
+        let want = pool.iter().map(|row| all[before.len() + *row as usize].clone()).collect();
+        assert_eq!(bits(states), bits(want));
     }
 }
 

@@ -11,7 +11,7 @@ use chorus::{
     catalog::{HubAccess, Progress},
     kernels::{linear::Precision, simd::Tier},
     lora::{Adapter, Base, BuildError, Digest, Limits, LoraBatch, Matrices, peft},
-    model::{Kv, KvType, Llama, PAGE, SequenceRows, Step},
+    model::{Kv, KvType, Llama, Outputs, PAGE, SequenceRows, Step},
 };
 use serde_json::Value;
 
@@ -90,6 +90,16 @@ impl<'a> Solo<'a> {
 
     /// Logits after those of `tokens` whose places are in `sample`.
     pub(crate) fn feed_for(&mut self, tokens: &[u32], sample: &[u32]) -> Vec<Vec<f32>> {
+        self.feed_for_both(tokens, sample, &[]).0
+    }
+
+    /// And hidden states of those whose places are in `pool`.
+    pub(crate) fn feed_for_both(
+        &mut self,
+        tokens: &[u32],
+        sample: &[u32],
+        pool: &[u32],
+    ) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
         let rows = 0..tokens.len();
         let groups = self.adapter.iter().map(|adapter| (rows.clone(), Arc::clone(adapter)));
         let step = Step {
@@ -101,9 +111,11 @@ impl<'a> Solo<'a> {
             }],
             lora: &LoraBatch::new(groups.collect()),
             sample,
+            pool,
         };
         self.computed += tokens.len();
-        self.llama.forward(&step, &mut self.kv).unwrap().to_vec2().unwrap()
+        let Outputs { logits, states } = self.llama.forward(&step, &mut self.kv).unwrap();
+        (logits.to_vec2().unwrap(), states.to_vec2().unwrap())
     }
 }
 

@@ -2,12 +2,15 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{prompt::Prompts, usage::UsageKey};
+use super::{
+    prompt::{MAX_CHOICES, Prompts},
+    usage::UsageKey,
+};
 
 /// The fields that only completions have.
 #[derive(Debug, Deserialize)]
 pub(in crate::http) struct CompletionFields {
-    pub(in crate::http) prompt: Prompts,
+    pub(in crate::http) prompt: Prompts<MAX_CHOICES>,
     pub(in crate::http) echo: Option<bool>,
     pub(in crate::http) logprobs: Option<usize>,
     pub(in crate::http) best_of: Option<usize>,

@@ -8,6 +8,7 @@ pub(super) mod chat;
 pub(super) mod common;
 pub(super) mod completion;
 pub(super) mod content;
+pub(super) mod embedding;
 pub(super) mod error;
 pub(super) mod form;
 pub(super) mod list;

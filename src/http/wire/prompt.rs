@@ -1,4 +1,4 @@
-//! The four shapes of a completion's prompt, read without an intermediate tree: a list of a million ids stays four bytes each.
+//! The four shapes of a completion's prompt, or of what is to be embedded, read without an intermediate tree: a list of a million ids stays four bytes each.
 
 use std::fmt;
 
@@ -19,30 +19,30 @@ pub(in crate::http) enum Prompt {
     Ids(Vec<u32>),
 }
 
-/// A string, a list of strings, a list of ids, or a list of lists of ids; one to [`MAX_CHOICES`] prompts.
+/// A string, a list of strings, a list of ids, or a list of lists of ids; one to `MOST` prompts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::http) struct Prompts(pub(in crate::http) Vec<Prompt>);
+pub(in crate::http) struct Prompts<const MOST: usize>(pub(in crate::http) Vec<Prompt>);
 
-impl<'de> Deserialize<'de> for Prompts {
+impl<'de, const MOST: usize> Deserialize<'de> for Prompts<MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(PromptsVisitor)
     }
 }
 
-struct PromptsVisitor;
+struct PromptsVisitor<const MOST: usize>;
 
-impl<'de> Visitor<'de> for PromptsVisitor {
-    type Value = Prompts;
+impl<'de, const MOST: usize> Visitor<'de> for PromptsVisitor<MOST> {
+    type Value = Prompts<MOST>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a string, a list of token ids, or a list of 1 to {MAX_CHOICES} of either")
+        write!(f, "a string, a list of token ids, or a list of 1 to {MOST} of either")
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<Prompts, E> {
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
         Ok(Prompts(vec![Prompt::Text(text.to_owned())]))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Prompts, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
         let first = match items.next_element::<Item>()? {
             None => return Err(A::Error::invalid_length(0, &self)),
             Some(Item::Id(id)) => {
@@ -59,7 +59,7 @@ impl<'de> Visitor<'de> for PromptsVisitor {
             let Item::Prompt(prompt) = item else {
                 return Err(A::Error::invalid_type(de::Unexpected::Other("a token id"), &self));
             };
-            if prompts.len() == MAX_CHOICES {
+            if prompts.len() == MOST {
                 return Err(A::Error::invalid_length(prompts.len() + 1, &self));
             }
             prompts.push(prompt);
@@ -109,7 +109,9 @@ mod tests {
     use super::*;
 
     fn parse(json: &str) -> Result<Vec<Prompt>, String> {
-        serde_json::from_str::<Prompts>(json).map(|p| p.0).map_err(|error| error.to_string())
+        serde_json::from_str::<Prompts<MAX_CHOICES>>(json)
+            .map(|p| p.0)
+            .map_err(|error| error.to_string())
     }
 
     #[test]

@@ -204,6 +204,10 @@ pub(in crate::http) const MESSAGE: &[Unsupported] = &[
 /// Refused in completions besides.
 pub(in crate::http) const COMPLETION: &[Unsupported] = &[refused("suffix")];
 
+/// Refused in embeddings: texts are taken whole, and none is made of a chat.
+pub(in crate::http) const EMBEDDING: &[Unsupported] =
+    &[refused("messages"), refused("truncate_prompt_tokens")];
+
 /// Finds the first unsupported field in a JSON object.
 #[derive(Debug)]
 pub(in crate::http) struct Scan<'a> {
