@@ -46,6 +46,14 @@
 //! Prefill and decode are one notion: tokens not yet computed. A step is a flat batch of rows, sorted so that each
 //! adapter's rows are one run; no sequence is padded to another's length and no adapter to another's rank.
 //!
+//! An answer that must have a form (JSON by a schema, a call, a grammar) has a guide, which knows what tokens mean and says after
+//! each which may be next. The engine knows it as [`engine::Guide`], the words of forms are in [`text`], and `http` puts one into the
+//! other. Guides work on threads of their own while a step is computed; an answer whose guide is late stands back, with its
+//! logits, and goes on with the same token that it would have drawn then.
+//!
+//! Several adapters that answer together are one [`lora::Adapter`] that has nothing of its own but its parts and how much of each: the
+//! kernels add one after the other to the same rows, in that order. Its digest, and so its prefixes, are its own.
+//!
 //! # Bits
 //!
 //! A request's tokens and log-probabilities are bit for bit the same alone, in any company, with any chunking, on any
