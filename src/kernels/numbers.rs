@@ -354,7 +354,8 @@ mod tests {
             let numbers = stored(NumberType::Int8, &values);
             for (group, values) in values.chunks(GROUP).enumerate() {
                 let top = values.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
-                let scale = top / MOST * (1.0 + 1.0 / 128.0);
+                // The smallest scales are not normal: they lie further apart for their size.
+                let scale = top / MOST * (1.0 + 1.0 / 128.0) + bf16::from_bits(1).to_f32();
                 for (at, value) in values.iter().enumerate() {
                     let got = numbers.get(group * GROUP + at);
                     prop_assert!((got - value).abs() <= scale / 2.0, "{value} became {got}, of {top}");
