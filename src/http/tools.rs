@@ -59,7 +59,6 @@ impl Tools {
         let told: Vec<_> = sent.into_iter().enumerate().map(tool).collect::<Result<_, _>>()?;
         let choice = chosen(choice, &told)?;
         let number = if parallel == Some(false) { Number::One } else { Number::Several };
-        let told = if choice == Choice::None { Vec::new() } else { told };
         Ok(Self { told, choice, number })
     }
 

@@ -218,7 +218,7 @@ def guides_of_vllm():
         "guided_choice": (["yes", "no", "perhaps"], lambda text: true(text in ("yes", "no", "perhaps"), text)),
         "guided_regex": (r"\d{3}-\d{2}", lambda text: true(re.fullmatch(r"\d{3}-\d{2}", text), text)),
         "guided_json": (SCHEMA, check_mood),
-        "guided_grammar": ('root ::= "a" ("b" | "c") "d"', lambda text: true(text in ("abd", "acd"), text)),
+        "guided_grammar": ('start: "a" ("b" | "c") "d"', lambda text: true(text in ("abd", "acd"), text)),
     }
     newer = {"guided_choice": "choice", "guided_regex": "regex", "guided_json": "json", "guided_grammar": "grammar"}
 
@@ -241,7 +241,7 @@ def guides_that_cannot_be_are_refused():
         true("guided" in param or "structured" in param, f"param is {param}")
 
     chat(extra_body={"guided_choice": ["yes", "no"]})
-    each([{"guided_regex": "("}, {"guided_choice": []}, {"guided_grammar": "root ::="}, {"guided_json": "{"},
+    each([{"guided_regex": "("}, {"guided_choice": []}, {"guided_grammar": "start:"}, {"guided_json": "{"},
           {"guided_regex": "a", "guided_choice": ["a"]}, {"structured_outputs": {"regex": "a", "choice": ["a"]}}], check_guide)  # fmt: skip
 
 

@@ -20,8 +20,19 @@ const CHAT: &str = "/v1/chat/completions";
 
 static TEXT: LazyLock<Text> = LazyLock::new(|| Text::from_gguf(&base_gguf()).unwrap());
 
-/// Schemas as people write them, of some depth.
+/// Schemas as people write them: some refer to a part of their own.
 fn schemas() -> impl Strategy<Value = Value> {
+    (parts(), 0..4_u8).prop_map(|(part, kind)| match kind {
+        0 => json!({
+            "$defs": {"part": part}, "type": "object", "properties": {"part": {"$ref": "#/$defs/part"}},
+            "required": ["part"], "additionalProperties": false,
+        }),
+        _ => part,
+    })
+}
+
+/// Of some depth.
+fn parts() -> impl Strategy<Value = Value> {
     let formats = ["date", "time", "date-time", "email", "uuid", "ipv4", "hostname"];
     let patterns = ["^[a-z]{2,5}$", "^(red|green)$", "[0-9]{3}-[0-9]{2}", "^A.*z$"];
     let leaf = prop_oneof![
@@ -61,10 +72,6 @@ fn schemas() -> impl Strategy<Value = Value> {
                 json!({"type": "array", "items": items, "minItems": least, "maxItems": least + more})
             }),
             (inner.clone(), inner.clone()).prop_map(|(one, other)| json!({"anyOf": [one, other]})),
-            inner.prop_map(|inner| {
-                json!({"$defs": {"part": inner}, "type": "object", "properties": {"part": {"$ref": "#/$defs/part"}},
-                       "required": ["part"], "additionalProperties": false})
-            }),
         ]
     })
 }
