@@ -11,6 +11,7 @@ mod invariance;
 mod operator;
 mod parity;
 mod reference;
+mod rope;
 mod serving;
 mod tenants;
 mod tokenizer;
