@@ -54,6 +54,8 @@ pub(crate) struct Base {
     /// Loaded.
     pub(crate) memory: u64,
     pub(crate) checksum: Checksum,
+    /// Why its context is no longer, where that is its rotary embedding's doing.
+    pub(crate) horizon: Option<String>,
 }
 
 /// Memory for keys and values.
@@ -115,6 +117,9 @@ impl fmt::Display for Plan {
         writeln!(f, "            {}, {bytes} on disk, {memory} in memory", base.format)?;
         writeln!(f, "            sha256 {}", base.checksum)?;
         writeln!(f, "  context   {} tokens", kv.context)?;
+        if let Some(horizon) = &base.horizon {
+            writeln!(f, "            {horizon}")?;
+        }
         let bytes = ByteSize(kv.pages as u64 * kv.page_bytes);
         let (pages, size, tokens) = (kv.pages, kv.page_tokens, kv.tokens());
         writeln!(f, "  kv        {bytes}: {pages} pages of {size} tokens, {tokens} tokens in all")?;
@@ -224,6 +229,7 @@ mod tests {
                 bytes: 98_362_432,
                 memory: 1 << 27,
                 checksum: Checksum::from([0xab; 32]),
+                horizon: None,
             },
             kv: Kv { pages: 64, page_tokens: 16, page_bytes: 1 << 20, context: 512 },
             adapters: Adapters {
@@ -277,6 +283,15 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} is not in\n{shown}");
         }
+    }
+
+    #[test]
+    fn a_base_whose_positions_end_says_why() {
+        let mut plan = plan();
+        plan.base.horizon = Some("beyond 512 tokens it is another one".into());
+        let shown = plan.to_string();
+        let lines = "context   512 tokens\n            beyond 512 tokens it is another one\n";
+        assert!(shown.contains(lines), "{shown}");
     }
 
     #[test]

@@ -155,6 +155,7 @@ fn build(
             bytes: located.bytes,
             memory: model.bytes() as u64,
             checksum: located.checksum,
+            horizon: model.spec().rope.horizon.map(|horizon| horizon.to_string()),
         },
         kv,
         adapters: adapters_plan(&config.adapters, &folder),

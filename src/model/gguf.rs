@@ -11,9 +11,10 @@ use candle_core::quantized::{
 };
 
 use super::{
-    Rope, Scaling, Spec,
+    Horizon, Rope, Scaling, Spec, Yarn,
     load::{LoadError, Source, Stored, Tensor},
     mapped::Mapped,
+    rope::{mscale, stretched},
 };
 use crate::{
     kernels::{attention::Heads, panels::Encoding},
@@ -24,6 +25,10 @@ const SUPPORTED: &str = "the Llama family: llama (Llama, Mistral, SmolLM) and qw
 
 /// What each rotary frequency is divided by.
 const FACTORS: &str = "rope_freqs.weight";
+/// The same for `longrope`, in texts no longer than its first training had.
+const SHORT: &str = "rope_factors_short.weight";
+/// And in longer ones, which are not served.
+const LONG: &str = "rope_factors_long.weight";
 
 /// Metadata and tensor list lie within so many bytes. The vocabularies of today take a tenth of it.
 const HEAD: usize = 64 << 20;
@@ -155,15 +160,16 @@ impl Metadata<'_> {
         let window = self.integer(&key("attention.sliding_window"))?;
         let has = |tensor: &str| self.content.tensor_infos.contains_key(tensor);
         let vocab = self.content.tensor_infos.get("token_embd.weight");
+        let (rope, context) = self.rope(architecture)?;
         let spec = Spec {
             layers: self.needed(&key("block_count"))?,
             hidden,
             heads: Heads { queries, keys, dim, window },
             ffn: self.needed(&key("feed_forward_length"))?,
             vocab: vocab.and_then(|info| info.shape.dims().first().copied()).unwrap_or(0),
-            context: self.needed(&key("context_length"))?,
+            context,
             eps: self.float(&key("attention.layer_norm_rms_epsilon"))?.unwrap_or(1e-5),
-            rope: self.rope(architecture)?,
+            rope,
             qkv_bias: has("blk.0.attn_q.bias"),
             o_bias: has("blk.0.attn_output.bias"),
             mlp_bias: has("blk.0.ffn_up.bias"),
@@ -171,34 +177,79 @@ impl Metadata<'_> {
         Ok((spec, interleaved))
     }
 
-    fn rope(&self, architecture: &str) -> Result<Rope, LoadError> {
+    /// The rotary embedding, and how many positions it is good for.
+    fn rope(&self, architecture: &str) -> Result<(Rope, usize), LoadError> {
         let key = |name: &str| format!("{architecture}.rope.{name}");
         let theta = self.float(&key("freq_base"))?.unwrap_or(10_000.0);
         let factor = self.float(&key("scaling.factor"))?;
-        let scaling = match (self.text(&key("scaling.type")), factor) {
-            (None | Some("none"), None) | (Some("none"), _) => Scaling::None,
-            (None | Some("linear"), Some(factor)) => Scaling::Linear(factor),
-            (Some(kind), _) => {
-                return Err(self.refuse(format!("rope scaling `{kind}` is not supported")));
+        let context = self.needed(&format!("{architecture}.context_length"))?;
+        let original = self.integer(&key("scaling.original_context_length"))?;
+        let original = original.filter(|original| *original > 0);
+        let rope = |scaling| Rope { theta, scaling, horizon: None };
+        match (self.text(&key("scaling.type")), factor) {
+            (None | Some("none"), None) | (Some("none"), _) => Ok((rope(Scaling::None), context)),
+            (None | Some("linear"), Some(factor)) => Ok((rope(Scaling::Linear(factor)), context)),
+            (Some("yarn"), Some(factor)) => {
+                let factor = f64::from(factor);
+                let yarn = self.yarn(architecture, factor, original.unwrap_or(context))?;
+                let longer = original.map_or(0, |original| stretched(original, factor));
+                Ok((rope(Scaling::Yarn(yarn)), context.max(longer)))
             }
+            (Some("longrope"), _) => {
+                let attention = self.float(&key("scaling.attn_factor"))?.unwrap_or(1.0);
+                let positions = original.unwrap_or(context).min(context);
+                // Its factors are tensors.
+                let scaling = Scaling::Long { factors: vec![], attention: f64::from(attention) };
+                let horizon = Some(Horizon { kind: "longrope", positions });
+                Ok((Rope { theta, scaling, horizon }, positions))
+            }
+            (Some(kind), _) => {
+                Err(self
+                    .refuse(format!("rope scaling `{kind}` is not supported, or has no factor")))
+            }
+        }
+    }
+
+    /// What llama.cpp makes of it: the factor of attention is one besides that which follows from the stretching.
+    fn yarn(&self, architecture: &str, factor: f64, original: usize) -> Result<Yarn, LoadError> {
+        let number = |name: &str| {
+            let key = format!("{architecture}.rope.scaling.{name}");
+            Ok(self.float(&key)?.map(f64::from).map(|number| (key, number)))
         };
-        Ok(Rope { theta, scaling })
+        let value = |name: &str| Ok(number(name)?.map(|(_, number)| number));
+        // Other mixtures of the two frequencies, and other ways to write the factor: none that we know of has them.
+        for (name, usual) in
+            [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)]
+        {
+            if let Some((key, number)) = number(name)?
+                && (number - usual).abs() > 1e-6
+                && !(name == "yarn_ext_factor" && number < 0.0)
+            {
+                return Err(self.refuse(format!("metadata `{key}` is {number}, not {usual}")));
+            }
+        }
+        Ok(Yarn {
+            factor,
+            original: original as f64,
+            fast: value("yarn_beta_fast")?.unwrap_or(32.0),
+            slow: value("yarn_beta_slow")?.unwrap_or(1.0),
+            truncate: true,
+            attention: mscale(factor, 1.0) * value("attn_factor")?.unwrap_or(1.0),
+        })
     }
 }
 
 impl Gguf<'_> {
-    /// Llama 3's scaling comes as a tensor of factors.
+    /// Factors come as tensors: those of Llama 3's scaling and of `longrope`.
     fn with_factors(&self, mut spec: Spec) -> Result<Spec, LoadError> {
-        if let Some(stored) = self.stored(FACTORS)? {
-            let values = stored.bytes.as_chunks::<4>().0.iter();
-            let factors: Vec<f32> = values.map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            if stored.encoding != Encoding::F32 || spec.rope.scaling != Scaling::None {
-                let why = "factors are f32 and the only scaling".to_owned();
-                return Err(LoadError::Tensor {
-                    path: self.path.clone(),
-                    tensor: FACTORS.into(),
-                    why,
-                });
+        if let Scaling::Long { attention, .. } = spec.rope.scaling {
+            let missing = || self.refuse_tensor(SHORT, "its rope scaling `longrope` needs it");
+            let factors = self.factors(SHORT)?.ok_or_else(missing)?;
+            spec.rope.scaling = Scaling::Long { factors, attention };
+        }
+        if let Some(factors) = self.factors(FACTORS)? {
+            if spec.rope.scaling != Scaling::None {
+                return Err(self.refuse_tensor(FACTORS, "factors are the only scaling"));
             }
             // Ones are how a converter says that there is no scaling.
             if factors.iter().any(|factor| factor.to_bits() != 1.0_f32.to_bits()) {
@@ -206,6 +257,21 @@ impl Gguf<'_> {
             }
         }
         Ok(spec)
+    }
+
+    /// Numbers of type f32.
+    fn factors(&self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {
+        let Some(stored) = self.stored(name)? else { return Ok(None) };
+        if stored.encoding != Encoding::F32 {
+            return Err(self.refuse_tensor(name, "factors are f32"));
+        }
+        let values = stored.bytes.as_chunks::<4>().0.iter();
+        Ok(Some(values.map(|bytes| f32::from_le_bytes(*bytes)).collect()))
+    }
+
+    fn refuse_tensor(&self, tensor: &str, why: &str) -> LoadError {
+        let (path, tensor) = (self.path.clone(), tensor.to_owned());
+        LoadError::Tensor { path, tensor, why: why.to_owned() }
     }
 
     fn stored(&self, name: &str) -> Result<Option<Stored<'_>>, LoadError> {
@@ -291,9 +357,10 @@ impl Source for Gguf<'_> {
         self.content.tensor_infos.keys().map(String::as_str).collect()
     }
 
-    /// The factors were read with the rest of the rotary embedding.
+    /// The factors were read with the rest of the rotary embedding, or are for texts that are not served.
     fn is_spare(&self, name: &str) -> bool {
-        name == FACTORS
+        let long = matches!(self.spec.rope.scaling, Scaling::Long { .. });
+        name == FACTORS || (long && [SHORT, LONG].contains(&name))
     }
 
     /// The format has no other word for it.
@@ -308,6 +375,10 @@ impl Source for Gguf<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::quantized::gguf_file::{TensorInfo, VersionedMagic};
+
     use super::*;
 
     /// candle's reader divides by it.
@@ -323,5 +394,107 @@ mod tests {
         }
         assert!(!aligned_to_nothing(&head(6, &[0; 4])), "a float is no alignment");
         assert!(!aligned_to_nothing(b"GGUF"));
+    }
+
+    /// Metadata of a base with heads of 64 and a context of 4096, and these.
+    fn content(more: &[(&str, Value)]) -> Content {
+        let own = [("freq_base", Value::F32(10_000.0))].into_iter().chain(more.iter().cloned());
+        let mut metadata: HashMap<_, _> =
+            own.map(|(key, value)| (format!("llama.rope.{key}"), value)).collect();
+        metadata.insert("llama.context_length".to_owned(), Value::U32(4096));
+        let tensor_infos = HashMap::new();
+        Content { magic: VersionedMagic::GgufV3, metadata, tensor_infos, tensor_data_offset: 0 }
+    }
+
+    fn rope(more: &[(&str, Value)]) -> Result<(Rope, usize), String> {
+        let content = content(more);
+        let rope = Metadata { path: Path::new("a.gguf"), content: &content }.rope("llama");
+        rope.map_err(|why| why.to_string())
+    }
+
+    #[test]
+    fn yarn_is_read_as_llama_cpp_writes_it() {
+        let yarn = ("scaling.type", Value::String("yarn".into()));
+        let factor = ("scaling.factor", Value::F32(4.0));
+        let original = ("scaling.original_context_length", Value::U32(4096));
+        let (stretched, context) = rope(&[yarn.clone(), factor.clone(), original.clone()]).unwrap();
+        let plain = Yarn {
+            factor: 4.0,
+            original: 4096.0,
+            fast: 32.0,
+            slow: 1.0,
+            truncate: true,
+            attention: 1.0 + 0.1 * 4.0_f64.ln(),
+        };
+        assert_eq!((stretched.scaling, context), (Scaling::Yarn(plain.clone()), 16_384));
+        let more = [
+            ("scaling.attn_factor", Value::F32(0.5)),
+            ("scaling.yarn_beta_fast", Value::F32(24.0)),
+            ("scaling.yarn_beta_slow", Value::F32(2.0)),
+            ("scaling.yarn_ext_factor", Value::F32(-1.0)),
+        ];
+        let more = more.into_iter().chain([yarn.clone(), factor.clone()]).collect::<Vec<_>>();
+        let (stretched, context) = rope(&more).unwrap();
+        let attention = plain.attention / 2.0;
+        let want = Yarn { fast: 24.0, slow: 2.0, attention, ..plain };
+        assert_eq!((stretched.scaling, context), (Scaling::Yarn(want), 4096));
+        for (key, value) in [
+            ("scaling.yarn_ext_factor", 0.5),
+            ("scaling.yarn_attn_factor", 2.0),
+            ("scaling.yarn_log_multiplier", 0.1),
+        ] {
+            let odd = [yarn.clone(), factor.clone(), (key, Value::F32(value))];
+            let why = rope(&odd).unwrap_err();
+            assert!(why.contains(key), "{why}");
+        }
+        assert!(rope(&[yarn]).unwrap_err().contains("`yarn` is not supported, or has no factor"));
+    }
+
+    #[test]
+    fn longrope_is_served_with_its_short_factors_up_to_its_first_context() {
+        let metadata = [
+            ("scaling.type", Value::String("longrope".into())),
+            ("scaling.attn_factor", Value::F32(1.25)),
+            ("scaling.original_context_length", Value::U32(1024)),
+        ];
+        let (rope, context) = rope(&metadata).unwrap();
+        let horizon = Some(Horizon { kind: "longrope", positions: 1024 });
+        assert_eq!((context, rope.horizon), (1024, horizon));
+        let spec = Spec {
+            layers: 1,
+            hidden: 64,
+            heads: Heads { queries: 1, keys: 1, dim: 64, window: None },
+            ffn: 64,
+            vocab: 9,
+            context,
+            eps: 1e-5,
+            rope,
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+        };
+        assert!(spec.check().is_err(), "without its factors it is nothing");
+        let factors: Vec<f32> = (0..32_u8).map(|at| 1.0 + f32::from(at)).collect();
+        let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
+        let mut content = content(&metadata);
+        let path = PathBuf::from("a.gguf");
+        let without = Gguf {
+            path: path.clone(),
+            bytes: &bytes,
+            content: self::content(&metadata),
+            spec: spec.clone(),
+            interleaved: true,
+        };
+        let why = without.with_factors(spec.clone()).unwrap_err().to_string();
+        assert!(why.contains(SHORT), "{why}");
+        for name in [SHORT, LONG] {
+            let info = TensorInfo { ggml_dtype: GgmlDType::F32, shape: 32.into(), offset: 0 };
+            content.tensor_infos.insert(name.to_owned(), info);
+        }
+        let with = Gguf { path, bytes: &bytes, content, spec: spec.clone(), interleaved: true };
+        let spec = with.with_factors(spec).unwrap();
+        assert_eq!(spec.rope.scaling, Scaling::Long { factors, attention: 1.25 });
+        assert_eq!(spec.check(), Ok(()));
+        assert!([SHORT, LONG, FACTORS].into_iter().all(|name| with.is_spare(name)));
     }
 }

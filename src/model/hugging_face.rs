@@ -5,15 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_transformers::models::llama::Llama3RopeConfig;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Rope, Scaling, Spec,
+    Rope, Spec,
     load::{LoadError, Source, Stored, Tensor},
     mapped::Mapped,
+    rope::{self, Given},
 };
 use crate::{
     kernels::{attention::Heads, panels::Encoding},
@@ -44,6 +44,7 @@ struct Config {
     head_dim: Option<usize>,
     vocab_size: usize,
     max_position_embeddings: usize,
+    original_max_position_embeddings: Option<usize>,
     rms_norm_eps: f32,
     #[serde(default)]
     tie_word_embeddings: bool,
@@ -133,56 +134,35 @@ fn spec(config: &Config) -> Result<Spec, Refused> {
     let dim = config.head_dim.or_else(|| config.hidden_size.checked_div(queries)).unwrap_or(0);
     let window = if architecture == "MistralForCausalLM" { config.sliding_window } else { None };
     let keys = config.num_key_value_heads.unwrap_or(queries);
+    let (rope, context) = rope(config).map_err(Refused::Because)?;
     Ok(Spec {
         layers: config.num_hidden_layers,
         hidden: config.hidden_size,
         heads: Heads { queries, keys, dim, window },
         ffn: config.intermediate_size,
         vocab: config.vocab_size,
-        context: config.max_position_embeddings,
+        context,
         eps: config.rms_norm_eps,
-        rope: rope(config).map_err(Refused::Because)?,
+        rope,
         qkv_bias: qwen2 || config.attention_bias,
         o_bias: !qwen2 && config.attention_bias,
         mlp_bias: !qwen2 && config.mlp_bias,
     })
 }
 
-fn rope(config: &Config) -> Result<Rope, String> {
+/// The rotary embedding, and how many positions it is good for.
+fn rope(config: &Config) -> Result<(Rope, usize), String> {
     let set = |value: &&Value| !value.is_null();
     let written = config.rope_parameters.as_ref().filter(set);
     if let (Some(_), Some(scaling)) = (written, config.rope_scaling.as_ref().filter(set)) {
         return Err(format!("it has rope_parameters and rope_scaling {scaling} too"));
     }
-    let written = written.or(config.rope_scaling.as_ref());
-    let theta = written.and_then(|written| written.get("rope_theta")).and_then(Value::as_f64);
-    #[expect(clippy::cast_possible_truncation, reason = "a setting, used as f32 by transformers")]
-    let theta = config.rope_theta.or(theta.map(|theta| theta as f32)).unwrap_or(10_000.0);
-    let Some(written) = written.filter(|written| !written.is_null()) else {
-        return Ok(Rope { theta, scaling: Scaling::None });
+    let given = Given {
+        theta: config.rope_theta,
+        context: config.max_position_embeddings,
+        original: config.original_max_position_embeddings,
     };
-    if !written.is_object() {
-        return Err(format!("its rope scaling {written} is not an object"));
-    }
-    let kind = written.get("rope_type").or_else(|| written.get("type")).and_then(Value::as_str);
-    let scaling = match kind {
-        None | Some("default") => Scaling::None,
-        Some("linear") => {
-            let factor = written.get("factor").and_then(Value::as_f64);
-            let factor = factor.ok_or("its linear rope scaling has no factor")?;
-            #[expect(clippy::cast_possible_truncation, reason = "a setting")]
-            Scaling::Linear(factor as f32)
-        }
-        Some("llama3") => {
-            let mut written = written.clone();
-            written["rope_type"] = "llama3".into();
-            serde_json::from_value::<Llama3RopeConfig>(written)
-                .map_err(|why| format!("its llama3 rope scaling is incomplete: {why}"))?
-                .into()
-        }
-        Some(other) => return Err(format!("rope scaling `{other}` is not supported")),
-    };
-    Ok(Rope { theta, scaling })
+    rope::read(written.or(config.rope_scaling.as_ref()), given)
 }
 
 #[derive(Deserialize)]
@@ -277,5 +257,124 @@ impl Source for Directory {
 
     fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::Horizon;
+
+    fn read(config: &Value) -> Result<Spec, String> {
+        let config = serde_json::from_value(config.clone()).map_err(|why| why.to_string())?;
+        let spec = spec(&config).map_err(|why| match why {
+            Refused::Architecture(other) => other,
+            Refused::Because(why) => why,
+        })?;
+        spec.check().map(|()| spec)
+    }
+
+    /// Cases of `tests/reference/make_rope.py`: configs, and what transformers makes of them.
+    fn cases() -> serde_json::Map<String, Value> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rope.json");
+        let file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        file["cases"].as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn rotary_embeddings_are_those_of_transformers() {
+        for (name, case) in cases() {
+            let spec = read(&case["config"]).unwrap_or_else(|why| panic!("{name}: {why}"));
+            let want: Vec<f32> = serde_json::from_value(case["frequencies"].clone()).unwrap();
+            let got = spec.rope.frequencies(spec.heads.dim);
+            assert_eq!(got.len(), want.len(), "{name}");
+            for (pair, (got, want)) in got.iter().zip(&want).enumerate() {
+                // torch's power has another last bit.
+                assert!(
+                    (got / want - 1.0).abs() < 3e-7,
+                    "{name}, pair {pair}: {got} is not {want}"
+                );
+            }
+            let want = case["attention"].as_f64().unwrap();
+            let got = f64::from(spec.rope.attention());
+            assert!((got - want).abs() < 1e-7, "{name}: attention {got} is not {want}");
+        }
+    }
+
+    #[test]
+    fn a_context_is_what_was_trained_and_no_more_than_frequencies_are_known_for() {
+        let horizon = |kind| move |positions| Some(Horizon { kind, positions });
+        let (dynamic, long) = (horizon("dynamic"), horizon("longrope"));
+        let cases = cases();
+        for (name, context, horizon) in [
+            ("none", 4096, None),
+            ("llama3", 131_072, None),
+            ("yarn", 131_072, None),
+            ("yarn-all", 8192, None),
+            ("yarn-without-original", 4096, None),
+            ("yarn-mscale", 163_840, None),
+            ("dynamic", 4096, dynamic(4096)),
+            ("longrope", 4096, long(4096)),
+            ("longrope-factor", 4096, long(4096)),
+        ] {
+            let spec = read(&cases[name]["config"]).unwrap();
+            assert_eq!((spec.context, spec.rope.horizon), (context, horizon), "{name}");
+        }
+        let mut config = cases["dynamic"]["config"].clone();
+        config["rope_scaling"]["original_max_position_embeddings"] = json!(2048.0);
+        let spec = read(&config).unwrap();
+        assert_eq!((spec.context, spec.rope.horizon), (2048, dynamic(2048)));
+        let said = spec.rope.horizon.unwrap().to_string();
+        assert!(said.contains("beyond 2048 tokens") && said.contains("`dynamic`"), "{said}");
+    }
+
+    #[test]
+    fn a_scaling_that_is_not_understood_is_refused() {
+        let cases = cases();
+        let refused = |name: &str, key: &str, value: Value| {
+            let mut config = cases[name]["config"].clone();
+            config["rope_scaling"][key] = value;
+            read(&config).unwrap_err()
+        };
+        for (name, key, value, said) in [
+            ("yarn", "factor", Value::Null, "has no factor"),
+            ("yarn", "factor", json!("4"), "`factor` of its rope scaling is no number"),
+            ("yarn", "factor", json!(0.5), "makes no sense"),
+            ("yarn", "beta_slow", json!(64), "makes no sense"),
+            ("yarn", "truncate", json!(1), "neither true nor false"),
+            ("yarn", "original_max_position_embeddings", json!(-1), "is no count"),
+            ("yarn", "original_max_position_embeddings", json!(1e300), "is no count"),
+            (
+                "yarn",
+                "attn_factor",
+                json!(1.0),
+                "`attn_factor` of its rope scaling `yarn` is not known",
+            ),
+            (
+                "dynamic",
+                "alpha",
+                json!(1000.0),
+                "`alpha` of its rope scaling `dynamic` is not known",
+            ),
+            ("dynamic", "factor", Value::Null, "has no factor"),
+            ("longrope", "short_factor", json!([1.0]), "makes no sense"),
+            ("longrope", "short_factor", json!(["a"]), "no list of numbers short_factor"),
+            ("longrope", "long_factor", Value::Null, "no list of numbers long_factor"),
+            ("longrope", "factor", json!(3.0), "give it an attention_factor"),
+            ("longrope-factor", "factor", Value::Null, "has no factor"),
+            ("linear", "partial_rotary_factor", json!(0.5), "only a part of each head"),
+            ("linear", "rope_type", json!("mrope"), "rope scaling `mrope` is not supported"),
+        ] {
+            let why = refused(name, key, value.clone());
+            assert!(why.contains(said), "{name} with {key} {value}: {why}");
+        }
+        // What transformers 5 writes.
+        let mut config = cases["yarn"]["config"].clone();
+        let mut scaling = config.as_object_mut().unwrap().remove("rope_scaling").unwrap();
+        scaling["rope_theta"] = config.as_object_mut().unwrap().remove("rope_theta").unwrap();
+        config["rope_parameters"] = scaling;
+        assert_eq!(read(&config).unwrap().rope, read(&cases["yarn"]["config"]).unwrap().rope);
     }
 }

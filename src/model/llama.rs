@@ -94,6 +94,8 @@ pub(super) struct Weights {
     pub(super) layers: Vec<Layer>,
     /// Radians per position, `[dim / 2]`.
     pub(super) frequencies: Vec<f32>,
+    /// What queries and keys are multiplied by.
+    pub(super) attention: f32,
 }
 
 #[derive(Debug)]
@@ -344,7 +346,7 @@ impl Llama {
         Ok(x)
     }
 
-    /// Cosine and sine `[rows, dim / 2]` of each row's position.
+    /// Cosine and sine `[rows, dim / 2]` of each row's position, which make queries and keys longer where the scaling says so.
     fn angles(&self, sequences: &[SequenceRows<'_>]) -> (Vec<f32>, Vec<f32>) {
         let positions = sequences.iter().flat_map(|s| s.position..s.position + s.rows.len());
         let angles = positions.flat_map(|position| {
@@ -352,7 +354,9 @@ impl Llama {
             self.weights.frequencies.iter().map(move |freq| f64::from(position as f32 * freq))
         });
         #[expect(clippy::cast_possible_truncation, reason = "rounded once, to f32")]
-        angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip()
+        let of = |angle: f64| (angle.cos() as f32, angle.sin() as f32);
+        let longer = self.weights.attention;
+        angles.map(of).map(|(cos, sin)| (cos * longer, sin * longer)).unzip()
     }
 
     fn head(&self) -> &Projection {

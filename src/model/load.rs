@@ -159,8 +159,9 @@ impl Llama {
         let tied = source.may_tie() && source.tensor(Tensor::Weight(Site::Head))?.is_none();
         let head = if tied { None } else { Some(reader.projection(Site::Head)?) };
         let norm = reader.gain(Norm::Final)?;
-        let frequencies = spec.rope.frequencies(spec.heads.dim);
-        let weights = super::Weights { embedding, head, norm, layers, frequencies };
+        let (frequencies, attention) =
+            (spec.rope.frequencies(spec.heads.dim), spec.rope.attention());
+        let weights = super::Weights { embedding, head, norm, layers, frequencies, attention };
         Ok(Self::new(spec, compute, weights))
     }
 }

@@ -6,12 +6,14 @@ mod kv;
 mod llama;
 mod load;
 mod mapped;
+mod rope;
 mod spec;
 
 pub use kv::{Kv, KvType, PAGE};
 use llama::{Layer, Weights};
 pub use llama::{Llama, Outputs, Step};
 pub use load::LoadError;
-pub use spec::{Rope, Scaling, Spec};
+pub use rope::{Horizon, Rope, Scaling, Yarn};
+pub use spec::Spec;
 
 pub use crate::kernels::attention::SequenceRows;

@@ -1,9 +1,6 @@
 //! The shape of a base, read from a GGUF's metadata or a `config.json`.
 
-use std::fmt;
-
-use candle_transformers::models::llama::{Llama3RopeConfig, Llama3RopeType};
-
+use super::rope::Rope;
 use crate::{kernels::attention::Heads, lora::Sites};
 
 /// The shape of a Llama-family network.
@@ -20,7 +17,7 @@ pub struct Spec {
     pub ffn: usize,
     /// Tokens.
     pub vocab: usize,
-    /// The most positions the base was made for.
+    /// The most positions the base was made for, none of them beyond the rotary embedding's horizon.
     pub context: usize,
     /// Keeps the normalisations' roots away from zero.
     pub eps: f32,
@@ -89,139 +86,5 @@ impl Spec {
             return Err(format!("its normalisation epsilon is {}", self.eps));
         }
         self.rope.check(dim)
-    }
-}
-
-/// How positions turn queries and keys.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    /// Base of the geometric series of frequencies.
-    pub theta: f32,
-    /// How the series is stretched for contexts longer than it was trained on.
-    pub scaling: Scaling,
-}
-
-/// Changes of the rotary frequencies.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Scaling {
-    /// None.
-    None,
-    /// All frequencies divided by a factor (Chen et al., arXiv 2306.15595).
-    Linear(f32),
-    /// Low frequencies divided, high ones kept, a ramp between (Llama 3.1, as in transformers' `llama3`).
-    Llama3 {
-        /// What low frequencies are divided by.
-        factor: f32,
-        /// Wavelengths above `original / low_freq_factor` are low frequencies.
-        low_freq_factor: f32,
-        /// Wavelengths below `original / high_freq_factor` are high ones.
-        high_freq_factor: f32,
-        /// Context of the first training.
-        original: f32,
-    },
-    /// Each frequency divided by its own factor (llama.cpp's `rope_freqs.weight`).
-    Factors(Vec<f32>),
-}
-
-impl fmt::Display for Scaling {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => write!(f, "no scaling"),
-            Self::Linear(factor) => write!(f, "linear scaling by {factor}"),
-            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original } => write!(
-                f,
-                "llama3 scaling by {factor} with low_freq_factor {low_freq_factor}, \
-                 high_freq_factor {high_freq_factor}, original context {original}"
-            ),
-            Self::Factors(factors) => write!(f, "{} factors, each above 0", factors.len()),
-        }
-    }
-}
-
-impl From<Llama3RopeConfig> for Scaling {
-    fn from(config: Llama3RopeConfig) -> Self {
-        match config.rope_type {
-            Llama3RopeType::Default => Self::None,
-            Llama3RopeType::Llama3 => Self::Llama3 {
-                factor: config.factor,
-                low_freq_factor: config.low_freq_factor,
-                high_freq_factor: config.high_freq_factor,
-                original: config.original_max_position_embeddings as f32,
-            },
-        }
-    }
-}
-
-impl Rope {
-    fn check(&self, dim: usize) -> Result<(), String> {
-        let positive = |value: f32| value.is_finite() && value > 0.0;
-        let fine = match &self.scaling {
-            Scaling::None => true,
-            Scaling::Linear(factor) => positive(*factor),
-            Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
-                [factor, low_freq_factor, original].into_iter().all(|value| positive(*value))
-                    && high_freq_factor > low_freq_factor
-            }
-            Scaling::Factors(factors) => {
-                factors.len() == dim / 2 && factors.iter().all(|factor| positive(*factor))
-            }
-        };
-        if positive(self.theta) && fine {
-            Ok(())
-        } else {
-            Err(format!(
-                "its rotary embedding makes no sense for heads of {dim}: base {}, {}",
-                self.theta, self.scaling
-            ))
-        }
-    }
-
-    /// Radians per position of each pair of dimensions, `[dim / 2]`.
-    ///
-    /// In `f32` step by step as transformers computes them: a reference is matched to its last bits or not at all.
-    pub fn frequencies(&self, dim: usize) -> Vec<f32> {
-        let plain = (0..dim / 2).map(|i| {
-            let exponent = (2 * i) as f32 / dim as f32;
-            1.0 / self.theta.powf(exponent)
-        });
-        match &self.scaling {
-            Scaling::None => plain.collect(),
-            Scaling::Linear(factor) => plain.map(|freq| freq / factor).collect(),
-            Scaling::Factors(factors) => plain.zip(factors).map(|(freq, f)| freq / f).collect(),
-            Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => plain
-                .map(|freq| {
-                    let wavelength = std::f32::consts::TAU / freq;
-                    if wavelength < original / high_freq_factor {
-                        freq
-                    } else if wavelength > original / low_freq_factor {
-                        freq / factor
-                    } else {
-                        let ramp = (original / wavelength - low_freq_factor)
-                            / (high_freq_factor - low_freq_factor);
-                        (1.0 - ramp) * freq / factor + ramp * freq
-                    }
-                })
-                .collect(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn llama3_keeps_fast_turns_and_slows_slow_ones() {
-        let scaling = Scaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original: 8192.0,
-        };
-        let plain = Rope { theta: 500_000.0, scaling: Scaling::None }.frequencies(128);
-        let scaled = Rope { theta: 500_000.0, scaling }.frequencies(128);
-        assert_eq!(plain[0].to_bits(), scaled[0].to_bits());
-        assert_eq!((plain[63] / 8.0).to_bits(), scaled[63].to_bits());
-        assert!(scaled.iter().zip(&plain).all(|(s, p)| s <= p && *s >= p / 8.0 * 0.999));
     }
 }

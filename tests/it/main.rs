@@ -13,6 +13,7 @@ mod mixes;
 mod operator;
 mod parity;
 mod reference;
+mod rope;
 mod routes;
 mod serving;
 mod tenants;

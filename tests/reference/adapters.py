@@ -121,6 +121,7 @@ CASES: dict[str, list[Case]] = {
     "rope-llama3": PLAIN,
     "sliding": PLAIN,
     "linear-rope": PLAIN,
+    "yarn": PLAIN,
     "qwen2": PLAIN,
 }
 

@@ -137,6 +137,7 @@ def check_that_options_matter() -> None:
         "sliding": {"sliding_window": None},
         "rope-llama3": {"rope_scaling": None},
         "linear-rope": {"rope_scaling": None},
+        "yarn": {"rope_scaling": None},
     }.items():
         spec = next(spec for spec in models.MODELS if spec.name == name)
         longest = [models.prompts(spec)[-1]]

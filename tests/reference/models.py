@@ -121,6 +121,18 @@ MODELS = [
         dtype=torch.bfloat16,
     ),
     ModelSpec(
+        name="yarn",
+        config=LlamaConfig,
+        model=LlamaForCausalLM,
+        options={
+            "num_hidden_layers": 1,
+            "tie_word_embeddings": True,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        },
+        dtype=torch.bfloat16,
+        prompt_lengths=(1, 7, 40, 120),
+    ),
+    ModelSpec(
         name="qwen2",
         config=Qwen2Config,
         model=Qwen2ForCausalLM,
