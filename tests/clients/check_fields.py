@@ -250,9 +250,14 @@ def messages_of_every_kind():
     true(refused.param.startswith("messages[0]"), f"param is {refused.param}")
 
 
+def say(**fields):
+    """A few words with these fields."""
+    return chat(max_tokens=3, extra_body=fields).choices[0].message.content
+
+
 @quick
 def what_has_no_meaning_here_is_overlooked():
-    plain = chat().choices[0].message.content
+    plain = say()
     fields = {
         "user": "ann", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "prediction": {"type": "content", "content": "x"},
         "prompt_cache_key": "k", "prompt_cache_retention": "24h", "prompt_cache_options": {"a": 1}, "safety_identifier": "s",
@@ -261,7 +266,7 @@ def what_has_no_meaning_here_is_overlooked():
         "cache_salt": "salt", "priority": 3, "request_id": "mine", "store_true": True,
     }  # fmt: skip
     fields["store"] = True
-    each(fields, lambda field: same(chat(extra_body={field: fields[field]}).choices[0].message.content, plain))
+    each(fields, lambda field: same(say(**{field: fields[field]}), plain))
     options = {"include_usage": True, "include_obfuscation": False}
     same(len([chunk for chunk in chat(stream=True, stream_options=options) if chunk.usage]), 1, "chunks with usage")
     same(len(complete(user="ann", extra_body={"priority": 1, "unknown_to_all": 1}).choices), 1)
@@ -269,14 +274,14 @@ def what_has_no_meaning_here_is_overlooked():
 
 @quick
 def null_is_as_good_as_absent():
-    plain = chat().choices[0].message.content
+    plain = say()
     common = ("n", "stop", "seed", "stream", "stream_options", "top_p", "logit_bias", "presence_penalty", "frequency_penalty", "user",
               "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids")  # fmt: skip
     chats = (*common, "max_completion_tokens", "logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "metadata", "store",
              "parallel_tool_calls", "modalities", "audio", "prediction", "functions", "function_call", "service_tier", "reasoning_effort",
              "web_search_options", "chat_template", "chat_template_kwargs", "continue_final_message", "return_token_ids", "cache_salt")  # fmt: skip
-    each(chats, lambda field: same(chat(extra_body={field: None}).choices[0].message.content, plain))
-    each((*common, "suffix", "echo", "best_of", "logprobs"), lambda field: complete(extra_body={field: None}))
+    each(chats, lambda field: same(say(**{field: None}), plain))
+    each((*common, "suffix", "echo", "best_of", "logprobs"), lambda field: complete(max_tokens=2, extra_body={field: None}))
 
 
 @check
