@@ -105,10 +105,7 @@ struct Started {
 /// Fetches, loads and checks; the slow parts on a thread of their own.
 async fn start(config: &Serve) -> Result<Started, CliError> {
     let store = Store::open(&config.store.location).await?;
-    if store.is_new() {
-        let place = &config.store.location;
-        tracing::warn!(%place, "there was no store: a new one is made, without adapters, tenants and keys");
-    }
+    let is_new = store.is_new();
     let (operator, refresh) = (config.http.operator_key.as_ref(), config.store.refresh);
     let tenants = Tenants::open(&store, operator, refresh).await.map_err(CliError::Records)?;
     // Before a download, and before anybody is let in.
@@ -117,10 +114,14 @@ async fn start(config: &Serve) -> Result<Started, CliError> {
         return Err(CliError::Open { address });
     }
     let located = locate(&config.base).await?;
-    let config = config.clone();
-    tokio::task::spawn_blocking(move || build(&config, located, (store, tenants)))
-        .await
-        .map_err(|lost| CliError::System(io::Error::other(lost)))?
+    let (place, config) = (&config.store.location, config.clone());
+    let built = tokio::task::spawn_blocking(move || build(&config, located, (store, tenants)));
+    let started = built.await.map_err(|lost| CliError::System(io::Error::other(lost)))??;
+    // A start that fails says one thing, which is why.
+    if is_new {
+        tracing::warn!(%place, "there was no store: a new one is made, without adapters, tenants and keys");
+    }
+    Ok(started)
 }
 
 /// Joins the parts.
