@@ -33,8 +33,9 @@ fn schemas() -> impl Strategy<Value = Value> {
 
 /// Of some depth.
 fn parts() -> impl Strategy<Value = Value> {
-    // Not of times: the grammar of these lets any minute have a 60th second, as RFC 3339's does, and the judge does not.
-    let formats = ["date", "email", "uuid", "ipv4", "hostname"];
+    // Of formats those whose grammar is exact: that of times has a 60th second in any minute, and those of hosts and addresses
+    // have no longest one.
+    let formats = ["uuid", "ipv4"];
     let patterns = ["^[a-z]{2,5}$", "^(red|green)$", "[0-9]{3}-[0-9]{2}", "^A.*z$"];
     let leaf = prop_oneof![
         (0..4_u32, 0..9_u32).prop_map(|(least, more)| {
