@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     engine::Finish,
-    text::{Framing, Text},
+    text::{Chat, Framing, Text},
 };
 
 const ROLE: &str = "assistant";
@@ -56,7 +56,7 @@ fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
         model: common.model,
         user: common.user,
         adapters: prompt::parts(common.adapters)?,
-        said: Said::Chat(messages, ending, framing),
+        said: Said::Chat(Chat { messages, tools: tools.told.clone() }, ending, framing),
         tools,
         terms,
         default_tokens: None,

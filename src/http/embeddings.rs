@@ -4,15 +4,14 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use axum::{
     extract::State,
-    http::{HeaderMap, HeaderValue, header::CONTENT_TYPE},
+    http::{HeaderValue, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 
 use super::{
     app::App,
-    auth::{By, need},
-    body::{Payload, parse, refuse_unsupported},
+    body::{parse, refuse_unsupported},
     deadline::Deadline,
     desks::Asker,
     envelope,
@@ -21,20 +20,20 @@ use super::{
     metrics::Latency,
     prompt::{self, Encoder},
     rates,
-    select::Voice,
+    sampling::salt,
+    select::{Part, Voice},
     tally::{Counts, Tally},
     wire::{
         embedding::{self, Embedding, EmbeddingFields, EmbeddingUsage, Embeddings, Format, Vector},
         prompt::Prompt,
         unsupported::EMBEDDING,
     },
+    wish::Arrival,
 };
 use crate::{
     adapter::Lease,
-    engine::{
-        Event, Failure, Job, Lane, Pooling, Refused, Salt, Sampling, Scope as Pages, TokenStream,
-    },
-    tenant::{Caller, Permit, Scope, TenantId},
+    engine::{Event, Failure, Job, Lane, Pooling, Refused, Salt, Sampling, Scope, TokenStream},
+    tenant::{Permit, TenantId},
     text::Framing,
 };
 
@@ -48,11 +47,13 @@ const NUMBER_BYTES: usize = 12;
 struct Wanted {
     model: Option<String>,
     user: Option<String>,
+    adapters: Option<Vec<Part>>,
     inputs: Vec<Prompt>,
     framing: Framing,
     format: Format,
     pooling: Pooling,
     dimensions: Option<usize>,
+    salt: Salt,
 }
 
 impl Wanted {
@@ -66,6 +67,7 @@ impl Wanted {
         Ok(Self {
             model: fields.model,
             user: fields.user,
+            adapters: prompt::parts(fields.adapters)?,
             inputs: fields.input.0,
             framing: prompt::framing(fields.add_special_tokens, Framing::Framed),
             format: fields.encoding_format.unwrap_or_default(),
@@ -74,6 +76,7 @@ impl Wanted {
                 embedding::Pooling::Last => Pooling::Last,
             },
             dimensions: fields.dimensions,
+            salt: salt(fields.cache_salt.as_deref())?,
         })
     }
 
@@ -108,30 +111,19 @@ impl Wanted {
 }
 
 /// Turns one or several inputs into vectors.
-pub(super) async fn create(
-    State(app): State<App>,
-    By(caller): By,
-    headers: HeaderMap,
-    Payload(bytes): Payload,
-) -> Result<Response, ApiError> {
-    need(&caller, Scope::Infer)?;
-    let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    let permit = app.admit(&caller)?;
-    let answer = Box::pin(answer(&app, (&caller, &headers, permit), (bytes, deadline)));
-    app.bound(deadline, answer).await
+pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
+    app.bound(arrival.deadline, Box::pin(answer(&app, arrival))).await
 }
 
-async fn answer(
-    app: &App,
-    (caller, headers, permit): (&Caller, &HeaderMap, Arc<Permit>),
-    (bytes, deadline): (axum::body::Bytes, Deadline),
-) -> Result<Response, ApiError> {
-    let size = bytes.len();
-    let mut wanted = app.work(size, move |_| Wanted::read(&bytes)).await?;
+async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
+    let wanted = arrival.read(app, Wanted::read).await?;
+    let Arrival { deadline, headers, caller, permit, size, .. } = arrival;
+    let named = (wanted.model.clone(), wanted.user.as_deref());
     let (voice, requested) =
-        app.choose(caller, headers, (wanted.model.take(), wanted.user.as_deref())).await?;
+        app.choose_of(&caller, &headers, named, wanted.adapters.as_deref()).await?;
     wanted.check_dimensions(app.generator().hidden())?;
-    let (format, pooling, encoder) = (wanted.format, wanted.pooling, app.encoder());
+    let (format, pooling, salt) = (wanted.format, wanted.pooling, wanted.salt);
+    let encoder = app.encoder();
     let inputs = app.work(size, move |asker| wanted.encode(&encoder, asker)).await?;
     app.accepting()?;
     for input in &inputs {
@@ -139,7 +131,7 @@ async fn answer(
     }
     let tokens = inputs.iter().map(Vec::len).sum();
     let lease = lend(app, caller.tenant, (&voice, &requested)).await?;
-    let reading = Reading { pooling, lease, tenant: caller.tenant, deadline };
+    let reading = Reading { pooling, lease, salt, tenant: caller.tenant, deadline };
     let vectors = reading.vectors(app, inputs, (&voice, &permit)).await?;
     let size = vectors.iter().map(Vec::len).sum::<usize>().saturating_mul(NUMBER_BYTES);
     let usage = EmbeddingUsage { prompt_tokens: tokens, total_tokens: tokens };
@@ -183,6 +175,7 @@ fn write(
 struct Reading {
     pooling: Pooling,
     lease: Option<Arc<Lease>>,
+    salt: Salt,
     tenant: TenantId,
     deadline: Deadline,
 }
@@ -242,8 +235,8 @@ impl Reading {
             prompt_logprobs: None,
             pooling: Some(self.pooling),
             lane: Lane(self.tenant.number()),
-            scope: Pages(self.tenant.number()),
-            salt: Salt::default(),
+            scope: Scope(self.tenant.number()),
+            salt: self.salt,
             deadline: Some(self.deadline.instant()),
         }
     }

@@ -12,8 +12,6 @@ use futures_util::{
     stream::{self, BoxStream, Peekable, SelectAll},
 };
 
-use sha2::{Digest as _, Sha256};
-
 use super::{
     answer::{Answer, Piece},
     app::App,
@@ -31,7 +29,7 @@ use super::{
 };
 use crate::{
     adapter::Lease,
-    engine::{Event, Failure, Guide, Job, Lane, Salt, Scope, TokenStream},
+    engine::{Event, Failure, Guide, Job, Lane, Scope, TokenStream},
     tenant::{Permit, TenantId},
     text::{Detok, Dialect, Stops},
 };
@@ -237,11 +235,7 @@ impl Order {
             // Tenants share the engine fairly, and nothing that one has computed tells another of it.
             lane: Lane(self.tenant.number()),
             scope: Scope(self.tenant.number()),
-            salt: self
-                .terms
-                .salt
-                .as_ref()
-                .map_or_else(Salt::default, |salt| Salt(Sha256::digest(salt).into())),
+            salt: self.terms.salt,
             deadline: Some(self.deadline.instant()),
         }
     }

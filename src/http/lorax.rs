@@ -69,7 +69,10 @@ struct Shown {
 
 /// What is asked for, understood and within bounds.
 fn read(bytes: &[u8], path: Path) -> Result<(Wish, Shown), ApiError> {
-    let Generate { inputs, parameters, stream } = parse(bytes)?;
+    let Generate { inputs, parameters, stream, adapters } = parse(bytes)?;
+    if !adapters.as_ref().is_none_or(Weight::is_nothing) {
+        return Err(ApiError::unsupported("adapters"));
+    }
     let Object(mut parameters) = parameters.unwrap_or_default();
     refuse_unsupported(&parameters)?;
     if inputs.is_empty() {

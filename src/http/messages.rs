@@ -49,17 +49,17 @@ fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
     let system = fields.system.map(|system| prompt::message(Role::System, system.0));
     let turns = fields.messages.into_iter();
     let turns = turns.map(|Object(turn)| prompt::message(turn.role.0, turn.content.0));
-    let messages = system.into_iter().chain(turns).collect();
-    let model = common.model.clone();
-    let terms = Terms::read(&Common { stop: fields.stop_sequences, ..common })?;
+    let messages: Vec<_> = system.into_iter().chain(turns).collect();
+    let common = Common { stop: fields.stop_sequences, ..common };
+    let terms = Terms::read(&common)?;
     if terms.choices != 1 {
         return Err(ApiError::unsupported("n"));
     }
     Ok(Wish {
-        model,
+        model: common.model,
         user: fields.metadata.and_then(|Object(about)| about.user_id),
-        adapters: None,
-        said: Said::Chat(messages, ending, Framing::Bare),
+        adapters: prompt::parts(common.adapters)?,
+        said: Said::Chat(messages.into(), ending, Framing::Bare),
         tools: Tools::default(),
         terms,
         default_tokens: None,

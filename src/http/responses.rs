@@ -68,8 +68,8 @@ fn read(bytes: &[u8]) -> Result<(Wish, Echoed), ApiError> {
     let wish = Wish {
         model: common.model,
         user: Some(user),
-        adapters: None,
-        said: Said::Chat(messages, Ending::Prompt, Framing::Bare),
+        adapters: prompt::parts(common.adapters)?,
+        said: Said::Chat(messages.into(), Ending::Prompt, Framing::Bare),
         tools: Tools::default(),
         terms,
         default_tokens: None,

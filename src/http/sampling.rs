@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use sha2::{Digest as _, Sha256};
+
 use super::{
     error::ApiError,
     form,
@@ -13,7 +15,7 @@ use super::{
 };
 use crate::{
     adapter::{Defaults, Extras, ranges},
-    engine::Sampling,
+    engine::{Salt, Sampling},
     text::{Framing, Keep, Specials, Text, Walk},
 };
 
@@ -46,7 +48,7 @@ pub(super) struct Terms {
     /// The beginning of that form, once it is known who answers.
     pub(super) walk: Option<Walk>,
     /// Computed prefixes are shared among requests with the same.
-    pub(super) salt: Option<String>,
+    pub(super) salt: Salt,
     /// Choices per prompt, at least one.
     pub(super) choices: usize,
     /// Strings that end a choice.
@@ -110,7 +112,7 @@ impl Terms {
             min_tokens: min_tokens(common)?,
             form: form::Asked::read(common)?,
             walk: None,
-            salt: salt(common)?,
+            salt: salt(common.cache_salt.as_deref())?,
             choices: within("n", common.n, 1..=MAX_CHOICES, 1)?,
             stops: stop_strings(stops)?,
             keep: choose(common.include_stop_str_in_output, Keep::Include, Keep::Cut),
@@ -201,13 +203,14 @@ fn min_tokens(common: &Common) -> Result<usize, ApiError> {
     }
 }
 
-fn salt(common: &Common) -> Result<Option<String>, ApiError> {
-    let salt = common.cache_salt.clone();
-    if salt.as_ref().is_some_and(|salt| salt.is_empty() || salt.chars().count() > MAX_SALT) {
+/// What keeps computed prefixes apart, where the request says something.
+pub(super) fn salt(given: Option<&str>) -> Result<Salt, ApiError> {
+    let Some(given) = given else { return Ok(Salt::default()) };
+    if given.is_empty() || given.chars().count() > MAX_SALT {
         let message = format!("'cache_salt' must have from 1 to {MAX_SALT} characters");
         return Err(ApiError::invalid("cache_salt", message));
     }
-    Ok(salt)
+    Ok(Salt(Sha256::digest(given).into()))
 }
 
 fn delivery(common: &Common) -> Delivery {

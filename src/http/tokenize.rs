@@ -4,55 +4,51 @@
 use axum::{
     Json,
     extract::State,
-    http::HeaderMap,
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 
 use super::{
     app::App,
-    auth::{By, need},
-    body::{Payload, parse, refuse_unsupported},
-    deadline::Deadline,
+    body::{parse, refuse_unsupported},
     error::ApiError,
     prompt, rates,
     tools::Tools,
     wire::{
         tokens::{Detokenize, Detokenized, Tokenize, Tokenized},
-        unsupported::RENDERED,
+        unsupported::{RENDERED, TOKENS},
     },
+    wish::Arrival,
 };
 use crate::{
-    tenant::{Permit, Scope},
+    tenant::Permit,
     text::{Chat, Ending, Framing, Specials, Text},
 };
 
 /// The tokens that a prompt or a chat becomes.
 pub(super) async fn tokenize(
     State(app): State<App>,
-    By(caller): By,
-    headers: HeaderMap,
-    Payload(bytes): Payload,
+    mut arrival: Arrival,
 ) -> Result<Response, ApiError> {
-    need(&caller, Scope::Infer)?;
-    let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    let permit = app.admit(&caller)?;
+    let deadline = arrival.deadline;
     let tokens = async {
-        let (text, size) = (app.text().clone(), bytes.len());
-        let fields = app.work(size, move |_| -> Result<Tokenize, ApiError> {
-            let fields: Tokenize = parse(&bytes)?;
+        let fields = arrival.read(&app, |bytes| -> Result<Tokenize, ApiError> {
+            refuse_unsupported(bytes, &[TOKENS])?;
+            let fields: Tokenize = parse(bytes)?;
             if fields.messages.is_some() {
-                refuse_unsupported(&bytes, &[RENDERED])?;
+                refuse_unsupported(bytes, &[RENDERED])?;
             }
             Ok(fields)
         });
         let mut fields = fields.await?;
-        let voice = app.voice(&caller, &headers, fields.model.take()).await?;
+        let (text, size) = (app.text().clone(), arrival.size);
+        let (caller, headers) = (&arrival.caller, &arrival.headers);
+        let voice = app.voice(caller, headers, fields.model.take()).await?;
         let what = app.work(size, move |_| what(fields)).await?;
         let brought = match &what {
             What::Chat(chat, ending, _) => {
                 let extras = app.extras(&voice);
-                app.render_brought(caller.tenant, &extras, (chat, *ending)).await?
+                app.render_brought(arrival.caller.tenant, &extras, (chat, *ending)).await?
             }
             What::Prompt(..) => None,
         };
@@ -60,7 +56,7 @@ pub(super) async fn tokenize(
     };
     let tokens = app.bound(deadline, tokens).await?;
     let max_model_len = app.generator().context();
-    Ok(rated(Tokenized { count: tokens.len(), max_model_len, tokens }, &permit))
+    Ok(rated(Tokenized { count: tokens.len(), max_model_len, tokens }, &arrival.permit))
 }
 
 /// The answer with what is left of the caller's quota, of which it is a request like others: encoding is work.
@@ -108,20 +104,17 @@ fn ids(text: &Text, what: What, brought: Option<String>) -> Result<Vec<u32>, Api
 /// The text of tokens, special ones written out.
 pub(super) async fn detokenize(
     State(app): State<App>,
-    By(caller): By,
-    headers: HeaderMap,
-    Payload(bytes): Payload,
+    mut arrival: Arrival,
 ) -> Result<Response, ApiError> {
-    need(&caller, Scope::Infer)?;
-    let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
-    let permit = app.admit(&caller)?;
+    let deadline = arrival.deadline;
     let prompt = async {
-        let (text, size) = (app.text().clone(), bytes.len());
-        let Detokenize { model, tokens } = app.work(size, move |_| parse(&bytes)).await?;
-        app.voice(&caller, &headers, model).await?;
-        app.work(size, move |_| decode(&text, &tokens)).await
+        let Detokenize { model, tokens } = arrival.read(&app, parse).await?;
+        app.voice(&arrival.caller, &arrival.headers, model).await?;
+        let text = app.text().clone();
+        app.work(arrival.size, move |_| decode(&text, &tokens)).await
     };
-    Ok(rated(Detokenized { prompt: app.bound(deadline, prompt).await? }, &permit))
+    let prompt = app.bound(deadline, prompt).await?;
+    Ok(rated(Detokenized { prompt }, &arrival.permit))
 }
 
 fn decode(text: &Text, tokens: &[u32]) -> Result<String, ApiError> {

@@ -1,5 +1,5 @@
 //! From a request to its order, the same for every endpoint that generates text: who calls and what he may spend, who is to
-//! answer, and the tokens of the prompt.
+//! answer, and the tokens of the prompt. What only reads texts arrives in the same way.
 
 use std::{mem, sync::Arc};
 
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     tenant::{Caller, Permit, Scope},
-    text::{Chat, Ending, Framing, Message},
+    text::{Chat, Ending, Framing},
 };
 
 /// A request that has been let in: by its key, within its tenant's quota, until its deadline.
@@ -33,8 +33,8 @@ use crate::{
 pub(super) struct Arrival {
     pub(super) deadline: Deadline,
     pub(super) headers: HeaderMap,
-    caller: Caller,
-    permit: Arc<Permit>,
+    pub(super) caller: Caller,
+    pub(super) permit: Arc<Permit>,
     body: Bytes,
     /// Bytes of the body, by which work on it is measured.
     pub(super) size: usize,
@@ -90,8 +90,8 @@ pub(super) struct Wish {
 /// What is to be answered.
 #[derive(Debug)]
 pub(super) enum Said {
-    /// Messages, by the chat template of whoever answers.
-    Chat(Vec<Message>, Ending, Framing),
+    /// Messages and tools, by the chat template of whoever answers.
+    Chat(Chat, Ending, Framing),
     /// Texts or tokens to continue.
     Prompts(Vec<Prompt>, Framing),
 }
@@ -110,14 +110,13 @@ impl Wish {
         if let Some(mark) = tools.mark(dialect, &encoder.text) {
             terms.show(mark);
         }
-        let said = said.told(&tools);
         let adapters_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
         let default_tokens = adapters_tokens.or(self.default_tokens);
         let brought = match &said {
-            Told::Chat(chat, ending, _) => {
+            Said::Chat(chat, ending, _) => {
                 app.render_brought(caller.tenant, &extras, (chat, *ending)).await?
             }
-            Told::Prompts(prompts, _) => {
+            Said::Prompts(prompts, _) => {
                 check_room(prompts, &encoder)?;
                 None
             }
@@ -155,25 +154,6 @@ fn check_room(prompts: &[Prompt], encoder: &Encoder) -> Result<(), ApiError> {
 }
 
 impl Said {
-    /// The same as templates take it.
-    fn told(self, tools: &Tools) -> Told {
-        match self {
-            Self::Chat(messages, ending, framing) => {
-                Told::Chat(Chat { messages, tools: tools.told.clone() }, ending, framing)
-            }
-            Self::Prompts(prompts, framing) => Told::Prompts(prompts, framing),
-        }
-    }
-}
-
-/// See [`Said`].
-#[derive(Debug)]
-enum Told {
-    Chat(Chat, Ending, Framing),
-    Prompts(Vec<Prompt>, Framing),
-}
-
-impl Told {
     fn opening(&self) -> Opening {
         match self {
             Self::Chat(_, Ending::Prompt | Ending::Open, _) => Opening::Anew,

@@ -239,3 +239,22 @@ async fn a_client_that_leaves_frees_its_row_on_every_route() {
         assert_eq!((engine.wanted(), app.adapters().stats().leased), (0, 0), "{}", surface.path);
     }
 }
+
+#[tokio::test]
+async fn no_route_overlooks_adapters_that_the_body_names() {
+    let mut bodies: Vec<_> =
+        surfaces().into_iter().map(|surface| (surface.path, surface.body)).collect();
+    bodies.push(("/v1/embeddings", json!({"input": "hi"})));
+    bodies.push(("/tokenize", json!({"prompt": "hi"})));
+    for (path, body) in bodies {
+        let (app, engine) = app([]);
+        let body = merge(body, json!({"model": "base", "adapters": [{"name": "nobody"}]}));
+        let response = send(&app, post(path, &body)).await;
+        let others = ["/", "/generate", "/generate_stream", "/tokenize"];
+        let status = if others.contains(&path) { 400 } else { 404 };
+        assert_eq!(response.status(), status, "{path}");
+        let told = text(response).await;
+        let named = if status == 400 { "adapters" } else { "nobody" };
+        assert!(told.contains(named) && engine.jobs().is_empty(), "{path}: {told}");
+    }
+}

@@ -3,7 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::prompt::Prompts;
+use super::{common::AdapterPart, prompt::Prompts};
 
 /// The most inputs of one request: OpenAI's own bound.
 pub(in crate::http) const MAX_INPUTS: usize = 2048;
@@ -14,6 +14,8 @@ pub(in crate::http) struct EmbeddingFields {
     pub(in crate::http) model: Option<String>,
     /// Who asks, as the client tells its own users apart.
     pub(in crate::http) user: Option<String>,
+    /// Several adapters, in the place of one.
+    pub(in crate::http) adapters: Option<Vec<AdapterPart>>,
     pub(in crate::http) input: Prompts<MAX_INPUTS>,
     pub(in crate::http) encoding_format: Option<Format>,
     pub(in crate::http) dimensions: Option<usize>,
@@ -22,6 +24,7 @@ pub(in crate::http) struct EmbeddingFields {
     /// Nor this one, which vLLM has.
     pub(in crate::http) normalize: Option<bool>,
     pub(in crate::http) add_special_tokens: Option<bool>,
+    pub(in crate::http) cache_salt: Option<String>,
 }
 
 /// How vectors are written.

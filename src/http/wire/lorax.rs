@@ -11,6 +11,7 @@ pub(in crate::http) struct Generate {
     pub(in crate::http) parameters: Option<Object<Parameters>>,
     /// Counts on `POST /` alone.
     pub(in crate::http) stream: Option<bool>,
+    pub(in crate::http) adapters: Option<Weight>,
 }
 
 /// How it is to be continued. `null` is absent; the token for hubs, and whatever else is unknown, is overlooked.

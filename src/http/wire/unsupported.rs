@@ -204,6 +204,9 @@ pub(in crate::http) const MESSAGE: &[Unsupported] = &[
 /// Refused in completions besides.
 pub(in crate::http) const COMPLETION: &[Unsupported] = &[refused("suffix")];
 
+/// Refused where tokens are asked for: they are those of one voice.
+pub(in crate::http) const TOKENS: &[Unsupported] = &[refused("adapters")];
+
 /// Refused in embeddings: texts are taken whole, and none is made of a chat.
 pub(in crate::http) const EMBEDDING: &[Unsupported] =
     &[refused("messages"), refused("truncate_prompt_tokens")];
