@@ -5,6 +5,7 @@ use std::{io, sync::Arc};
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use utoipa::ToSchema;
 
 use super::{Facts, aside::aside, files::Files};
 use crate::lora::{
@@ -25,7 +26,7 @@ pub trait Trial: Send + Sync {
 }
 
 /// How an adapter's smoke test went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Smoke {
     /// The answer had what it must have.

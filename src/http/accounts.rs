@@ -14,6 +14,7 @@ use super::{
     app::App,
     auth::{By, Operator, need},
     error::ApiError,
+    openapi::Unanswered,
     wire::accounts::{Format, UsageList, UsageQuery, UsageRow},
 };
 use crate::{
@@ -27,6 +28,11 @@ const SPAN: u64 = 30 * 24 * 3600;
 type Asked = Result<Query<UsageQuery>, QueryRejection>;
 
 /// The caller's own.
+#[utoipa::path(
+    get, path = "/v1/usage", tag = "usage", operation_id = "show_usage",
+    params(UsageQuery),
+    responses((status = 200, description = "Sums", content((UsageList = "application/json"), (String = "text/csv"))), Unanswered)
+)]
 pub(super) async fn own(
     State(app): State<App>,
     By(caller): By,
@@ -42,6 +48,11 @@ pub(super) async fn own(
 }
 
 /// All tenants', or one's.
+#[utoipa::path(
+    get, path = "/v1/admin/usage", tag = "operation", operation_id = "show_usage_of_all",
+    params(UsageQuery),
+    responses((status = 200, description = "Sums", content((UsageList = "application/json"), (String = "text/csv"))), Unanswered)
+)]
 pub(super) async fn of_all(
     _: Operator,
     State(app): State<App>,

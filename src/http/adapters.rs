@@ -25,6 +25,7 @@ use super::{
     auth::{By, need},
     body::{Payload, parse},
     error::ApiError,
+    openapi::{AdapterPath, Conditions, Refusals, Unchanged, UploadRequest},
     rates,
     sampling::within,
     tally,
@@ -48,6 +49,10 @@ use crate::{
 type Named = Result<Path<String>, PathRejection>;
 
 /// All of the caller's.
+#[utoipa::path(
+    get, path = "/v1/adapters", tag = "adapters", operation_id = "list_adapters",
+    responses((status = 200, description = "All of them", body = AdapterList), Refusals)
+)]
 pub(super) async fn list(
     State(app): State<App>,
     By(caller): By,
@@ -60,6 +65,11 @@ pub(super) async fn list(
 }
 
 /// One, with its versions.
+#[utoipa::path(
+    get, path = "/v1/adapters/{name}", tag = "adapters", operation_id = "show_adapter",
+    params(AdapterPath),
+    responses((status = 200, description = "It, with its versions", body = AdapterOut), Refusals)
+)]
 pub(super) async fn show(
     State(app): State<App>,
     By(caller): By,
@@ -74,6 +84,12 @@ pub(super) async fn show(
 }
 
 /// Takes an upload.
+#[utoipa::path(
+    put, path = "/v1/adapters/{name}", tag = "adapters", operation_id = "put_adapter",
+    params(AdapterPath, PutQuery, Conditions),
+    request_body(content = UploadRequest, content_type = "multipart/form-data"),
+    responses((status = 200, description = "These bytes were there already", body = AdapterOut), (status = 201, description = "It is a new version", body = AdapterOut), Unchanged)
+)]
 pub(super) async fn put(
     State(app): State<App>,
     By(caller): By,
@@ -155,6 +171,12 @@ pub(super) async fn keep(
 }
 
 /// Makes the name point to one of its versions, or gives that version a share of the requests.
+#[utoipa::path(
+    post, path = "/v1/adapters/{name}/activate", tag = "adapters", operation_id = "activate_adapter",
+    params(AdapterPath, Conditions),
+    request_body = ActivateIn,
+    responses((status = 200, description = "As it is now", body = AdapterOut), Unchanged)
+)]
 pub(super) async fn activate(
     State(app): State<App>,
     By(caller): By,
@@ -174,6 +196,12 @@ pub(super) async fn activate(
 }
 
 /// Checks a version against the base that is served now.
+#[utoipa::path(
+    post, path = "/v1/adapters/{name}/validate", tag = "adapters", operation_id = "validate_adapter",
+    params(AdapterPath),
+    request_body = VersionIn,
+    responses((status = 200, description = "As it is now", body = AdapterOut), Unchanged)
+)]
 pub(super) async fn validate(
     State(app): State<App>,
     By(caller): By,
@@ -192,6 +220,11 @@ pub(super) async fn validate(
 }
 
 /// Keeps the active version in memory.
+#[utoipa::path(
+    post, path = "/v1/adapters/{name}/pin", tag = "adapters", operation_id = "pin_adapter",
+    params(AdapterPath),
+    responses((status = 200, description = "As it is now", body = AdapterOut), Unchanged)
+)]
 pub(super) async fn pin(
     State(app): State<App>,
     By(caller): By,
@@ -206,6 +239,11 @@ pub(super) async fn pin(
 }
 
 /// Lets it be evicted again.
+#[utoipa::path(
+    post, path = "/v1/adapters/{name}/unpin", tag = "adapters", operation_id = "unpin_adapter",
+    params(AdapterPath),
+    responses((status = 200, description = "As it is now", body = AdapterOut), Unchanged)
+)]
 pub(super) async fn unpin(
     State(app): State<App>,
     By(caller): By,
@@ -220,6 +258,11 @@ pub(super) async fn unpin(
 }
 
 /// Loads the active version, and answers when it is in memory.
+#[utoipa::path(
+    post, path = "/v1/adapters/{name}/prefetch", tag = "adapters", operation_id = "prefetch_adapter",
+    params(AdapterPath),
+    responses((status = 200, description = "As it is now", body = AdapterOut), Unchanged)
+)]
 pub(super) async fn prefetch(
     State(app): State<App>,
     By(caller): By,
@@ -236,6 +279,11 @@ pub(super) async fn prefetch(
 }
 
 /// Takes a name away, or one version of it.
+#[utoipa::path(
+    delete, path = "/v1/adapters/{name}", tag = "adapters", operation_id = "remove_adapter",
+    params(AdapterPath, VersionQuery, Conditions),
+    responses((status = 200, description = "It is gone", body = Deleted), Unchanged)
+)]
 pub(super) async fn remove(
     State(app): State<App>,
     By(caller): By,
@@ -257,6 +305,11 @@ pub(super) async fn remove(
 }
 
 /// The caller's own bytes.
+#[utoipa::path(
+    get, path = "/v1/adapters/{name}/files/{file}", tag = "adapters", operation_id = "show_adapter_file",
+    params(AdapterPath, ("file" = String, Path, description = "`adapter_config.json` or `adapter_model.safetensors`", pattern = "^adapter_(config.json|model.safetensors)$"), VersionQuery),
+    responses((status = 200, description = "Its bytes", content((serde_json::Value = "application/json"), (Vec<u8> = "application/octet-stream"))), Refusals)
+)]
 pub(super) async fn file(
     State(app): State<App>,
     By(caller): By,

@@ -12,7 +12,8 @@ use super::{
     auth::Operator,
     body::{Payload, parse},
     error::ApiError,
-    wire::admin::{DefaultIn, KeyIn, KeyOut, TenantIn, TenantList, TenantOut},
+    openapi::{Refusals, TenantPath, Unchanged},
+    wire::admin::{DefaultIn, KeyIn, KeyOut, OperatorKeyOut, TenantIn, TenantList, TenantOut},
 };
 use crate::{
     adapter::AdapterName,
@@ -23,12 +24,21 @@ use crate::{
 type Named = Result<Path<String>, PathRejection>;
 
 /// All tenants.
+#[utoipa::path(
+    get, path = "/v1/admin/tenants", tag = "operation", operation_id = "list_tenants",
+    responses((status = 200, description = "All of them", body = TenantList), Refusals)
+)]
 pub(super) async fn list(_: Operator, State(app): State<App>) -> Json<TenantList> {
     let data = app.tenants().list().into_iter().map(tenant).collect();
     Json(TenantList { object: "list", data })
 }
 
 /// One tenant.
+#[utoipa::path(
+    get, path = "/v1/admin/tenants/{name}", tag = "operation", operation_id = "show_tenant",
+    params(TenantPath),
+    responses((status = 200, description = "The tenant", body = TenantOut), Refusals)
+)]
 pub(super) async fn show(
     _: Operator,
     State(app): State<App>,
@@ -38,6 +48,11 @@ pub(super) async fn show(
 }
 
 /// A new tenant.
+#[utoipa::path(
+    post, path = "/v1/admin/tenants", tag = "operation", operation_id = "create_tenant",
+    request_body = TenantIn,
+    responses((status = 201, description = "The tenant", body = TenantOut), Unchanged)
+)]
 pub(super) async fn create(
     Operator(caller): Operator,
     State(app): State<App>,
@@ -53,6 +68,12 @@ pub(super) async fn create(
 }
 
 /// A new key for a tenant.
+#[utoipa::path(
+    post, path = "/v1/admin/tenants/{name}/keys", tag = "operation", operation_id = "add_key",
+    params(TenantPath),
+    request_body = KeyIn,
+    responses((status = 201, description = "The key, with its secret, once", body = KeyOut), Unchanged)
+)]
 pub(super) async fn add_key(
     Operator(caller): Operator,
     State(app): State<App>,
@@ -68,6 +89,11 @@ pub(super) async fn add_key(
 }
 
 /// A key is none any more.
+#[utoipa::path(
+    delete, path = "/v1/admin/tenants/{name}/keys/{id}", tag = "operation", operation_id = "revoke_key",
+    params(TenantPath, ("id" = String, Path, description = "The id of a key, not its secret")),
+    responses((status = 200, description = "The tenant as it is now", body = TenantOut), Unchanged)
+)]
 pub(super) async fn revoke_key(
     Operator(caller): Operator,
     State(app): State<App>,
@@ -81,6 +107,12 @@ pub(super) async fn revoke_key(
 }
 
 /// Says what `default` means to a tenant as a model. Whether there is such an adapter is looked at when it is asked for.
+#[utoipa::path(
+    post, path = "/v1/admin/tenants/{name}/default", tag = "operation", operation_id = "set_default_adapter",
+    params(TenantPath),
+    request_body = DefaultIn,
+    responses((status = 200, description = "The tenant as it is now", body = TenantOut), Unchanged)
+)]
 pub(super) async fn set_default(
     Operator(caller): Operator,
     State(app): State<App>,
@@ -100,6 +132,10 @@ pub(super) async fn set_default(
 }
 
 /// Another key for the operator. `environment_key` says that this server was given one, too, which counts on.
+#[utoipa::path(
+    post, path = "/v1/admin/operator-key", tag = "operation", operation_id = "replace_operator_key",
+    responses((status = 201, description = "The new key, once", body = OperatorKeyOut), Unchanged)
+)]
 pub(super) async fn replace_operator(
     Operator(caller): Operator,
     State(app): State<App>,
@@ -109,14 +145,21 @@ pub(super) async fn replace_operator(
     }
     let replaced = app.tenants().replace_operator(&caller.to_string()).await;
     let key = replaced.map_err(|error| refused(&error))?;
-    let out = serde_json::json!({
-        "object": "operator_key", "key": key.reveal(),
-        "environment_key": app.tenants().has_own_operator(),
-    });
+    let out = OperatorKeyOut {
+        object: "operator_key",
+        key: key.reveal().to_owned(),
+        environment_key: app.tenants().has_own_operator(),
+    };
     Ok((StatusCode::CREATED, Json(out)).into_response())
 }
 
 /// Says what a tenant may use from now on, all of it: what is left out is without bound.
+#[utoipa::path(
+    post, path = "/v1/admin/tenants/{name}/quota", tag = "operation", operation_id = "set_quota",
+    params(TenantPath),
+    request_body = Quota,
+    responses((status = 200, description = "The tenant as it is now", body = TenantOut), Unchanged)
+)]
 pub(super) async fn set_quota(
     Operator(caller): Operator,
     State(app): State<App>,

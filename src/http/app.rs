@@ -13,9 +13,10 @@ use axum::{
     extract::Request,
     http::{HeaderMap, HeaderName},
     middleware::{from_fn, from_fn_with_state},
-    routing::{delete, get, post, put},
 };
 use tokio::sync::{Semaphore, watch};
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     accounts, adapters, admin, audit, auth,
@@ -30,7 +31,7 @@ use super::{
     guard::{self, Guard},
     lorax, messages,
     metrics::{self, Metrics},
-    models, ops,
+    models, openapi, ops,
     prompt::Encoder,
     request_id, responses,
     select::{self, Names, Part, Voice},
@@ -454,48 +455,8 @@ impl App {
 
     /// All routes, behind the guard.
     pub(super) fn router(self, guard: Guard) -> Router {
-        Router::new()
-            .route("/v1/chat/completions", post(chat::create))
-            .route("/v1/completions", post(completions::create))
-            .route("/v1/responses", post(responses::create))
-            .route("/v1/responses/{id}", get(responses::find).delete(responses::find))
-            .route("/v1/messages", post(messages::create))
-            .route("/", post(lorax::either))
-            .route("/generate", post(lorax::generate))
-            .route("/generate_stream", post(lorax::generate_stream))
-            .route("/v1/embeddings", post(embeddings::create))
-            .route("/v1/models", get(models::list))
-            .route("/v1/models/{*id}", get(models::show))
-            .route("/v1/adapters", get(adapters::list))
-            .route(
-                "/v1/adapters/{name}",
-                put(adapters::put).get(adapters::show).delete(adapters::remove),
-            )
-            .route("/v1/adapters/{name}/activate", post(adapters::activate))
-            .route("/v1/adapters/{name}/validate", post(adapters::validate))
-            .route("/v1/adapters/{name}/pin", post(adapters::pin))
-            .route("/v1/adapters/{name}/unpin", post(adapters::unpin))
-            .route("/v1/adapters/{name}/prefetch", post(adapters::prefetch))
-            .route("/v1/adapters/{name}/files/{file}", get(adapters::file))
-            .route("/v1/load_lora_adapter", post(vllm::load))
-            .route("/v1/unload_lora_adapter", post(vllm::unload))
-            .route("/v1/admin/audit", get(audit::list))
-            .route("/v1/admin/operator-key", post(admin::replace_operator))
-            .route("/v1/admin/tenants", get(admin::list).post(admin::create))
-            .route("/v1/admin/tenants/{name}", get(admin::show))
-            .route("/v1/admin/tenants/{name}/keys", post(admin::add_key))
-            .route("/v1/admin/tenants/{name}/keys/{id}", delete(admin::revoke_key))
-            .route("/v1/admin/tenants/{name}/default", post(admin::set_default))
-            .route("/v1/admin/tenants/{name}/quota", post(admin::set_quota))
-            .route("/v1/admin/usage", get(accounts::of_all))
-            .route("/v1/usage", get(accounts::own))
-            .route("/tokenize", post(tokenize::tokenize))
-            .route("/detokenize", post(tokenize::detokenize))
-            .route("/health", get(ops::health))
-            .route("/ping", get(ops::health))
-            .route("/ready", get(ops::ready))
-            .route("/version", get(ops::version))
-            .route("/metrics", get(ops::metrics))
+        let (router, _) = routes().split_for_parts();
+        router
             .fallback(no_route)
             .method_not_allowed_fallback(wrong_method)
             .layer(from_fn_with_state(self.clone(), auth::layer))
@@ -505,6 +466,50 @@ impl App {
             .layer(from_fn(request_id::layer))
             .with_state(self)
     }
+}
+
+/// All routes, each with what `/openapi.json` says of it.
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(openapi::Document::openapi())
+        .routes(routes!(chat::create))
+        .routes(routes!(completions::create))
+        .routes(routes!(responses::create))
+        .routes(routes!(responses::find, responses::remove))
+        .routes(routes!(messages::create))
+        .routes(routes!(lorax::either))
+        .routes(routes!(lorax::generate))
+        .routes(routes!(lorax::generate_stream))
+        .routes(routes!(embeddings::create))
+        .routes(routes!(models::list))
+        .routes(routes!(models::show))
+        .routes(routes!(adapters::list))
+        .routes(routes!(adapters::put, adapters::show, adapters::remove))
+        .routes(routes!(adapters::activate))
+        .routes(routes!(adapters::validate))
+        .routes(routes!(adapters::pin))
+        .routes(routes!(adapters::unpin))
+        .routes(routes!(adapters::prefetch))
+        .routes(routes!(adapters::file))
+        .routes(routes!(vllm::load))
+        .routes(routes!(vllm::unload))
+        .routes(routes!(audit::list))
+        .routes(routes!(admin::replace_operator))
+        .routes(routes!(admin::list, admin::create))
+        .routes(routes!(admin::show))
+        .routes(routes!(admin::add_key))
+        .routes(routes!(admin::revoke_key))
+        .routes(routes!(admin::set_default))
+        .routes(routes!(admin::set_quota))
+        .routes(routes!(accounts::of_all))
+        .routes(routes!(accounts::own))
+        .routes(routes!(tokenize::tokenize))
+        .routes(routes!(tokenize::detokenize))
+        .routes(routes!(ops::health))
+        .routes(routes!(ops::ping))
+        .routes(routes!(ops::ready))
+        .routes(routes!(ops::version))
+        .routes(routes!(ops::metrics))
+        .routes(routes!(openapi::show))
 }
 
 /// This program, also where its file has been replaced meanwhile.

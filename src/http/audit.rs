@@ -14,6 +14,7 @@ use super::{
     app::App,
     auth::Operator,
     error::ApiError,
+    openapi::Refusals,
     wire::audit::{AuditQuery, ChangeList, ChangeOut},
 };
 use crate::{
@@ -65,6 +66,11 @@ impl fmt::Display for Place {
 }
 
 /// One page of it.
+#[utoipa::path(
+    get, path = "/v1/admin/audit", tag = "operation", operation_id = "list_changes",
+    params(AuditQuery),
+    responses((status = 200, description = "One page", body = ChangeList), Refusals)
+)]
 pub(super) async fn list(
     _: Operator,
     State(app): State<App>,

@@ -18,7 +18,7 @@ use super::{
 use crate::tenant::{Caller, Right, Scope};
 
 /// Paths that say nothing about anybody: whoever watches the process needs no key.
-const PUBLIC: [&str; 5] = ["/health", "/ping", "/ready", "/version", METRICS];
+const PUBLIC: [&str; 6] = ["/health", "/ping", "/ready", "/version", "/openapi.json", METRICS];
 const METRICS: &str = "/metrics";
 /// Where Anthropic's clients put the key, the key alone.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");

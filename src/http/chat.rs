@@ -11,7 +11,9 @@ use super::{
     envelope::Envelope,
     error::ApiError,
     generate::check_choices,
-    logprobs, prompt,
+    logprobs,
+    openapi::{ChatRequest, Choosing, Unanswered},
+    prompt,
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
     sse::Data,
     tools::{Heard, Last, Speaker, Tools},
@@ -78,6 +80,12 @@ fn scores(fields: &ChatFields) -> Result<Option<usize>, ApiError> {
 }
 
 /// Answers one chat.
+#[utoipa::path(
+    post, path = "/v1/chat/completions", tag = "answers", operation_id = "create_chat_completion",
+    params(Choosing),
+    request_body = ChatRequest,
+    responses((status = 200, description = "The answer, or a stream of it", content((ChatCompletion<'static> = "application/json"), (ChatChunk<'static> = "text/event-stream"))), Unanswered)
+)]
 pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
     app.bound(arrival.deadline, Box::pin(answer(&app, arrival))).await
 }

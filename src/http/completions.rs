@@ -14,6 +14,7 @@ use super::{
     envelope::Envelope,
     error::ApiError,
     generate::{Order, check_choices},
+    openapi::{Choosing, CompletionRequest, Unanswered},
     prompt::{self, Echo},
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
     sse::Data,
@@ -93,6 +94,12 @@ fn best_of(asked: Option<usize>, terms: &Terms) -> Result<usize, ApiError> {
 }
 
 /// Continues one or several prompts.
+#[utoipa::path(
+    post, path = "/v1/completions", tag = "answers", operation_id = "create_completion",
+    params(Choosing),
+    request_body = CompletionRequest,
+    responses((status = 200, description = "The continuations, or a stream of them", content((Completion<'static> = "application/json"), (Completion<'static> = "text/event-stream"))), Unanswered)
+)]
 pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
     app.bound(arrival.deadline, Box::pin(answer(&app, arrival))).await
 }

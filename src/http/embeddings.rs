@@ -18,6 +18,7 @@ use super::{
     error::ApiError,
     lend::{lend, share},
     metrics::Latency,
+    openapi::{Choosing, Unanswered},
     prompt::{self, Encoder},
     rates,
     sampling::salt,
@@ -111,6 +112,12 @@ impl Wanted {
 }
 
 /// Turns one or several inputs into vectors.
+#[utoipa::path(
+    post, path = "/v1/embeddings", tag = "embeddings", operation_id = "create_embeddings",
+    params(Choosing),
+    request_body = EmbeddingFields,
+    responses((status = 200, description = "A vector for each input", body = Embeddings<'static>), Unanswered)
+)]
 pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
     app.bound(arrival.deadline, Box::pin(answer(&app, arrival))).await
 }

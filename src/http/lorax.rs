@@ -19,6 +19,7 @@ use super::{
     envelope::Envelope,
     error::ApiError,
     logprobs,
+    openapi::{Choosing, LoraxUnanswered},
     sampling::{MAX_TOP_LOGPROBS, Terms, within},
     sse::Data,
     tools::Tools,
@@ -183,6 +184,12 @@ fn unsupported(field: &str) -> ApiError {
 }
 
 /// Continues a text, and answers when it is complete.
+#[utoipa::path(
+    post, path = "/generate", tag = "answers", operation_id = "generate",
+    params(Choosing),
+    request_body = Generate,
+    responses((status = 200, description = "The answer", body = Generated), LoraxUnanswered)
+)]
 pub(super) async fn generate(
     State(app): State<App>,
     arrival: Arrival,
@@ -191,6 +198,12 @@ pub(super) async fn generate(
 }
 
 /// Continues a text, and answers as it grows.
+#[utoipa::path(
+    post, path = "/generate_stream", tag = "answers", operation_id = "generate_stream",
+    params(Choosing),
+    request_body = Generate,
+    responses((status = 200, description = "A stream of tokens", body = GeneratedToken, content_type = "text/event-stream"), LoraxUnanswered)
+)]
 pub(super) async fn generate_stream(
     State(app): State<App>,
     arrival: Arrival,
@@ -199,6 +212,12 @@ pub(super) async fn generate_stream(
 }
 
 /// Continues a text, and answers as the body asks for it.
+#[utoipa::path(
+    post, path = "/", tag = "answers", operation_id = "generate_either",
+    params(Choosing),
+    request_body = Generate,
+    responses((status = 200, description = "A list of one answer, or where `stream` is true a stream of tokens", content((Vec<Generated> = "application/json"), (GeneratedToken = "text/event-stream"))), LoraxUnanswered)
+)]
 pub(super) async fn either(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
     app.bound(arrival.deadline, Box::pin(answer(&app, arrival, Path::Either))).await
 }

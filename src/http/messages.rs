@@ -11,6 +11,7 @@ use super::{
     dialect::Dialect,
     envelope::Envelope,
     error::ApiError,
+    openapi::{Choosing, MessagesRequest, MessagesUnanswered},
     prompt,
     sampling::Terms,
     sse::Data,
@@ -82,6 +83,12 @@ fn refuse_features(fields: &MessageFields) -> Result<(), ApiError> {
 }
 
 /// Answers the last message, or goes on from it.
+#[utoipa::path(
+    post, path = "/v1/messages", tag = "answers", operation_id = "create_message",
+    params(Choosing),
+    request_body = MessagesRequest,
+    responses((status = 200, description = "The answer, or a stream of events", content((MessageBody<'static> = "application/json"), (MessageEvent<'static> = "text/event-stream"))), MessagesUnanswered)
+)]
 pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
     app.bound(arrival.deadline, Box::pin(answer(&app, arrival))).await
 }

@@ -50,6 +50,7 @@ mod lorax;
 mod messages;
 mod metrics;
 mod models;
+mod openapi;
 mod ops;
 mod progress;
 mod prompt;

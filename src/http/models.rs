@@ -9,6 +9,7 @@ use super::{
     app::App,
     auth::{By, need},
     error::ApiError,
+    openapi::Refusals,
     select::Voice,
     wire::models::{Model, ModelList},
 };
@@ -21,6 +22,10 @@ use crate::{
 const SERVER: &str = "chorus";
 
 /// All of them, the base first.
+#[utoipa::path(
+    get, path = "/v1/models", tag = "models", operation_id = "list_models",
+    responses((status = 200, description = "All of them", body = ModelList), Refusals)
+)]
 pub(super) async fn list(
     State(app): State<App>,
     By(caller): By,
@@ -38,6 +43,11 @@ pub(super) async fn list(
 }
 
 /// One, under any name that requests may use for it. An id may have slashes, as they are or encoded.
+#[utoipa::path(
+    get, path = "/v1/models/{*id}", tag = "models", operation_id = "show_model",
+    params(("id" = String, Path, description = "What a request's `model` may be")),
+    responses((status = 200, description = "What the name points to", body = Model), Refusals)
+)]
 pub(super) async fn show(
     State(app): State<App>,
     By(caller): By,

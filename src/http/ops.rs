@@ -8,9 +8,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use serde_json::{Value, json};
 
-use super::{app::App, auth::Watcher, dialect, error::ApiError, request_id};
+use super::{
+    app::App, auth::Watcher, dialect, error::ApiError, openapi::Refusals, request_id,
+    wire::version::Release,
+};
 
 /// The form that `prometheus-client` writes, which Prometheus reads.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -19,26 +21,49 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub(super) fn starting() -> Router {
     Router::new()
         .route("/health", get(health))
-        .route("/ping", get(health))
+        .route("/ping", get(ping))
         .fallback(async || ApiError::overloaded("the server is starting"))
         .layer(from_fn(dialect::layer))
         .layer(from_fn(request_id::layer))
 }
 
 /// The process lives.
+#[utoipa::path(
+    get, path = "/health", tag = "process", operation_id = "health",
+    responses((status = 200, description = "It lives"), Refusals)
+)]
 pub(super) async fn health() {}
 
+/// The process lives.
+#[utoipa::path(
+    get, path = "/ping", tag = "process", operation_id = "ping",
+    responses((status = 200, description = "It lives"), Refusals)
+)]
+pub(super) async fn ping() {}
+
 /// The model is loaded, which it is before there is an [`App`], and requests are taken.
+#[utoipa::path(
+    get, path = "/ready", tag = "process", operation_id = "ready",
+    responses((status = 200, description = "Requests are taken"), Refusals)
+)]
 pub(super) async fn ready(State(app): State<App>) -> Result<(), ApiError> {
     app.accepting()
 }
 
 /// Which release this is.
-pub(super) async fn version() -> Json<Value> {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+#[utoipa::path(
+    get, path = "/version", tag = "process", operation_id = "version",
+    responses((status = 200, description = "The release", body = Release), Refusals)
+)]
+pub(super) async fn version() -> Json<Release> {
+    Json(Release { version: env!("CARGO_PKG_VERSION") })
 }
 
 /// Everything counted that the caller may see, for Prometheus.
+#[utoipa::path(
+    get, path = "/metrics", tag = "process", operation_id = "metrics",
+    responses((status = 200, description = "In the text format of OpenMetrics 1.0", body = String, content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"), Refusals)
+)]
 pub(super) async fn metrics(
     Watcher(detail): Watcher,
     State(app): State<App>,

@@ -14,7 +14,9 @@ use super::{
     delivery::{Form, deliver},
     envelope::Envelope,
     error::ApiError,
-    logprobs, prompt, request_id,
+    logprobs,
+    openapi::{Choosing, Refusals, ResponseRequest, Unanswered},
+    prompt, request_id,
     sampling::{MAX_TOP_LOGPROBS, Terms, within},
     sse::Data,
     tools::Tools,
@@ -106,6 +108,12 @@ impl Echoed {
 }
 
 /// Answers what was said.
+#[utoipa::path(
+    post, path = "/v1/responses", tag = "answers", operation_id = "create_response",
+    params(Choosing),
+    request_body = ResponseRequest,
+    responses((status = 200, description = "The response, or a stream of events", content((ResponseBody<'static> = "application/json"), (ResponseEvent<Told<'static>> = "text/event-stream"))), Unanswered)
+)]
 pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
     app.bound(arrival.deadline, Box::pin(answer(&app, arrival))).await
 }
@@ -129,9 +137,22 @@ async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
 }
 
 /// No response is kept, so none is found.
+#[utoipa::path(
+    get, path = "/v1/responses/{id}", tag = "answers", operation_id = "find_response",
+    params(("id" = String, Path)), responses(Refusals)
+)]
 pub(super) async fn find(By(caller): By, Path(id): Path<String>) -> Result<(), ApiError> {
     need(&caller, Scope::Infer)?;
     Err(ApiError::no_response(&id))
+}
+
+/// Nothing is stored that could be deleted.
+#[utoipa::path(
+    delete, path = "/v1/responses/{id}", tag = "answers", operation_id = "remove_response",
+    params(("id" = String, Path)), responses(Refusals)
+)]
+pub(super) async fn remove(by: By, id: Path<String>) -> Result<(), ApiError> {
+    find(by, id).await
 }
 
 /// Writes one response.

@@ -12,6 +12,7 @@ use super::{
     app::App,
     body::{parse, refuse_unsupported},
     error::ApiError,
+    openapi::{Choosing, Unanswered},
     prompt, rates,
     tools::Tools,
     wire::{
@@ -26,6 +27,12 @@ use crate::{
 };
 
 /// The tokens that a prompt or a chat becomes.
+#[utoipa::path(
+    post, path = "/tokenize", tag = "tokens", operation_id = "tokenize",
+    params(Choosing),
+    request_body = Tokenize,
+    responses((status = 200, description = "Its tokens", body = Tokenized), Unanswered)
+)]
 pub(super) async fn tokenize(
     State(app): State<App>,
     mut arrival: Arrival,
@@ -102,6 +109,12 @@ fn ids(text: &Text, what: What, brought: Option<String>) -> Result<Vec<u32>, Api
 }
 
 /// The text of tokens, special ones written out.
+#[utoipa::path(
+    post, path = "/detokenize", tag = "tokens", operation_id = "detokenize",
+    params(Choosing),
+    request_body = Detokenize,
+    responses((status = 200, description = "Their text", body = Detokenized), Unanswered)
+)]
 pub(super) async fn detokenize(
     State(app): State<App>,
     mut arrival: Arrival,

@@ -13,6 +13,7 @@ use super::{
     auth::Operator,
     body::{Payload, parse},
     error::ApiError,
+    openapi::Unchanged,
     wire::vllm::{LoadIn, UnloadIn},
 };
 use crate::{
@@ -21,6 +22,11 @@ use crate::{
 };
 
 /// Takes an adapter in from a folder of this machine.
+#[utoipa::path(
+    post, path = "/v1/load_lora_adapter", tag = "operation", operation_id = "load_lora_adapter",
+    request_body = LoadIn,
+    responses((status = 200, description = "It is there", body = String), Unchanged)
+)]
 pub(super) async fn load(
     Operator(caller): Operator,
     State(app): State<App>,
@@ -66,6 +72,11 @@ fn answers_well(Card { revision, active, smoke, .. }: &Card) -> Result<(), ApiEr
 }
 
 /// Deletes an adapter with all its versions.
+#[utoipa::path(
+    post, path = "/v1/unload_lora_adapter", tag = "operation", operation_id = "unload_lora_adapter",
+    request_body = UnloadIn,
+    responses((status = 200, description = "It is gone", body = String), Unchanged)
+)]
 pub(super) async fn unload(
     Operator(caller): Operator,
     State(app): State<App>,

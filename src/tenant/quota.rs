@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 const MINUTE: Duration = Duration::from_mins(1);
 /// Whoever owes more than an hour owes an hour.
 const LONGEST: Duration = Duration::from_hours(1);
 
 /// What a tenant may use; `None` is without bound.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Quota {
     /// Requests for answers in a minute, of each server.
     pub requests_per_minute: Option<u32>,

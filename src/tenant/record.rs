@@ -1,6 +1,7 @@
 //! What the store keeps of tenants and keys: one record a change.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{KeyId, Quota, TenantId, TenantName, key::KeyHash};
 
@@ -67,7 +68,7 @@ pub(super) enum Change {
 }
 
 /// What a key allows. Each allows what those before it do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// To use the base and the tenant's adapters, and to list them.

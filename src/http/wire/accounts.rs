@@ -1,26 +1,31 @@
 //! `/v1/usage` as it is written on the wire.
 
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::ledger::Period;
 
 /// Which sums are asked for.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(in crate::http) struct UsageQuery {
     /// A day, a time of RFC 3339, or unix seconds.
     pub(in crate::http) from: Option<String>,
     /// The first moment that is not meant, in the same forms.
     pub(in crate::http) to: Option<String>,
+    #[serde(default)]
     pub(in crate::http) by: Period,
+    #[serde(default)]
     pub(in crate::http) format: Format,
     /// Whose; only an operator may say.
     pub(in crate::http) tenant: Option<String>,
 }
 
 /// How sums are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = UsageFormat)]
 pub(in crate::http) enum Format {
     #[default]
     Json,
@@ -29,7 +34,7 @@ pub(in crate::http) enum Format {
 }
 
 /// `{"object": "list", "from": .., "to": .., "data": [..]}`, times in RFC 3339.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct UsageList {
     pub(in crate::http) object: &'static str,
     pub(in crate::http) from: String,
@@ -38,7 +43,7 @@ pub(in crate::http) struct UsageList {
 }
 
 /// What one tenant used of one version of an adapter in one period.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct UsageRow {
     /// When the period began, in RFC 3339.
     pub(in crate::http) begin: String,

@@ -1,11 +1,12 @@
 //! `/v1/adapters` as it is written on the wire.
 
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::adapter::{Canary, Smoke};
 
 /// `{"object": "list", "tenant": "acme", "data": [..]}`
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct AdapterList {
     pub(in crate::http) object: &'static str,
     /// Whose they are.
@@ -14,7 +15,7 @@ pub(in crate::http) struct AdapterList {
 }
 
 /// An adapter at its active version; where none is active, at its newest.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct AdapterOut {
     /// What requests may name it by.
     pub(in crate::http) id: String,
@@ -53,7 +54,7 @@ pub(in crate::http) struct AdapterOut {
 }
 
 /// One version in an adapter's history.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct VersionOut {
     pub(in crate::http) version: u32,
     pub(in crate::http) digest: String,
@@ -71,7 +72,7 @@ pub(in crate::http) struct VersionOut {
 }
 
 /// Whether requests may have it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::http) enum Status {
     /// The name points to it.
@@ -83,7 +84,7 @@ pub(in crate::http) enum Status {
 }
 
 /// Where it is now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::http) enum Residency {
     /// In memory, in the form that runs.
@@ -93,7 +94,7 @@ pub(in crate::http) enum Residency {
 }
 
 /// `{"id", "object", "deleted"}`, as OpenAI answers deletions.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[expect(clippy::struct_field_names, reason = "it is OpenAI's")]
 pub(in crate::http) struct Deleted {
     pub(in crate::http) id: String,
@@ -102,14 +103,14 @@ pub(in crate::http) struct Deleted {
 }
 
 /// Which version is meant.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct VersionIn {
     pub(in crate::http) version: u32,
 }
 
 /// Which version is to have all requests, or how many of a hundred.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct ActivateIn {
     pub(in crate::http) version: u32,
@@ -117,8 +118,9 @@ pub(in crate::http) struct ActivateIn {
 }
 
 /// `?activate=`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(in crate::http) struct PutQuery {
     #[serde(default = "yes")]
     pub(in crate::http) activate: bool,
@@ -129,13 +131,14 @@ fn yes() -> bool {
 }
 
 /// No parameters at all.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct NoQuery {}
 
 /// `?version=`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(in crate::http) struct VersionQuery {
     pub(in crate::http) version: Option<u32>,
 }

@@ -1,18 +1,19 @@
 //! `/v1/admin/tenants` as it is written on the wire.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::tenant::{Quota, Scope};
 
 /// `{"object": "list", "data": [..]}`
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct TenantList {
     pub(in crate::http) object: &'static str,
     pub(in crate::http) data: Vec<TenantOut>,
 }
 
 /// A tenant. No key is in it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct TenantOut {
     pub(in crate::http) id: u32,
     pub(in crate::http) object: &'static str,
@@ -28,7 +29,7 @@ pub(in crate::http) struct TenantOut {
 }
 
 /// A key's name and what it allows.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct KeyOut {
     pub(in crate::http) id: String,
     pub(in crate::http) scope: Scope,
@@ -39,15 +40,25 @@ pub(in crate::http) struct KeyOut {
     pub(in crate::http) key: Option<String>,
 }
 
+/// The operator's new key.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct OperatorKeyOut {
+    pub(in crate::http) object: &'static str,
+    /// The secret, once.
+    pub(in crate::http) key: String,
+    /// This server was given one as well, which counts on.
+    pub(in crate::http) environment_key: bool,
+}
+
 /// A new tenant.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct TenantIn {
     pub(in crate::http) name: String,
 }
 
 /// A new key.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct KeyIn {
     #[serde(default = "infer")]
@@ -62,7 +73,7 @@ fn infer() -> Scope {
 }
 
 /// What `default` is to mean as a model.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct DefaultIn {
     /// `null` is the base; it must be said.

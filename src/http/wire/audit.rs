@@ -1,10 +1,12 @@
 //! `/v1/admin/audit` as it is written on the wire.
 
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 /// Which changes are asked for.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(in crate::http) struct AuditQuery {
     /// Only those that concern this tenant.
     pub(in crate::http) tenant: Option<String>,
@@ -15,7 +17,7 @@ pub(in crate::http) struct AuditQuery {
 }
 
 /// `{"object": "list", "data": [..], "last_id", "has_more"}`
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ChangeList {
     pub(in crate::http) object: &'static str,
     pub(in crate::http) data: Vec<ChangeOut>,
@@ -25,7 +27,7 @@ pub(in crate::http) struct ChangeList {
 }
 
 /// One change.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ChangeOut {
     /// What comes after it is asked for with this.
     pub(in crate::http) id: String,

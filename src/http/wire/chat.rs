@@ -1,6 +1,7 @@
 //! `/v1/chat/completions` as it is written on the wire.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     content::MessageIn,
@@ -9,11 +10,12 @@ use super::{
 };
 
 /// The fields that only chats have.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct ChatFields {
     pub(in crate::http) messages: Vec<MessageIn>,
     pub(in crate::http) max_completion_tokens: Option<usize>,
     pub(in crate::http) logprobs: Option<bool>,
+    #[schema(minimum = 0, maximum = 20)]
     pub(in crate::http) top_logprobs: Option<usize>,
     pub(in crate::http) add_generation_prompt: Option<bool>,
     pub(in crate::http) continue_final_message: Option<bool>,
@@ -23,7 +25,7 @@ pub(in crate::http) struct ChatFields {
 }
 
 /// `chat.completion`
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ChatCompletion<'a> {
     pub(in crate::http) id: &'a str,
     pub(in crate::http) object: &'static str,
@@ -35,7 +37,7 @@ pub(in crate::http) struct ChatCompletion<'a> {
 }
 
 /// One answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ChatChoice {
     pub(in crate::http) index: usize,
     pub(in crate::http) message: MessageOut,
@@ -44,7 +46,7 @@ pub(in crate::http) struct ChatChoice {
 }
 
 /// The assistant's message, without text where it only calls tools. `refusal` is always there: OpenAI's schema requires the key.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct MessageOut {
     pub(in crate::http) role: &'static str,
     pub(in crate::http) content: Option<String>,
@@ -54,7 +56,7 @@ pub(in crate::http) struct MessageOut {
 }
 
 /// `chat.completion.chunk`
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ChatChunk<'a> {
     pub(in crate::http) id: &'a str,
     pub(in crate::http) object: &'static str,
@@ -67,7 +69,7 @@ pub(in crate::http) struct ChatChunk<'a> {
 }
 
 /// What a chunk adds to one answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ChatDelta {
     pub(in crate::http) index: usize,
     pub(in crate::http) delta: Delta,
@@ -76,7 +78,7 @@ pub(in crate::http) struct ChatDelta {
 }
 
 /// The part of a message that a chunk brings.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(in crate::http) struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) role: Option<&'static str>,
@@ -87,14 +89,14 @@ pub(in crate::http) struct Delta {
 }
 
 /// The scores of a message's tokens.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
 pub(in crate::http) struct ChatLogprobs {
     pub(in crate::http) content: Vec<TokenLogprob>,
     pub(in crate::http) refusal: Option<&'static str>,
 }
 
 /// One token with its alternatives.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
 pub(in crate::http) struct TokenLogprob {
     #[serde(flatten)]
     pub(in crate::http) token: ScoredToken,
@@ -102,7 +104,7 @@ pub(in crate::http) struct TokenLogprob {
 }
 
 /// One token. `bytes` is what it is; `token` is that as text, with `\xNN` where it is none.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub(in crate::http) struct ScoredToken {
     pub(in crate::http) token: String,
     pub(in crate::http) logprob: f32,

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::{
     form::{ResponseFormat, StructuredOutputs},
@@ -9,14 +10,14 @@ use super::{
 };
 
 /// As sent; ranges are checked where the fields get their meaning.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct Common {
     pub(in crate::http) model: Option<String>,
     /// Several adapters, in the place of one.
     pub(in crate::http) adapters: Option<Vec<AdapterPart>>,
     /// Who asks, as the client tells its own users apart.
     pub(in crate::http) user: Option<String>,
+    #[schema(minimum = 1, maximum = 128)]
     pub(in crate::http) n: Option<usize>,
 
     pub(in crate::http) response_format: Option<ResponseFormat>,
@@ -29,12 +30,19 @@ pub(in crate::http) struct Common {
     pub(in crate::http) stream: Option<bool>,
     pub(in crate::http) stream_options: Option<StreamOptions>,
 
+    #[schema(minimum = 0, maximum = 2)]
     pub(in crate::http) temperature: Option<f64>,
+    #[schema(minimum = 0, maximum = 1)]
     pub(in crate::http) top_p: Option<f64>,
+    #[schema(minimum = -1, maximum = 4_294_967_295_i64)]
     pub(in crate::http) top_k: Option<i64>,
+    #[schema(minimum = 0, maximum = 1)]
     pub(in crate::http) min_p: Option<f64>,
+    #[schema(minimum = 0.01, maximum = 100)]
     pub(in crate::http) repetition_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
     pub(in crate::http) presence_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
     pub(in crate::http) frequency_penalty: Option<f64>,
     pub(in crate::http) logit_bias: Option<Biases>,
     pub(in crate::http) seed: Option<i64>,
@@ -42,10 +50,12 @@ pub(in crate::http) struct Common {
     pub(in crate::http) max_tokens: Option<usize>,
     pub(in crate::http) min_tokens: Option<usize>,
     pub(in crate::http) stop: Option<Strings>,
+    #[schema(max_items = 128)]
     pub(in crate::http) stop_token_ids: Option<Vec<u32>>,
     pub(in crate::http) include_stop_str_in_output: Option<bool>,
     pub(in crate::http) ignore_eos: Option<bool>,
 
+    #[schema(min_length = 1, max_length = 1024)]
     pub(in crate::http) cache_salt: Option<String>,
 
     pub(in crate::http) add_special_tokens: Option<bool>,
@@ -53,15 +63,15 @@ pub(in crate::http) struct Common {
 }
 
 /// `{"include_usage": true}`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct StreamOptions {
     pub(in crate::http) include_usage: Option<bool>,
 }
 
 /// `{"name": "a", "scale": 0.7}`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct AdapterPart {
     pub(in crate::http) name: String,
+    #[schema(minimum = -16, maximum = 16)]
     pub(in crate::http) scale: Option<f32>,
 }

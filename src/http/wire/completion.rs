@@ -1,23 +1,31 @@
 //! `/v1/completions` as it is written on the wire.
 
 use serde::{Deserialize, Serialize, Serializer};
+use utoipa::{
+    ToSchema,
+    openapi::schema::{ObjectBuilder, Type},
+};
 
 use super::{
     prompt::{MAX_CHOICES, Prompts},
+    shape,
     usage::UsageKey,
 };
 
 /// The fields that only completions have.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct CompletionFields {
+    #[schema(schema_with = Prompts::<MAX_CHOICES>::shape, required = true)]
     pub(in crate::http) prompt: Prompts<MAX_CHOICES>,
     pub(in crate::http) echo: Option<bool>,
+    #[schema(minimum = 0, maximum = 20)]
     pub(in crate::http) logprobs: Option<usize>,
+    #[schema(minimum = 0, maximum = 128)]
     pub(in crate::http) best_of: Option<usize>,
 }
 
 /// `text_completion`, whole or as a chunk: OpenAI has one shape for both.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Completion<'a> {
     pub(in crate::http) id: &'a str,
     pub(in crate::http) object: &'static str,
@@ -30,7 +38,7 @@ pub(in crate::http) struct Completion<'a> {
 }
 
 /// One answer, or what a chunk adds to it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct CompletionChoice {
     pub(in crate::http) index: usize,
     pub(in crate::http) text: String,
@@ -39,7 +47,7 @@ pub(in crate::http) struct CompletionChoice {
 }
 
 /// Four lists of one length. Nothing predicts a prompt's first token: its scores are null.
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(in crate::http) struct CompletionLogprobs {
     pub(in crate::http) tokens: Vec<String>,
     pub(in crate::http) token_logprobs: Vec<Option<f32>>,
@@ -51,6 +59,13 @@ pub(in crate::http) struct CompletionLogprobs {
 /// Tokens and their log-probabilities, best first: an object on the wire.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::http) struct Ranking(pub(in crate::http) Vec<(String, f32)>);
+
+shape::shape!(Ranking, "Ranking", {
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .additional_properties(Some(shape::of::<f32>()))
+        .into()
+});
 
 impl Serialize for Ranking {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -6,23 +6,27 @@ use serde::{
     Deserialize, Deserializer,
     de::{Error, SeqAccess, Visitor},
 };
+use utoipa::ToSchema;
 
-use super::{tools::ToolCallIn, unsupported::Weight};
+use super::{shape, tools::ToolCallIn, unsupported::Weight};
 
 /// One message as it is sent.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct MessageIn {
     pub(in crate::http) role: Role,
     pub(in crate::http) content: Option<Content>,
     pub(in crate::http) name: Option<String>,
     pub(in crate::http) tool_calls: Option<Vec<ToolCallIn>>,
     pub(in crate::http) tool_call_id: Option<String>,
+    #[schema(value_type = serde_json::Value)]
     pub(in crate::http) function_call: Option<Weight>,
+    #[schema(value_type = serde_json::Value)]
     pub(in crate::http) audio: Option<Weight>,
 }
 
 /// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "lowercase")]
 pub(in crate::http) enum Role {
     /// OpenAI's newer name for `system`.
     Developer,
@@ -69,6 +73,8 @@ impl<'de> Deserialize<'de> for Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::http) struct TextRole(pub(in crate::http) Role);
 
+shape::shape!(TextRole, "TextRole", shape::words(&["developer", "system", "user", "assistant"]));
+
 impl<'de> Deserialize<'de> for TextRole {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let role = match String::deserialize(deserializer)?.as_str() {
@@ -108,6 +114,8 @@ impl<'de> Deserialize<'de> for PartKind {
         }
     }
 }
+
+shape::shape!(Content, "Content", shape::content(&["text"]));
 
 impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

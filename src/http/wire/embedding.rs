@@ -2,20 +2,22 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize, Serializer};
+use utoipa::ToSchema;
 
-use super::{common::AdapterPart, prompt::Prompts};
+use super::{common::AdapterPart, prompt::Prompts, shape};
 
 /// The most inputs of one request: OpenAI's own bound.
 pub(in crate::http) const MAX_INPUTS: usize = 2048;
 
 /// What embeddings are asked for. `null` is absent, unknown fields are overlooked.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct EmbeddingFields {
     pub(in crate::http) model: Option<String>,
     /// Who asks, as the client tells its own users apart.
     pub(in crate::http) user: Option<String>,
     /// Several adapters, in the place of one.
     pub(in crate::http) adapters: Option<Vec<AdapterPart>>,
+    #[schema(schema_with = Prompts::<MAX_INPUTS>::shape, required = true)]
     pub(in crate::http) input: Prompts<MAX_INPUTS>,
     pub(in crate::http) encoding_format: Option<Format>,
     pub(in crate::http) dimensions: Option<usize>,
@@ -24,12 +26,14 @@ pub(in crate::http) struct EmbeddingFields {
     /// Nor this one, which vLLM has.
     pub(in crate::http) normalize: Option<bool>,
     pub(in crate::http) add_special_tokens: Option<bool>,
+    #[schema(min_length = 1, max_length = 1024)]
     pub(in crate::http) cache_salt: Option<String>,
 }
 
 /// How vectors are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = EmbeddingFormat)]
 pub(in crate::http) enum Format {
     /// As lists of numbers.
     #[default]
@@ -40,7 +44,7 @@ pub(in crate::http) enum Format {
 }
 
 /// Which states make a vector.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::http) enum Pooling {
     /// All.
@@ -51,7 +55,7 @@ pub(in crate::http) enum Pooling {
 }
 
 /// The vectors of all inputs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Embeddings<'a> {
     pub(in crate::http) object: &'static str,
     pub(in crate::http) data: Vec<Embedding>,
@@ -60,7 +64,7 @@ pub(in crate::http) struct Embeddings<'a> {
 }
 
 /// The vector of one input.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Embedding {
     pub(in crate::http) object: &'static str,
     pub(in crate::http) index: usize,
@@ -74,6 +78,12 @@ pub(in crate::http) struct Vector {
     pub(in crate::http) format: Format,
     pub(in crate::http) numbers: Vec<f32>,
 }
+
+shape::shape!(
+    Vector,
+    "Vector",
+    shape::any_of([shape::list(shape::of::<f32>(), None, None), shape::text()])
+);
 
 impl Serialize for Vector {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -89,7 +99,7 @@ impl Serialize for Vector {
 }
 
 /// Nothing is generated.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub(in crate::http) struct EmbeddingUsage {
     pub(in crate::http) prompt_tokens: usize,
     pub(in crate::http) total_tokens: usize,

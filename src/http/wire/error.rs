@@ -1,15 +1,16 @@
 //! The body of every refusal, in each shape that clients read.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// `{"error": {..}}`, the body of an answer and the data of a failing stream's last event.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ErrorBody<'a> {
     pub(in crate::http) error: ErrorDetail<'a>,
 }
 
 /// All four keys are always there: clients index them without asking.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ErrorDetail<'a> {
     pub(in crate::http) message: &'a str,
     #[serde(rename = "type")]
@@ -19,14 +20,14 @@ pub(in crate::http) struct ErrorDetail<'a> {
 }
 
 /// As LoRAX's client reads it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct LoraxError<'a> {
     pub(in crate::http) error: &'a str,
     pub(in crate::http) error_type: &'static str,
 }
 
 /// `{"type": "error", "error": {..}}`, as Anthropic's clients read it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct MessagesError<'a> {
     #[serde(rename = "type")]
     pub(in crate::http) kind: &'static str,
@@ -34,7 +35,7 @@ pub(in crate::http) struct MessagesError<'a> {
 }
 
 /// What it was.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct MessagesErrorDetail<'a> {
     #[serde(rename = "type")]
     pub(in crate::http) kind: &'static str,

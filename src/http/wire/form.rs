@@ -2,9 +2,10 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 /// `{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {..}}`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct ResponseFormat {
     #[serde(rename = "type")]
     pub(in crate::http) kind: String,
@@ -12,14 +13,14 @@ pub(in crate::http) struct ResponseFormat {
 }
 
 /// `{"name": "..", "schema": {..}}`; its name and `strict` change nothing here: what is answered always fits.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct JsonSchema {
+    #[schema(value_type = Object)]
     pub(in crate::http) schema: Option<Value>,
 }
 
 /// vLLM's `structured_outputs`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct StructuredOutputs {
     pub(in crate::http) json: Option<Value>,
     pub(in crate::http) regex: Option<String>,

@@ -6,6 +6,12 @@ use serde::{
     Deserialize, Deserializer,
     de::{Error, MapAccess, SeqAccess, Visitor},
 };
+use utoipa::openapi::{
+    RefOr,
+    schema::{ObjectBuilder, Schema, Type},
+};
+
+use super::shape;
 
 /// One string or up to [`Strings::MAX`] of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +21,12 @@ impl Strings {
     /// OpenAI's own limit is 4; vLLM's users send more.
     pub(in crate::http) const MAX: usize = 16;
 }
+
+shape::shape!(
+    Strings,
+    "Strings",
+    shape::any_of([shape::text(), shape::list(shape::text(), None, Some(Strings::MAX))])
+);
 
 impl<'de> Deserialize<'de> for Strings {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -55,6 +67,21 @@ impl Biases {
     /// OpenAI takes 300.
     pub(in crate::http) const MAX: usize = 1024;
 }
+
+shape::shape!(Biases, "Biases", {
+    let bias = ObjectBuilder::new()
+        .schema_type(Type::Number)
+        .minimum(Some(-100.0))
+        .maximum(Some(100.0))
+        .build();
+    let id = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[0-9]{1,9}$")).build();
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .property_names(Some(id))
+        .additional_properties(Some(RefOr::T(Schema::from(bias))))
+        .max_properties(Some(Self::MAX))
+        .into()
+});
 
 impl<'de> Deserialize<'de> for Biases {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -1,22 +1,24 @@
 //! `/generate` and its like as LoRAX writes them on the wire.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{list::Strings, object::Object, unsupported::Weight};
 
 /// What is sent.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct Generate {
     pub(in crate::http) inputs: String,
+    #[schema(value_type = Option<Parameters>)]
     pub(in crate::http) parameters: Option<Object<Parameters>>,
     /// Counts on `POST /` alone.
     pub(in crate::http) stream: Option<bool>,
+    #[schema(value_type = serde_json::Value)]
     pub(in crate::http) adapters: Option<Weight>,
 }
 
 /// How it is to be continued. `null` is absent; the token for hubs, and whatever else is unknown, is overlooked.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct Parameters {
     pub(in crate::http) adapter_id: Option<String>,
     pub(in crate::http) adapter_source: Option<String>,
@@ -41,17 +43,24 @@ pub(in crate::http) struct Parameters {
     pub(in crate::http) decoder_input_details: Option<bool>,
     pub(in crate::http) return_k_alternatives: Option<usize>,
 
+    #[schema(value_type = serde_json::Value)]
     pub(in crate::http) apply_chat_template: Option<Weight>,
+    #[schema(value_type = serde_json::Value)]
     pub(in crate::http) grammar: Option<Weight>,
+    #[schema(value_type = serde_json::Value)]
     pub(in crate::http) merged_adapters: Option<Weight>,
+    #[schema(value_type = serde_json::Value)]
     pub(in crate::http) response_format: Option<Weight>,
+    #[schema(value_type = serde_json::Value)]
     pub(in crate::http) schema: Option<Weight>,
+    #[schema(value_type = serde_json::Value)]
     pub(in crate::http) truncate: Option<Weight>,
+    #[schema(value_type = serde_json::Value)]
     pub(in crate::http) watermark: Option<Weight>,
 }
 
 /// A whole answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Generated {
     pub(in crate::http) generated_text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,7 +68,7 @@ pub(in crate::http) struct Generated {
 }
 
 /// A whole answer by the path that it was asked on.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(in crate::http) enum Packed {
     /// As it is.
@@ -69,7 +78,7 @@ pub(in crate::http) enum Packed {
 }
 
 /// What a whole answer was made of.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Details {
     #[serde(flatten)]
     pub(in crate::http) end: StreamDetails,
@@ -78,7 +87,7 @@ pub(in crate::http) struct Details {
 }
 
 /// How an answer ended and what it cost.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub(in crate::http) struct StreamDetails {
     pub(in crate::http) finish_reason: &'static str,
     pub(in crate::http) prompt_tokens: usize,
@@ -88,7 +97,7 @@ pub(in crate::http) struct StreamDetails {
 }
 
 /// A token of the prompt. Nothing predicts the first: its score is `null`.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
 pub(in crate::http) struct PrefillToken {
     pub(in crate::http) id: u32,
     pub(in crate::http) text: String,
@@ -96,7 +105,7 @@ pub(in crate::http) struct PrefillToken {
 }
 
 /// A token of the answer and the text that it adds.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
 pub(in crate::http) struct Token {
     #[serde(flatten)]
     pub(in crate::http) chosen: Alternative,
@@ -106,7 +115,7 @@ pub(in crate::http) struct Token {
 }
 
 /// A token that might have come, or that has.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
 pub(in crate::http) struct Alternative {
     pub(in crate::http) id: u32,
     pub(in crate::http) text: String,
@@ -114,7 +123,7 @@ pub(in crate::http) struct Alternative {
 }
 
 /// One event: a token, with the last of them the whole text and how it ended.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct GeneratedToken {
     pub(in crate::http) token: Token,
     pub(in crate::http) generated_text: Option<String>,

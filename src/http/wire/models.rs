@@ -1,16 +1,17 @@
 //! `/v1/models` as it is written on the wire.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// `{"object": "list", "data": [..]}`
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ModelList {
     pub(in crate::http) object: &'static str,
     pub(in crate::http) data: Vec<Model>,
 }
 
 /// The base or an adapter.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(in crate::http) struct Model {
     pub(in crate::http) id: String,
     pub(in crate::http) object: &'static str,

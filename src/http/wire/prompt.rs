@@ -6,6 +6,9 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, Error, SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
+use utoipa::openapi::{RefOr, schema::Schema};
+
+use super::shape;
 
 /// The most prompts of one request, and the most choices of one answer.
 pub(in crate::http) const MAX_CHOICES: usize = 128;
@@ -22,6 +25,16 @@ pub(in crate::http) enum Prompt {
 /// A string, a list of strings, a list of ids, or a list of lists of ids; one to `MOST` prompts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::http) struct Prompts<const MOST: usize>(pub(in crate::http) Vec<Prompt>);
+
+impl<const MOST: usize> Prompts<MOST> {
+    /// Its JSON schema.
+    pub(super) fn shape() -> RefOr<Schema> {
+        let some = |of| shape::list(of, Some(1), Some(MOST));
+        let ids = || shape::list(shape::token(), None, None);
+        let several = some(shape::any_of([shape::text(), ids()]));
+        shape::any_of([shape::text(), shape::list(shape::token(), Some(1), None), several])
+    }
+}
 
 impl<'de, const MOST: usize> Deserialize<'de> for Prompts<MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

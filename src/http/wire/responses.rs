@@ -6,11 +6,19 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error, MapAccess, SeqAccess, Visitor},
 };
+use utoipa::{
+    ToSchema,
+    openapi::{
+        RefOr,
+        schema::{ObjectBuilder, Schema, Type},
+    },
+};
 
 use super::{
     chat::TokenLogprob,
     content::{Role, TextRole, joined},
     object::Object,
+    shape,
     usage::Usage,
 };
 
@@ -22,7 +30,7 @@ const PAIRS: usize = 16;
 const KEY: usize = 64;
 
 /// The fields that only responses have, but for those that come back.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct ResponseFields {
     pub(in crate::http) input: Input,
     #[serde(default)]
@@ -34,43 +42,47 @@ pub(in crate::http) struct ResponseFields {
 }
 
 /// Fields that come back with the answer, filled in where they were left out.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
+#[derive(Debug, Default, Deserialize, Serialize, ToSchema)]
 pub(in crate::http) struct Echoed {
     pub(in crate::http) instructions: Option<String>,
     pub(in crate::http) max_output_tokens: Option<usize>,
     pub(in crate::http) metadata: Option<Metadata>,
     pub(in crate::http) parallel_tool_calls: Option<bool>,
     pub(in crate::http) prompt_cache_key: Option<Label>,
+    #[schema(value_type = Option<Reasoning>)]
     pub(in crate::http) reasoning: Option<Object<Reasoning>>,
     pub(in crate::http) safety_identifier: Option<Label>,
+    #[schema(minimum = 0, maximum = 2)]
     pub(in crate::http) temperature: Option<f32>,
+    #[schema(value_type = Option<TextConfig>)]
     pub(in crate::http) text: Option<Object<TextConfig>>,
     pub(in crate::http) tool_choice: Option<Label>,
+    #[schema(minimum = 0, maximum = 20)]
     pub(in crate::http) top_logprobs: Option<usize>,
+    #[schema(minimum = 0, maximum = 1)]
     pub(in crate::http) top_p: Option<f32>,
     pub(in crate::http) truncation: Option<Truncation>,
     pub(in crate::http) user: Option<Label>,
 }
 
 /// What reasoning is asked for, of which there is none.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
+#[derive(Debug, Default, Deserialize, Serialize, ToSchema)]
 pub(in crate::http) struct Reasoning {
     effort: Option<Label>,
     summary: Option<Label>,
 }
 
 /// How the text is to be.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
+#[derive(Debug, Default, Deserialize, Serialize, ToSchema)]
 pub(in crate::http) struct TextConfig {
+    #[serde(default)]
+    #[schema(value_type = TextFormat)]
     pub(in crate::http) format: Object<TextFormat>,
     verbosity: Option<Label>,
 }
 
 /// `{"type": "text"}`
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 pub(in crate::http) struct TextFormat {
     #[serde(rename = "type")]
     pub(in crate::http) kind: Label,
@@ -83,7 +95,7 @@ impl Default for TextFormat {
 }
 
 /// What is to be done with too long an input. It is refused in any case.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::http) enum Truncation {
     /// Leave out what does not fit.
@@ -114,6 +126,8 @@ impl From<&str> for Label {
     }
 }
 
+shape::shape!(Label, "Label", shape::short(LABEL));
+
 impl<'de> Deserialize<'de> for Label {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         bounded(String::deserialize(deserializer)?, LABEL).map(Self)
@@ -130,6 +144,16 @@ fn bounded<E: Error>(text: String, most: usize) -> Result<String, E> {
 /// Whatever the client wants back.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(in crate::http) struct Metadata(BTreeMap<String, String>);
+
+shape::shape!(Metadata, "Metadata", {
+    let key = ObjectBuilder::new().schema_type(Type::String).max_length(Some(KEY)).build();
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .property_names(Some(key))
+        .additional_properties(Some(shape::short(LABEL)))
+        .max_properties(Some(PAIRS))
+        .into()
+});
 
 impl<'de> Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -163,9 +187,10 @@ impl<'de> Visitor<'de> for MetadataVisitor {
 pub(in crate::http) struct Input(pub(in crate::http) Vec<Item>);
 
 /// `{"type": "message", "role": .., "content": ..}`, the type of which may be left out.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct Item {
     #[serde(rename = "type", default)]
+    #[schema(schema_with = ItemKind::shape)]
     _kind: Option<ItemKind>,
     pub(in crate::http) role: TextRole,
     pub(in crate::http) content: ItemContent,
@@ -174,6 +199,12 @@ pub(in crate::http) struct Item {
 /// `"message"`
 #[derive(Debug)]
 struct ItemKind;
+
+impl ItemKind {
+    fn shape() -> RefOr<Schema> {
+        shape::words(&["message"])
+    }
+}
 
 impl<'de> Deserialize<'de> for ItemKind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -187,6 +218,8 @@ impl<'de> Deserialize<'de> for ItemKind {
 /// A string, or a list of parts of text that went in or came out.
 #[derive(Debug)]
 pub(in crate::http) struct ItemContent(pub(in crate::http) String);
+
+shape::shape!(ItemContent, "ItemContent", shape::content(&["input_text", "output_text"]));
 
 impl<'de> Deserialize<'de> for ItemContent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -205,6 +238,12 @@ impl<'de> Deserialize<'de> for PartKind {
         }
     }
 }
+
+shape::shape!(
+    Input,
+    "Input",
+    shape::any_of([shape::text(), shape::list(shape::of::<Item>(), None, None)])
+);
 
 impl<'de> Deserialize<'de> for Input {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -236,7 +275,7 @@ impl<'de> Visitor<'de> for InputVisitor {
 }
 
 /// `response`: the answer, or as much as there is of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ResponseBody<'a> {
     pub(in crate::http) id: &'a str,
     pub(in crate::http) object: &'static str,
@@ -251,6 +290,7 @@ pub(in crate::http) struct ResponseBody<'a> {
     pub(in crate::http) previous_response_id: Option<&'a str>,
     pub(in crate::http) service_tier: &'static str,
     pub(in crate::http) store: bool,
+    #[schema(value_type = Vec<serde_json::Value>)]
     pub(in crate::http) tools: [(); 0],
     pub(in crate::http) usage: Option<ResponseUsage>,
     #[serde(flatten)]
@@ -258,20 +298,20 @@ pub(in crate::http) struct ResponseBody<'a> {
 }
 
 /// Why a response has failed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ResponseError<'a> {
     pub(in crate::http) code: &'static str,
     pub(in crate::http) message: &'a str,
 }
 
 /// Why a response is incomplete.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct IncompleteDetails {
     pub(in crate::http) reason: &'static str,
 }
 
 /// What the assistant says.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct OutputMessage<'a> {
     pub(in crate::http) id: &'a str,
     #[serde(rename = "type")]
@@ -282,17 +322,18 @@ pub(in crate::http) struct OutputMessage<'a> {
 }
 
 /// Its text.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct OutputText<'a> {
     #[serde(rename = "type")]
     pub(in crate::http) kind: &'static str,
     pub(in crate::http) text: &'a str,
+    #[schema(value_type = Vec<serde_json::Value>)]
     pub(in crate::http) annotations: [(); 0],
     pub(in crate::http) logprobs: &'a [TokenLogprob],
 }
 
 /// What a response cost.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ResponseUsage {
     input_tokens: usize,
     input_tokens_details: InputTokens,
@@ -301,14 +342,14 @@ pub(in crate::http) struct ResponseUsage {
     total_tokens: usize,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 struct InputTokens {
     cached_tokens: usize,
     /// What is kept for others is not counted.
     cache_write_tokens: usize,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 struct OutputTokens {
     reasoning_tokens: usize,
 }
@@ -329,7 +370,7 @@ impl From<Usage> for ResponseUsage {
 }
 
 /// One event of a stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ResponseEvent<T> {
     #[serde(rename = "type")]
     pub(in crate::http) kind: &'static str,
@@ -340,7 +381,7 @@ pub(in crate::http) struct ResponseEvent<T> {
 }
 
 /// What events tell of.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(in crate::http) enum Told<'a> {
     /// All of the response.

@@ -1,12 +1,12 @@
 //! `/tokenize` and `/detokenize` as they are written on the wire (vLLM's shape).
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{content::MessageIn, tools::ToolIn};
 
 /// Either `prompt` or `messages`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct Tokenize {
     pub(in crate::http) model: Option<String>,
     pub(in crate::http) prompt: Option<String>,
@@ -18,7 +18,7 @@ pub(in crate::http) struct Tokenize {
 }
 
 /// The ids of a text.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Tokenized {
     pub(in crate::http) count: usize,
     pub(in crate::http) max_model_len: usize,
@@ -26,14 +26,14 @@ pub(in crate::http) struct Tokenized {
 }
 
 /// Ids to turn into text.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct Detokenize {
     pub(in crate::http) model: Option<String>,
     pub(in crate::http) tokens: Vec<u32>,
 }
 
 /// The text of some ids.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Detokenized {
     pub(in crate::http) prompt: String,
 }

@@ -7,14 +7,33 @@ use serde::{
     de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::{Map, Value};
+use utoipa::{
+    ToSchema,
+    openapi::schema::{ObjectBuilder, Type},
+};
+
+use super::shape;
 
 /// `{"type": "function", "function": {"name": "..", "description": "..", "parameters": {..}}}`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct ToolIn {
     #[serde(rename = "type")]
     pub(in crate::http) kind: String,
     /// Kept as it is: templates show all of it.
+    #[schema(value_type = FunctionTool, required = true)]
     pub(in crate::http) function: Option<Map<String, Value>>,
+}
+
+/// What a function is called, what it is for, and what it takes, as JSON schema.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is nothing but its schema: what is sent is kept as it is")]
+struct FunctionTool {
+    #[schema(pattern = "^[a-zA-Z0-9_-]{1,64}$")]
+    name: String,
+    description: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    parameters: Option<Value>,
+    strict: Option<bool>,
 }
 
 /// `"auto"`, or `{"type": "function", "function": {"name": ".."}}`
@@ -25,10 +44,20 @@ pub(in crate::http) enum ToolChoiceIn {
 }
 
 /// `{"name": ".."}`
-#[derive(Debug, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Deserialize, PartialEq, Eq, ToSchema)]
 pub(in crate::http) struct Named {
     pub(in crate::http) name: String,
 }
+
+shape::shape!(ToolChoiceIn, "ToolChoice", {
+    let named = ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .property("type", shape::words(&["function"]))
+        .property("function", Named::schema())
+        .required("type")
+        .required("function");
+    shape::any_of([shape::words(&["auto", "none", "required"]), named.into()])
+});
 
 impl<'de> Deserialize<'de> for ToolChoiceIn {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -62,7 +91,7 @@ impl<'de> Visitor<'de> for ToolChoiceVisitor {
 }
 
 /// A call that the assistant made in an earlier message. `arguments` is JSON in a string.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct ToolCallIn {
     pub(in crate::http) id: Option<String>,
     #[serde(rename = "type")]
@@ -71,14 +100,14 @@ pub(in crate::http) struct ToolCallIn {
 }
 
 /// `{"name": "..", "arguments": "{..}"}`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct FunctionIn {
     pub(in crate::http) name: String,
     pub(in crate::http) arguments: Option<String>,
 }
 
 /// A call in an answer; in a whole one without its `index`, in a chunk without what was said of it before.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(in crate::http) struct ToolCallOut {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) index: Option<usize>,
@@ -90,7 +119,7 @@ pub(in crate::http) struct ToolCallOut {
 }
 
 /// `{"name": "..", "arguments": "{..}"}`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(in crate::http) struct FunctionOut {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) name: Option<String>,

@@ -1,9 +1,12 @@
 //! What an answer cost.
 
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
+
+use super::shape;
 
 /// Tokens of one request. Prompts count once however many choices they have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(in crate::http) struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -12,7 +15,7 @@ pub(in crate::http) struct Usage {
 }
 
 /// Of the prompts' tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 struct PromptTokens {
     /// Those that had been computed when the prompt's first choice began.
     cached_tokens: usize,
@@ -66,6 +69,8 @@ impl UsageKey {
         *self == Self::Absent
     }
 }
+
+shape::shape!(UsageKey, "UsageKey", shape::of::<Option<Usage>>());
 
 impl Serialize for UsageKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

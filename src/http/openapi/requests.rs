@@ -1,0 +1,103 @@
+//! What requests have besides their bodies, and bodies that are read in several passes.
+
+#![expect(dead_code, reason = "these types are nothing but their schemas")]
+
+use utoipa::{IntoParams, ToSchema};
+
+use crate::http::wire::{
+    chat::ChatFields,
+    common::Common,
+    completion::CompletionFields,
+    messages::MessageFields,
+    responses::{Echoed, ResponseFields},
+};
+
+/// Who is to answer, and until when.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+pub(in crate::http) struct Choosing {
+    /// The adapter: a name, `NAME@vN`, `NAME@sha256:HEX`, `default`, or a mix such as `a:0.7,b:0.3`. The operator may give the
+    /// header another name.
+    #[param(rename = "X-Adapter")]
+    adapter: Option<String>,
+    /// Seconds until the answer is of no use.
+    #[param(rename = "X-Request-Timeout")]
+    timeout: Option<f64>,
+}
+
+/// How things must stand (RFC 9110, section 13.1).
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+pub(in crate::http) struct Conditions {
+    /// `*`, or the tags of versions one of which must be active, such as `"v3"`.
+    #[param(rename = "If-Match", pattern = r#"^(\*|"v[0-9]{1,9}"(, "v[0-9]{1,9}")*)$"#)]
+    matching: Option<String>,
+    /// `*`: there must be none.
+    #[param(rename = "If-None-Match", pattern = r"^\*$")]
+    unmatched: Option<String>,
+}
+
+/// The adapter that is meant.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(in crate::http) struct AdapterPath {
+    /// Letters, digits, and `.`, `_`, `-` after the first; not the base's id, nor `default`.
+    #[param(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: String,
+}
+
+/// The tenant that is meant.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(in crate::http) struct TenantPath {
+    /// Small letters, digits, and `-` after the first.
+    #[param(pattern = "^[a-z0-9][a-z0-9-]{0,63}$")]
+    name: String,
+}
+
+/// A chat to be continued.
+#[derive(ToSchema)]
+pub(in crate::http) struct ChatRequest {
+    #[serde(flatten)]
+    common: Common,
+    #[serde(flatten)]
+    fields: ChatFields,
+}
+
+/// Texts to be continued.
+#[derive(ToSchema)]
+pub(in crate::http) struct CompletionRequest {
+    #[serde(flatten)]
+    common: Common,
+    #[serde(flatten)]
+    fields: CompletionFields,
+}
+
+/// What the model is to answer.
+#[derive(ToSchema)]
+pub(in crate::http) struct ResponseRequest {
+    #[serde(flatten)]
+    common: Common,
+    #[serde(flatten)]
+    fields: ResponseFields,
+    #[serde(flatten)]
+    echoed: Echoed,
+}
+
+/// A conversation to be continued, as Anthropic writes it.
+#[derive(ToSchema)]
+pub(in crate::http) struct MessagesRequest {
+    #[serde(flatten)]
+    common: Common,
+    #[serde(flatten)]
+    fields: MessageFields,
+}
+
+/// The two files that PEFT writes.
+#[derive(ToSchema)]
+pub(in crate::http) struct UploadRequest {
+    #[schema(rename = "adapter_config.json", format = Binary)]
+    config: String,
+    #[schema(rename = "adapter_model.safetensors", format = Binary)]
+    weights: String,
+}

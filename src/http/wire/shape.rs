@@ -1,0 +1,77 @@
+//! JSON schemas for the types whose readers are written by hand.
+
+use utoipa::{
+    PartialSchema,
+    openapi::{
+        RefOr,
+        schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Schema, Type},
+    },
+};
+
+/// Any string.
+pub(super) fn text() -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::String).into()
+}
+
+/// One of these strings.
+pub(super) fn words(words: &[&str]) -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words.iter().copied())).into()
+}
+
+/// A string of at most so many characters.
+pub(super) fn short(most: usize) -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::String).max_length(Some(most)).into()
+}
+
+/// The id of a token.
+pub(super) fn token() -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(u32::MAX)).into()
+}
+
+/// A list of so many of these.
+pub(super) fn list(of: RefOr<Schema>, least: Option<usize>, most: Option<usize>) -> RefOr<Schema> {
+    ArrayBuilder::new().items(of).min_items(least).max_items(most).into()
+}
+
+/// One or another.
+pub(super) fn any_of(shapes: impl IntoIterator<Item = RefOr<Schema>>) -> RefOr<Schema> {
+    shapes.into_iter().fold(AnyOfBuilder::new(), AnyOfBuilder::item).into()
+}
+
+/// `{"type": KIND, "text": ".."}`, of one of these types.
+pub(super) fn part(kinds: &[&str]) -> RefOr<Schema> {
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .property("type", words(kinds))
+        .property("text", text())
+        .required("type")
+        .required("text")
+        .into()
+}
+
+/// A string, or a list of parts of one of these types.
+pub(super) fn content(kinds: &[&str]) -> RefOr<Schema> {
+    any_of([text(), list(part(kinds), None, None)])
+}
+
+/// Whatever the type's own reader takes.
+pub(super) fn of<T: PartialSchema>() -> RefOr<Schema> {
+    T::schema()
+}
+
+/// Gives a type that is read by hand its schema, under a name of its own.
+macro_rules! shape {
+    ($type:ty, $name:literal, $schema:expr) => {
+        impl utoipa::PartialSchema for $type {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                $schema
+            }
+        }
+        impl utoipa::ToSchema for $type {
+            fn name() -> std::borrow::Cow<'static, str> {
+                std::borrow::Cow::Borrowed($name)
+            }
+        }
+    };
+}
+pub(super) use shape;
