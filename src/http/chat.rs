@@ -14,7 +14,7 @@ use super::{
     logprobs, prompt,
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
     sse::Data,
-    tools::{Heard, Last, Speaker, Tools},
+    tools::{Heard, Last, Parts, Speaker, Tools},
     wire::{
         chat::{
             ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatFields, ChatLogprobs, Delta,
@@ -51,7 +51,8 @@ fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
     let messages = prompt::messages(fields.messages)?;
     let ending = prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?;
     let framing = prompt::framing(common.add_special_tokens, Framing::Bare);
-    let tools = Tools::read(fields.tools, fields.tool_choice, fields.parallel_tool_calls)?;
+    let sent = (fields.tools, Parts::NESTED);
+    let tools = Tools::read(sent, fields.tool_choice, fields.parallel_tool_calls)?;
     Ok(Wish {
         model: common.model,
         user: common.user,
@@ -199,8 +200,7 @@ impl Form for Writer {
 
     fn piece(&mut self, index: usize, piece: Piece) -> Vec<Data> {
         let Piece { prompt: _, text, scores, end } = piece;
-        let last = if end.is_some() { Last::Yes } else { Last::No };
-        let Heard { text, calls } = self.speakers[index].hear(text, last);
+        let Heard { text, calls } = self.speakers[index].hear(text, Last::with(end));
         let mut chunks = Vec::new();
         if !text.is_empty() || !scores.is_empty() {
             let delta = Delta { content: Some(text), ..Delta::default() };

@@ -34,6 +34,11 @@ pub(super) fn unique() -> String {
     format!("{high:016x}{low:016x}")
 }
 
+/// An id that was never given before, behind what says of what kind it is.
+pub(super) fn new(kind: &str) -> String {
+    format!("{kind}{}", unique())
+}
+
 /// What tells this request from others: the id that the client has given it, or one that nobody has.
 pub(super) fn of(headers: &HeaderMap) -> String {
     let theirs = headers.get(REQUEST_ID).filter(|value| value.len() <= LONGEST);

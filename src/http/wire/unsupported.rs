@@ -186,9 +186,11 @@ pub(in crate::http) const RESPONSE: &[Unsupported] = &[
     refused("conversation"),
     refused("moderation"),
     refused("prompt"),
-    unless("tool_choice", &["none", "auto"]),
-    refused("tools"),
 ];
+
+/// Refused in a tool whose parts stand beside its type: who calls it, and when the model hears of it.
+pub(in crate::http) const TOOL: &[Unsupported] =
+    &[unless_all("allowed_callers", &["direct"]), refused("async"), refused("defer_loading")];
 
 /// Refused in messages besides.
 pub(in crate::http) const MESSAGE: &[Unsupported] = &[
