@@ -292,7 +292,7 @@ impl Form for Writer {
 
     fn whole(&mut self, choices: Vec<Piece>, _: Usage) -> impl Serialize {
         let piece = choices.into_iter().next().expect("each prompt has a choice");
-        let Piece { prompt, text, scores, end } = piece;
+        let Piece { prompt, text, ids: _, scores, end } = piece;
         let details = self.shown.details.then(|| Details {
             end: self.end(end.expect("a whole choice has an end")),
             prefill: prompt

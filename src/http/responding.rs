@@ -12,7 +12,8 @@ use super::{
     envelope::Envelope,
     error::ApiError,
     generate::Order,
-    logprobs, request_id,
+    logprobs::{self, Naming},
+    request_id,
     sampling::Delivery,
     sse::Data,
     tools::{Last, Speaker},
@@ -174,10 +175,10 @@ impl Writer {
 
     /// Takes in a piece.
     fn take(&mut self, piece: Piece) {
-        let Piece { prompt: _, text, scores, end } = piece;
+        let Piece { prompt: _, text, ids: _, scores, end } = piece;
         self.end = end;
         let scores = scores.into_iter().filter(|_| self.scored).map(|scored| scored.logprob);
-        self.waiting.extend(logprobs::chat(&self.text, scores).content);
+        self.waiting.extend(logprobs::chat((&self.text, Naming::Text), scores).content);
         for said in self.speaker.listen(text, Last::with(end)) {
             match said {
                 Said::Text(text) => self.say(&text),

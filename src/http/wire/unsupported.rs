@@ -155,8 +155,6 @@ pub(in crate::http) const GENERATION: &[Unsupported] = &[
     refused("logits_processors"),
     refused("prompt_embeds"),
     refused("prompt_logprobs"),
-    refused("return_token_ids"),
-    refused("return_tokens_as_token_ids"),
     refused("truncate_prompt_tokens"),
     refused("use_beam_search"),
 ];
@@ -186,6 +184,8 @@ pub(in crate::http) const RESPONSE: &[Unsupported] = &[
     refused("conversation"),
     refused("moderation"),
     refused("prompt"),
+    refused("return_token_ids"),
+    refused("return_tokens_as_token_ids"),
 ];
 
 /// Refused in a tool whose parts stand beside its type: who calls it, and when the model hears of it.
