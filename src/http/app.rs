@@ -460,6 +460,7 @@ impl App {
             .route("/v1/responses", post(responses::create))
             .route("/v1/responses/{id}", get(responses::find).delete(responses::find))
             .route("/v1/messages", post(messages::create))
+            .route("/v1/messages/count_tokens", post(messages::count))
             .route("/", post(lorax::either))
             .route("/generate", post(lorax::generate))
             .route("/generate_stream", post(lorax::generate_stream))

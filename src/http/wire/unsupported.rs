@@ -199,8 +199,8 @@ pub(in crate::http) const MESSAGE: &[Unsupported] = &[
     refused("container"),
     refused("mcp_servers"),
     refused("output_format"),
-    refused("tool_choice"),
-    refused("tools"),
+    refused("return_token_ids"),
+    refused("return_tokens_as_token_ids"),
 ];
 
 /// Refused in completions besides.
