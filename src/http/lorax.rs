@@ -18,12 +18,14 @@ use super::{
     dialect::Dialect,
     envelope::Envelope,
     error::ApiError,
+    form::{Asked, Fields},
     logprobs,
     sampling::{MAX_TOP_LOGPROBS, Terms, within},
     sse::Data,
     tools::Tools,
     wire::{
         common::Common,
+        form::FlatFormat,
         lorax::{
             Alternative, Details, Generate, Generated, GeneratedToken, Packed, Parameters,
             StreamDetails, Token,
@@ -96,7 +98,11 @@ fn read(bytes: &[u8], path: Path) -> Result<(Wish, Shown), ApiError> {
     let drawn = is_drawn(&parameters);
     let full = parameters.return_full_text == Some(true);
     let model = parameters.adapter_id.take().filter(|id| !id.is_empty());
-    let terms = terms(parameters, stream)?;
+    let format = parameters.response_format.take();
+    let mut terms = terms(parameters, stream)?;
+    if let Some(Object(FlatFormat { kind, schema })) = format {
+        terms.form = Asked::flat(&Fields::LORAX, &kind, schema.as_ref())?;
+    }
     let shown = Shown {
         path,
         lead: if full { inputs.clone() } else { String::new() },
@@ -166,7 +172,6 @@ fn refuse_unsupported(parameters: &Parameters) -> Result<(), ApiError> {
         ("apply_chat_template", &parameters.apply_chat_template),
         ("grammar", &parameters.grammar),
         ("merged_adapters", &parameters.merged_adapters),
-        ("response_format", &parameters.response_format),
         ("schema", &parameters.schema),
         ("truncate", &parameters.truncate),
         ("watermark", &parameters.watermark),

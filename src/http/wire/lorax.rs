@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{list::Strings, object::Object, unsupported::Weight};
+use super::{form::FlatFormat, list::Strings, object::Object, unsupported::Weight};
 
 /// What is sent.
 #[derive(Debug, Deserialize)]
@@ -44,7 +44,7 @@ pub(in crate::http) struct Parameters {
     pub(in crate::http) apply_chat_template: Option<Weight>,
     pub(in crate::http) grammar: Option<Weight>,
     pub(in crate::http) merged_adapters: Option<Weight>,
-    pub(in crate::http) response_format: Option<Weight>,
+    pub(in crate::http) response_format: Option<Object<FlatFormat>>,
     pub(in crate::http) schema: Option<Weight>,
     pub(in crate::http) truncate: Option<Weight>,
     pub(in crate::http) watermark: Option<Weight>,
