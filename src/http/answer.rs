@@ -1,6 +1,6 @@
 //! One choice as it grows: tokens to text, text to its end.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
 use crate::{
     engine::{Event, Failure, Finish, Logprob},
@@ -26,6 +26,8 @@ pub(super) struct Answer {
     tokens: usize,
     /// Tokens of the prompt that were not computed.
     cached: usize,
+    /// Tokens that no piece has told.
+    untold: Vec<u32>,
     /// Scores of tokens whose text is held back.
     held: VecDeque<Held>,
     prompt: Option<Vec<Logprob>>,
@@ -52,6 +54,8 @@ pub(super) struct Piece {
     /// The prompt's scores, once.
     pub(super) prompt: Option<Vec<Logprob>>,
     pub(super) text: String,
+    /// The tokens since the piece before, whether or not they are shown.
+    pub(super) ids: Vec<u32>,
     pub(super) scores: Vec<Scored>,
     /// There on the last piece.
     pub(super) end: Option<End>,
@@ -82,15 +86,16 @@ impl End {
 impl Piece {
     /// Whether there is nothing to tell.
     pub(super) fn is_empty(&self) -> bool {
-        let Self { prompt, text, scores, end } = self;
+        let Self { prompt, text, ids: _, scores, end } = self;
         prompt.is_none() && text.is_empty() && scores.is_empty() && end.is_none()
     }
 
     /// Adds the piece that follows.
     pub(super) fn append(&mut self, next: Self) {
-        let Self { prompt, text, scores, end } = next;
+        let Self { prompt, text, ids, scores, end } = next;
         self.prompt = self.prompt.take().or(prompt);
         self.text.push_str(&text);
+        self.ids.extend(ids);
         self.scores.extend(scores);
         self.end = self.end.or(end);
     }
@@ -107,6 +112,7 @@ impl Answer {
             released: 0,
             tokens: 0,
             cached: 0,
+            untold: Vec::new(),
             held: VecDeque::new(),
             prompt: None,
         }
@@ -132,6 +138,7 @@ impl Answer {
 
     fn token(&mut self, id: u32, logprob: Option<Logprob>) -> Piece {
         self.tokens += 1;
+        self.untold.push(id);
         let offset = self.decoded + self.detok.before(id);
         let text = self.detok.push(id);
         self.decoded += text.chars().count();
@@ -164,7 +171,12 @@ impl Answer {
         let scores = self.held.drain(..due).map(|held| held.scored).collect();
         let (tokens, cached) = (self.tokens, self.cached);
         let end = finish.map(|finish| End { finish, stop, tokens, cached });
-        Piece { prompt: self.prompt.take(), text, scores, end }
+        let ids = Vec::new();
+        let piece = Piece { prompt: self.prompt.take(), text, ids, scores, end };
+        if piece.is_empty() {
+            return piece;
+        }
+        Piece { ids: mem::take(&mut self.untold), ..piece }
     }
 }
 
@@ -272,6 +284,24 @@ mod tests {
         );
         let whole = whole(self::pieces(&mut answer(&["END"], Keep::Cut), double::ids("aEN")));
         assert_eq!((&*whole.text, offsets(&whole)), ("aEN", vec![0, 1, 2]));
+    }
+
+    #[test]
+    fn all_tokens_are_told_with_the_next_piece_that_says_something() {
+        let ids = [0x61, 0xe2, 0x82, 0xac, double::SPECIAL, 0x45, 0x4e, 0x44, 0x62];
+        let answer = || {
+            let stops = Stops::new(vec!["END".to_owned()], Keep::Cut);
+            Answer::new(double::text().detok(Specials::Hide), stops, 0)
+        };
+        let event = |id: u32| Event::Token { id, logprob: None };
+        let mut growing = answer();
+        let pieces: Vec<_> = ids.iter().map(|id| growing.take(event(*id)).unwrap()).collect();
+        let told: Vec<_> = pieces.iter().map(|piece| (&*piece.text, piece.ids.len())).collect();
+        let none = ("", 0);
+        assert_eq!(told[..7], [("a", 1), none, none, ("\u{20ac}", 3), none, none, none]);
+        // The special token and the stop string are not shown.
+        assert_eq!((told[7], pieces[7].end.is_some()), (("", 4), true));
+        assert_eq!(pieces[3].ids, [0xe2, 0x82, 0xac]);
     }
 
     #[test]

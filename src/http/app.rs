@@ -476,6 +476,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(responses::create))
         .routes(routes!(responses::find, responses::remove))
         .routes(routes!(messages::create))
+        .routes(routes!(messages::count))
         .routes(routes!(lorax::either))
         .routes(routes!(lorax::generate))
         .routes(routes!(lorax::generate_stream))

@@ -11,12 +11,12 @@ use super::{
     envelope::Envelope,
     error::ApiError,
     generate::check_choices,
-    logprobs,
+    logprobs::{self, Naming},
     openapi::{ChatRequest, Choosing, Unanswered},
     prompt,
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
     sse::Data,
-    tools::{Heard, Last, Speaker, Tools},
+    tools::{Heard, Last, Parts, Speaker, Tools},
     wire::{
         chat::{
             ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatFields, ChatLogprobs, Delta,
@@ -36,8 +36,17 @@ use crate::{
 
 const ROLE: &str = "assistant";
 
+/// What of tokens is sent besides texts.
+#[derive(Debug)]
+struct Sent {
+    /// Their names beside their scores.
+    naming: Naming,
+    /// Those of the prompt and of choices.
+    ids: bool,
+}
+
 /// What is asked for, understood and within bounds.
-fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
+fn read(bytes: &[u8]) -> Result<(Wish, Sent), ApiError> {
     refuse_unsupported(bytes, &[GENERATION, CHAT, RENDERED])?;
     let common: Common = parse(bytes)?;
     let fields: ChatFields = parse(bytes)?;
@@ -50,11 +59,14 @@ fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
     };
     check_choices(1, &terms)?;
     let logprobs = scores(&fields)?;
+    let naming = Naming::asked(fields.return_tokens_as_token_ids);
+    let sent = Sent { naming, ids: fields.return_token_ids == Some(true) };
     let messages = prompt::messages(fields.messages)?;
     let ending = prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?;
     let framing = prompt::framing(common.add_special_tokens, Framing::Bare);
-    let tools = Tools::read(fields.tools, fields.tool_choice, fields.parallel_tool_calls)?;
-    Ok(Wish {
+    let offered = (fields.tools, Parts::NESTED);
+    let tools = Tools::read(offered, fields.tool_choice, fields.parallel_tool_calls)?;
+    let wish = Wish {
         model: common.model,
         user: common.user,
         adapters: prompt::parts(common.adapters)?,
@@ -64,7 +76,8 @@ fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
         default_tokens: None,
         logprobs,
         prompt_logprobs: None,
-    })
+    };
+    Ok((wish, sent))
 }
 
 /// The likeliest tokens beside each, where scores are wanted.
@@ -91,11 +104,13 @@ pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<R
 }
 
 async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
-    let wish = arrival.read(app, read).await?;
+    let (wish, Sent { naming, ids }) = arrival.read(app, read).await?;
     let order = wish.order(app, arrival).await?;
     let writer = Writer {
         text: app.text().clone(),
         scored: order.logprobs.is_some(),
+        naming,
+        ids: ids.then(|| order.prompts.concat()),
         delivery: order.terms.delivery,
         reason: order.tools.reason(),
         speakers: vec![Speaker::new(order.tools.listener(order.dialect)); order.terms.choices],
@@ -109,6 +124,9 @@ async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
 struct Writer {
     text: Text,
     scored: bool,
+    naming: Naming,
+    /// The prompt's tokens, where tokens are asked for.
+    ids: Option<Vec<u32>>,
     delivery: Delivery,
     /// Why an answer that calls tools has ended.
     reason: &'static str,
@@ -120,12 +138,12 @@ struct Writer {
 impl Writer {
     fn logprobs(&self, scores: Vec<Scored>) -> Option<ChatLogprobs> {
         let scores = scores.into_iter().map(|scored| scored.logprob);
-        self.scored.then(|| logprobs::chat(&self.text, scores))
+        self.scored.then(|| logprobs::chat((&self.text, self.naming), scores))
     }
 
-    fn chunk(&self, choices: Vec<ChatDelta>, usage: UsageKey) -> Data {
+    fn chunk(&self, choices: Vec<ChatDelta>, usage: UsageKey) -> ChatChunk<'_> {
         let Envelope { id, created, model, fingerprint, .. } = &self.envelope;
-        Data::json(&ChatChunk {
+        ChatChunk {
             id,
             object: "chat.completion.chunk",
             created: *created,
@@ -133,11 +151,22 @@ impl Writer {
             system_fingerprint: fingerprint,
             choices,
             usage,
-        })
+            prompt_token_ids: None,
+        }
     }
 
     fn delta(&self, delta: ChatDelta) -> Data {
-        self.chunk(vec![delta], self.delivery.usage_later())
+        Data::json(&self.chunk(vec![delta], self.delivery.usage_later()))
+    }
+
+    /// The first chunk of a choice; that of the first one has the prompt.
+    fn beginning(&self, index: usize) -> Data {
+        let content = Some(String::new());
+        let delta = Delta { role: Some(ROLE), content, tool_calls: Vec::new() };
+        let delta = ChatDelta { index, delta, ..ChatDelta::default() };
+        let prompt_token_ids = self.ids.as_deref().filter(|_| index == 0);
+        let chunk = self.chunk(vec![delta], self.delivery.usage_later());
+        Data::json(&ChatChunk { prompt_token_ids, ..chunk })
     }
 
     fn reason(&self, index: usize, end: End) -> &'static str {
@@ -153,7 +182,7 @@ impl Writer {
         let first = ToolCallOut { function, ..call };
         [first, rest].map(|call| {
             let delta = Delta { tool_calls: vec![call], ..Delta::default() };
-            self.delta(ChatDelta { index, delta, logprobs: None, finish_reason: None })
+            self.delta(ChatDelta { index, delta, ..ChatDelta::default() })
         })
     }
 }
@@ -175,6 +204,7 @@ impl Form for Writer {
                     index,
                     logprobs: self.logprobs(piece.scores),
                     finish_reason: self.reason(index, end),
+                    token_ids: self.ids.is_some().then_some(piece.ids),
                     message: MessageOut {
                         role: ROLE,
                         content: (!silent).then_some(text),
@@ -193,38 +223,41 @@ impl Form for Writer {
             choices,
             usage,
             system_fingerprint: fingerprint,
+            prompt_token_ids: self.ids.as_deref(),
         }
     }
 
     fn opening(&mut self) -> Vec<Data> {
-        let delta = |index| {
-            let content = Some(String::new());
-            let delta = Delta { role: Some(ROLE), content, tool_calls: Vec::new() };
-            self.delta(ChatDelta { index, delta, logprobs: None, finish_reason: None })
-        };
-        (0..self.speakers.len()).map(delta).collect()
+        (0..self.speakers.len()).map(|index| self.beginning(index)).collect()
     }
 
     fn piece(&mut self, index: usize, piece: Piece) -> Vec<Data> {
-        let Piece { prompt: _, text, scores, end } = piece;
-        let last = if end.is_some() { Last::Yes } else { Last::No };
-        let Heard { text, calls } = self.speakers[index].hear(text, last);
+        let Piece { prompt: _, text, ids, scores, end } = piece;
+        // They come with the piece whose text may be a part of a call.
+        let token_ids = self.ids.is_some().then_some(ids).filter(|ids| !ids.is_empty());
+        let Heard { text, calls } = self.speakers[index].hear(text, Last::with(end));
         let mut chunks = Vec::new();
-        if !text.is_empty() || !scores.is_empty() {
+        if !text.is_empty() || !scores.is_empty() || token_ids.is_some() {
             let delta = Delta { content: Some(text), ..Delta::default() };
             let logprobs = self.logprobs(scores);
-            chunks.push(self.delta(ChatDelta { index, delta, logprobs, finish_reason: None }));
+            chunks.push(self.delta(ChatDelta {
+                index,
+                delta,
+                logprobs,
+                finish_reason: None,
+                token_ids,
+            }));
         }
         chunks.extend(calls.into_iter().flat_map(|call| self.called(index, call)));
         if let Some(end) = end {
-            let (delta, finish_reason) = (Delta::default(), Some(self.reason(index, end)));
-            chunks.push(self.delta(ChatDelta { index, delta, logprobs: None, finish_reason }));
+            let finish_reason = Some(self.reason(index, end));
+            chunks.push(self.delta(ChatDelta { index, finish_reason, ..ChatDelta::default() }));
         }
         chunks
     }
 
     fn ending(&mut self, usage: Usage) -> Vec<Data> {
         let told = self.delivery == Delivery::StreamWithUsage;
-        Data::closing(told.then(|| self.chunk(vec![], UsageKey::Now(usage))))
+        Data::closing(told.then(|| Data::json(&self.chunk(vec![], UsageKey::Now(usage)))))
     }
 }

@@ -14,6 +14,7 @@ use super::{
     envelope::Envelope,
     error::ApiError,
     generate::{Order, check_choices},
+    logprobs::Naming,
     openapi::{Choosing, CompletionRequest, Unanswered},
     prompt::{self, Echo},
     sampling::{Delivery, MAX_TOP_LOGPROBS, Terms, within},
@@ -42,6 +43,10 @@ struct Sent {
     best: Option<Best>,
     /// Scores.
     scored: bool,
+    /// The names of tokens beside them.
+    naming: Naming,
+    /// The tokens of prompts and choices.
+    ids: bool,
 }
 
 /// What is asked for, understood and within bounds.
@@ -72,7 +77,9 @@ fn read(bytes: &[u8]) -> Result<(Wish, Sent), ApiError> {
         logprobs: fields.logprobs.or(best.map(|_| 0)),
         prompt_logprobs: fields.logprobs.filter(|_| echo),
     };
-    Ok((wish, Sent { echoed, best, scored: fields.logprobs.is_some() }))
+    let naming = Naming::asked(fields.return_tokens_as_token_ids);
+    let (scored, ids) = (fields.logprobs.is_some(), fields.return_token_ids == Some(true));
+    Ok((wish, Sent { echoed, best, scored, naming, ids }))
 }
 
 /// How many choices are made for each prompt.
@@ -106,7 +113,7 @@ pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<R
 
 async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
     let size = arrival.size;
-    let (wish, Sent { echoed, best, scored }) = arrival.read(app, read).await?;
+    let (wish, Sent { echoed, best, scored, naming, ids }) = arrival.read(app, read).await?;
     let mut order = wish.order(app, arrival).await?;
     let prompts = echoes(app, size, echoed, &mut order).await?;
     let per_prompt = order.terms.choices;
@@ -114,6 +121,8 @@ async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
     let writer = Writer {
         text: app.text().clone(),
         scored,
+        naming,
+        ids: ids.then(|| order.prompts.clone()),
         delivery: order.terms.delivery,
         best,
         envelope: order.envelope("cmpl-", app),
@@ -152,6 +161,9 @@ async fn echoes(
 struct Writer {
     text: Text,
     scored: bool,
+    naming: Naming,
+    /// The tokens of the prompts, where tokens are asked for.
+    ids: Option<Vec<Vec<u32>>>,
     delivery: Delivery,
     best: Option<Best>,
     envelope: Envelope,
@@ -208,24 +220,32 @@ impl Echoes {
 impl Writer {
     /// What the piece adds to its choice, after the prompt where that is due.
     fn choice(&mut self, index: usize, piece: Piece) -> CompletionChoice {
-        let Piece { prompt, mut text, scores, end } = piece;
+        let Piece { prompt, mut text, ids, scores, end } = piece;
+        let names = (&self.text, self.naming);
         let mut logprobs = CompletionLogprobs::default();
         let first = !mem::replace(&mut self.echoes.given[index], true);
         let echo = self.echoes.of(index);
         if let Some(echo) = echo.filter(|_| first) {
             text.insert_str(0, &echo.text);
-            logprobs.push_prompt(&self.text, echo, &prompt.unwrap_or_default());
+            logprobs.push_prompt(names, echo, &prompt.unwrap_or_default());
         }
         let lead = echo.map_or(0, |echo| echo.length);
         for scored in &scores {
-            logprobs.push(&self.text, &scored.logprob, lead + scored.offset);
+            logprobs.push(names, &scored.logprob, lead + scored.offset);
         }
         CompletionChoice {
             index,
             text,
             logprobs: self.scored.then_some(logprobs),
             finish_reason: end.map(End::reason),
+            prompt_token_ids: self.prompt_ids(index).filter(|_| first).cloned(),
+            token_ids: self.ids.is_some().then_some(ids),
         }
+    }
+
+    /// The tokens of a choice's prompt, where they are asked for.
+    fn prompt_ids(&self, choice: usize) -> Option<&Vec<u32>> {
+        self.ids.as_ref()?.get(choice / self.echoes.per_prompt)
     }
 
     fn completion(&self, choices: Vec<CompletionChoice>, usage: UsageKey) -> Completion<'_> {

@@ -32,7 +32,7 @@ pub(super) enum Dialect {
 }
 
 impl Dialect {
-    fn of(method: &Method, path: &str) -> Self {
+    pub(super) fn of(method: &Method, path: &str) -> Self {
         match path {
             "/" if method == Method::POST => Self::Lorax,
             "/generate" | "/generate_stream" => Self::Lorax,

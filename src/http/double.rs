@@ -38,7 +38,13 @@ pub(super) const CONTEXT: usize = 100;
 
 /// One token per byte, and a template of one line per message.
 pub(super) fn text() -> Text {
-    static TEXT: LazyLock<Text> = LazyLock::new(|| read(&tokenizer()));
+    static TEXT: LazyLock<Text> = LazyLock::new(|| read(&tokenizer(), TEMPLATE));
+    TEXT.clone()
+}
+
+/// The same with a template that knows tools, in few words.
+pub(super) fn text_with_tools() -> Text {
+    static TEXT: LazyLock<Text> = LazyLock::new(|| read(&tokenizer(), TOOLS));
     TEXT.clone()
 }
 
@@ -58,21 +64,26 @@ pub(super) fn sentence_piece() -> Text {
     tokenizer["model"]["byte_fallback"] = json!(true);
     tokenizer["model"]["vocab"] = Value::Object(vocab);
     tokenizer["model"]["merges"] = json!([["\u{2581}", "a"]]);
-    read(&tokenizer)
+    read(&tokenizer, TEMPLATE)
 }
 
-fn read(tokenizer: &Value) -> Text {
+fn read(tokenizer: &Value, template: &str) -> Text {
     let dir = TempDir::new().unwrap();
     let write = |name: &str, json: &Value| {
         fs::write(dir.path().join(name), json.to_string()).unwrap();
     };
     write("tokenizer.json", tokenizer);
-    write("tokenizer_config.json", &json!({"eos_token": "<|end|>", "chat_template": TEMPLATE}));
+    write("tokenizer_config.json", &json!({"eos_token": "<|end|>", "chat_template": template}));
     Text::from_dir(dir.path()).unwrap()
 }
 
 const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}\
                         {% if add_generation_prompt %}assistant:{% endif %}";
+
+const TOOLS: &str = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}\
+                     {{ m.role }}{{ m.tool_call_id or '' }}:{{ m.content }}{% for c in m.tool_calls or [] %}\
+                     <tool_call>{{ c.id }} {{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}{{ '\\n' }}\
+                     {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
 
 /// The tokens of a text.
 pub(super) fn ids(text: &str) -> Vec<u32> {
@@ -259,6 +270,11 @@ pub(super) fn app_over(
 ) -> (App, Arc<Scripted>) {
     let (store, _) = Store::faulty();
     app_on(store, text, plays, settings)
+}
+
+/// The same over a tokenizer whose template knows tools.
+pub(super) fn app_with_tools(plays: impl IntoIterator<Item = Play>) -> (App, Arc<Scripted>) {
+    app_over(text_with_tools(), plays, Settings::default())
 }
 
 /// The same on a store that others may write to.

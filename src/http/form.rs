@@ -18,6 +18,29 @@ pub(super) struct Asked {
     form: Form,
 }
 
+/// What a route's clients call a format and its parts, where the schema stands beside the type.
+#[derive(Debug)]
+pub(super) struct Fields {
+    whole: &'static str,
+    kind: &'static str,
+    schema: &'static str,
+}
+
+impl Fields {
+    pub(super) const RESPONSES: Self =
+        Self { whole: "text.format", kind: "text.format.type", schema: "text.format.schema" };
+    pub(super) const MESSAGES: Self = Self {
+        whole: "output_config.format",
+        kind: "output_config.format.type",
+        schema: "output_config.format.schema",
+    };
+    pub(super) const LORAX: Self = Self {
+        whole: "parameters.response_format",
+        kind: "parameters.response_format.type",
+        schema: "parameters.response_format.schema",
+    };
+}
+
 impl Asked {
     pub(super) fn new(field: &'static str, form: Form) -> Self {
         Self { field, form }
@@ -25,10 +48,44 @@ impl Asked {
 
     /// The form that a request asks for, by one field at most.
     pub(super) fn read(common: &Common) -> Result<Option<Self>, ApiError> {
-        let mut asked =
-            response_format(common.response_format.as_ref())?.into_iter().chain(vllm(common)?);
-        let first = asked.next();
-        if let (Some(first), Some(second)) = (&first, asked.next()) {
+        let asked = response_format(common.response_format.as_ref())?;
+        Self::one_of(asked.into_iter().chain(vllm(common)?))
+    }
+
+    /// The form that a format asks for whose schema stands beside its type.
+    pub(super) fn flat(
+        fields: &Fields,
+        kind: &str,
+        schema: Option<&Value>,
+    ) -> Result<Option<Self>, ApiError> {
+        let schema = schema.filter(|schema| !schema.is_null());
+        match (kind, schema) {
+            ("text", _) => Ok(None),
+            // LoRAX writes it like that.
+            ("json_object", Some(Value::Object(given))) if given.is_empty() => {
+                Ok(Some(Self::new(fields.whole, Form::object())))
+            }
+            ("json_object" | "json_schema", Some(schema)) => {
+                Ok(Some(Self::new(fields.schema, Form::Schema(schema.clone()))))
+            }
+            ("json_object", None) => Ok(Some(Self::new(fields.whole, Form::object()))),
+            ("json_schema", None) => {
+                let field = fields.schema;
+                Err(ApiError::invalid(field, format!("'{field}' is missing")))
+            }
+            (_, _) => {
+                let field = fields.kind;
+                let message = format!("'{field}' must be text, json_object or json_schema");
+                Err(ApiError::invalid(field, message))
+            }
+        }
+    }
+
+    /// The only one there is; two are refused.
+    pub(super) fn one_of(all: impl IntoIterator<Item = Self>) -> Result<Option<Self>, ApiError> {
+        let mut all = all.into_iter();
+        let first = all.next();
+        if let (Some(first), Some(second)) = (&first, all.next()) {
             let message =
                 format!("'{}' and '{}' cannot both be followed", first.field, second.field);
             return Err(ApiError::invalid(second.field, message));

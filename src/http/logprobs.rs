@@ -13,41 +13,64 @@ use crate::{engine::Logprob, text::Text};
 /// What stands for a probability of zero: JSON has no infinity, and OpenAI writes this.
 const IMPOSSIBLE: f32 = -9999.0;
 
+/// How tokens are named beside their scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Naming {
+    /// As the text that they are.
+    Text,
+    /// `token_id:17`
+    Ids,
+}
+
+impl Naming {
+    /// As `return_tokens_as_token_ids` asks for it.
+    pub(super) fn asked(as_ids: Option<bool>) -> Self {
+        if as_ids == Some(true) { Self::Ids } else { Self::Text }
+    }
+}
+
 /// The chat's shape.
-pub(super) fn chat(text: &Text, scores: impl IntoIterator<Item = Logprob>) -> ChatLogprobs {
+pub(super) fn chat(
+    names: (&Text, Naming),
+    scores: impl IntoIterator<Item = Logprob>,
+) -> ChatLogprobs {
     let content = scores.into_iter().map(|score| TokenLogprob {
-        token: scored_token(text, score.token, score.logprob),
-        top_logprobs: score.top.iter().map(|(id, p)| scored_token(text, *id, *p)).collect(),
+        token: scored_token(names, score.token, score.logprob),
+        top_logprobs: score.top.iter().map(|(id, p)| scored_token(names, *id, *p)).collect(),
     });
     ChatLogprobs { content: content.collect(), refusal: None }
 }
 
-fn scored_token(text: &Text, id: u32, logprob: f32) -> ScoredToken {
+fn scored_token((text, naming): (&Text, Naming), id: u32, logprob: f32) -> ScoredToken {
     let bytes = text.token_bytes(id).unwrap_or_default().to_vec();
-    ScoredToken { token: escape(&bytes), logprob: logprob.max(IMPOSSIBLE), bytes }
+    let token = match naming {
+        Naming::Text => escape(&bytes),
+        Naming::Ids => numbered(id),
+    };
+    ScoredToken { token, logprob: logprob.max(IMPOSSIBLE), bytes }
 }
 
 impl CompletionLogprobs {
     /// Adds a prompt: its first token, which nothing predicts, and the scores of the others.
-    pub(super) fn push_prompt(&mut self, text: &Text, echo: &Echo, scores: &[Logprob]) {
+    pub(super) fn push_prompt(&mut self, names: (&Text, Naming), echo: &Echo, scores: &[Logprob]) {
         let mut offsets = echo.offsets.iter().copied();
         if let (Some(first), Some(offset)) = (echo.ids.first(), offsets.next()) {
-            self.tokens.push(name(text, *first));
+            self.tokens.push(name(names, *first));
             self.token_logprobs.push(None);
             self.top_logprobs.push(None);
             self.text_offset.push(offset);
         }
         for (score, offset) in scores.iter().zip(offsets) {
-            self.push(text, score, offset);
+            self.push(names, score, offset);
         }
     }
 
     /// Adds a token. Its ranking has it at the end where it is not among the likeliest.
-    pub(super) fn push(&mut self, text: &Text, score: &Logprob, offset: usize) {
-        let token = name(text, score.token);
+    pub(super) fn push(&mut self, names: (&Text, Naming), score: &Logprob, offset: usize) {
+        let token = name(names, score.token);
         let logprob = score.logprob.max(IMPOSSIBLE);
         let mut ranking: Vec<_> =
-            score.top.iter().map(|(id, p)| (name(text, *id), p.max(IMPOSSIBLE))).collect();
+            score.top.iter().map(|(id, p)| (name(names, *id), p.max(IMPOSSIBLE))).collect();
         if !score.top.iter().any(|(id, _)| *id == score.token) {
             ranking.push((token.clone(), logprob));
         }
@@ -88,14 +111,22 @@ fn spelled(text: &Text, id: u32) -> String {
 }
 
 /// A token as completions name it; two tokens never share a name that is not text.
-fn name(text: &Text, id: u32) -> String {
+fn name((text, naming): (&Text, Naming), id: u32) -> String {
+    if naming == Naming::Ids {
+        return numbered(id);
+    }
     match text.token_bytes(id) {
-        None => format!("token_id:{id}"),
+        None => numbered(id),
         Some(bytes) => match str::from_utf8(bytes) {
             Ok(text) => text.to_owned(),
             Err(_) => format!("bytes:{}", hex(bytes)),
         },
     }
+}
+
+/// A token as both name it where ids are asked for.
+fn numbered(id: u32) -> String {
+    format!("token_id:{id}")
 }
 
 /// A token as chats name it.
@@ -123,7 +154,7 @@ mod tests {
         let a = u32::from(b'a');
         let scores = [score(a, -0.5, &[(a, -0.5), (0xe2, f32::NEG_INFINITY)])];
         assert_eq!(
-            serde_json::to_value(chat(&double::text(), scores)).unwrap(),
+            serde_json::to_value(chat((&double::text(), Naming::Text), scores)).unwrap(),
             json!({"refusal": null, "content": [{
                 "token": "a", "logprob": -0.5, "bytes": [97],
                 "top_logprobs": [
@@ -158,9 +189,10 @@ mod tests {
         let mut logprobs = CompletionLogprobs::default();
         let text = double::text();
         let echo = Echo { text: "ba".into(), length: 2, ids: vec![b, a], offsets: vec![0, 1] };
-        logprobs.push_prompt(&text, &echo, &[score(a, -0.5, &[(a, -0.5), (b, -1.0)])]);
-        logprobs.push(&text, &score(0xe2, -3.0, &[(a, -0.5)]), 2);
-        logprobs.push(&text, &score(9_999, -4.0, &[]), 2);
+        let text = (&text, Naming::Text);
+        logprobs.push_prompt(text, &echo, &[score(a, -0.5, &[(a, -0.5), (b, -1.0)])]);
+        logprobs.push(text, &score(0xe2, -3.0, &[(a, -0.5)]), 2);
+        logprobs.push(text, &score(9_999, -4.0, &[]), 2);
         let json = serde_json::to_string(&logprobs).unwrap();
         assert_eq!(
             json,

@@ -18,6 +18,7 @@ use super::{
     dialect::Dialect,
     envelope::Envelope,
     error::ApiError,
+    form::{Asked, Fields},
     logprobs,
     openapi::{Choosing, LoraxUnanswered},
     sampling::{MAX_TOP_LOGPROBS, Terms, within},
@@ -25,6 +26,7 @@ use super::{
     tools::Tools,
     wire::{
         common::Common,
+        form::FlatFormat,
         lorax::{
             Alternative, Details, Generate, Generated, GeneratedToken, Packed, Parameters,
             StreamDetails, Token,
@@ -97,7 +99,11 @@ fn read(bytes: &[u8], path: Path) -> Result<(Wish, Shown), ApiError> {
     let drawn = is_drawn(&parameters);
     let full = parameters.return_full_text == Some(true);
     let model = parameters.adapter_id.take().filter(|id| !id.is_empty());
-    let terms = terms(parameters, stream)?;
+    let format = parameters.response_format.take();
+    let mut terms = terms(parameters, stream)?;
+    if let Some(Object(FlatFormat { kind, schema })) = format {
+        terms.form = Asked::flat(&Fields::LORAX, &kind, schema.as_ref())?;
+    }
     let shown = Shown {
         path,
         lead: if full { inputs.clone() } else { String::new() },
@@ -167,7 +173,6 @@ fn refuse_unsupported(parameters: &Parameters) -> Result<(), ApiError> {
         ("apply_chat_template", &parameters.apply_chat_template),
         ("grammar", &parameters.grammar),
         ("merged_adapters", &parameters.merged_adapters),
-        ("response_format", &parameters.response_format),
         ("schema", &parameters.schema),
         ("truncate", &parameters.truncate),
         ("watermark", &parameters.watermark),
@@ -311,7 +316,7 @@ impl Form for Writer {
 
     fn whole(&mut self, choices: Vec<Piece>, _: Usage) -> impl Serialize {
         let piece = choices.into_iter().next().expect("each prompt has a choice");
-        let Piece { prompt, text, scores, end } = piece;
+        let Piece { prompt, text, ids: _, scores, end } = piece;
         let details = self.shown.details.then(|| Details {
             end: self.end(end.expect("a whole choice has an end")),
             prefill: prompt

@@ -9,7 +9,7 @@
 //! - `wish` lets requests in and finds what they come to, by `select` who answers, by `sampling` how, by `form` and `tools` in what form. `generate` runs it, `answer` turns
 //!   tokens into text, `logprobs` writes scores.
 //! - `chat`, `completions`, `responses`, `messages` and `lorax` are five forms of that: each only reads its fields and writes its
-//!   answers, which `delivery` sends whole, or by `sse` as they grow.
+//!   answers, which `delivery` sends whole, or by `sse` as they grow. Those of `responses` have parts of several kinds: `responding`.
 //! - `embeddings` reads and generates nothing; `lend` is what all of these have an adapter by.
 //! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
 //! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read;
@@ -56,6 +56,7 @@ mod progress;
 mod prompt;
 mod rates;
 mod request_id;
+mod responding;
 mod responses;
 mod sampling;
 mod select;

@@ -59,15 +59,17 @@ fn call(field: &str, sent: ToolCallIn) -> Result<Call, ApiError> {
         let field = format!("{field}.type");
         return Err(ApiError::invalid(&field, format!("'{field}' must be function")));
     }
-    let arguments = arguments.filter(|arguments| !arguments.is_empty());
-    let arguments: Value = match arguments {
-        None => Value::Object(Map::new()),
-        Some(arguments) => serde_json::from_str(&arguments).map_err(|_| {
-            let field = format!("{field}.function.arguments");
-            ApiError::invalid(&field, format!("'{field}' is not JSON"))
-        })?,
-    };
+    let arguments = self::arguments(&format!("{field}.function.arguments"), arguments)?;
     Ok(Call { id: id.unwrap_or_default(), name, arguments })
+}
+
+/// With what something was called.
+pub(super) fn arguments(field: &str, sent: Option<String>) -> Result<Value, ApiError> {
+    match sent.filter(|sent| !sent.is_empty()) {
+        None => Ok(Value::Object(Map::new())),
+        Some(sent) => serde_json::from_str(&sent)
+            .map_err(|_| ApiError::invalid(field, format!("'{field}' is not JSON"))),
+    }
 }
 
 /// The adapters that are to answer together.
@@ -75,6 +77,11 @@ pub(super) fn parts(sent: Option<Vec<AdapterPart>>) -> Result<Option<Vec<Part>>,
     let part = |AdapterPart { name, scale }| Part { name, weight: scale.unwrap_or(1.0) };
     let parts = sent.map(|sent| checked(sent.into_iter().map(part).collect(), "adapters"));
     parts.transpose()
+}
+
+/// What came of a call.
+pub(super) fn result(call: String, content: String) -> Message {
+    Message { tool_call_id: Some(call), ..message(Role::Tool, content) }
 }
 
 /// A message of text alone.

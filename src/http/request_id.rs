@@ -16,10 +16,14 @@ use axum::{
 };
 use tracing::Instrument;
 
+use super::dialect::Dialect;
+
 /// Ours, on every answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// What the client sent as `X-Request-Id`. It names nothing here: two clients may send the same.
 const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-client-request-id");
+/// Ours under the name that Anthropic's clients read.
+const MESSAGES_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The longest that is sent back.
 const LONGEST: usize = 256;
 
@@ -34,19 +38,28 @@ pub(super) fn unique() -> String {
     format!("{high:016x}{low:016x}")
 }
 
+/// An id that was never given before, behind what says of what kind it is.
+pub(super) fn new(kind: &str) -> String {
+    format!("{kind}{}", unique())
+}
+
 /// What tells this request from others: the id that the client has given it, or one that nobody has.
 pub(super) fn of(headers: &HeaderMap) -> String {
     let theirs = headers.get(REQUEST_ID).filter(|value| value.len() <= LONGEST);
     theirs.and_then(|value| value.to_str().ok()).map_or_else(unique, str::to_owned)
 }
 
-/// Adds the two headers to whatever answer the request gets, and the id to what is logged meanwhile.
+/// Adds the headers to whatever answer the request gets, and the id to what is logged meanwhile.
 pub(super) async fn layer(request: Request, next: Next) -> Response {
     let id = format!("req-{}", unique());
     let span = tracing::info_span!("request", id);
     let own = HeaderValue::try_from(id).expect("hexadecimal digits");
     let theirs = request.headers().get(REQUEST_ID).filter(|value| value.len() <= LONGEST).cloned();
+    let dialect = Dialect::of(request.method(), request.uri().path());
     let mut response = next.run(request).instrument(span).await;
+    if dialect == Dialect::Anthropic {
+        response.headers_mut().insert(MESSAGES_REQUEST_ID, own.clone());
+    }
     response.headers_mut().insert(REQUEST_ID, own);
     if let Some(theirs) = theirs {
         response.headers_mut().insert(CLIENT_REQUEST_ID, theirs);

@@ -1,42 +1,39 @@
-//! `POST /v1/responses`: OpenAI's newer form of a chat, for text. No response is stored, so that none can be gone on from or got back.
+//! `POST /v1/responses`: OpenAI's newer form of a chat, for text and for tools that the client calls. No response is stored, so
+//! that none can be gone on from or got back.
 
 use axum::{
     extract::{Path, State},
     response::Response,
 };
-use serde::Serialize;
 
 use super::{
-    answer::{End, Piece},
     app::App,
     auth::{By, need},
     body::{parse, refuse_unsupported},
-    delivery::{Form, deliver},
-    envelope::Envelope,
+    delivery::deliver,
     error::ApiError,
-    logprobs,
+    form::{Asked, Fields},
     openapi::{Choosing, Refusals, ResponseRequest, Unanswered},
-    prompt, request_id,
+    prompt,
+    responding::Writer,
     sampling::{MAX_TOP_LOGPROBS, Terms, within},
-    sse::Data,
-    tools::Tools,
+    tools::{Parts, Tools},
     wire::{
-        chat::TokenLogprob,
         common::Common,
         content::Role,
+        object::Object,
         responses::{
-            Echoed, IncompleteDetails, Item, Label, OutputMessage, OutputText, ResponseBody,
-            ResponseError, ResponseEvent, ResponseFields, Told,
+            Echoed, FlatTool, Item, Label, ResponseBody, ResponseEvent, ResponseFields, TextFormat,
+            ToolChoice,
         },
         unsupported::{GENERATION, RESPONSE},
-        usage::Usage,
     },
     wish::{Arrival, Said, Wish},
 };
 use crate::{
-    engine::{Finish, Sampling},
+    engine::Sampling,
     tenant::Scope,
-    text::{Ending, Framing, Message, Text},
+    text::{Call, Chat, Ending, Framing, Message},
 };
 
 /// What `include` has where scores are wanted.
@@ -51,10 +48,12 @@ fn read(bytes: &[u8]) -> Result<(Wish, Echoed), ApiError> {
     if fields.previous_response_id.is_some_and(|Label(id)| !id.is_empty()) {
         return Err(ApiError::no_previous_response());
     }
-    if echoed.text.as_ref().is_some_and(|text| text.0.format.0.kind != Label::from("text")) {
-        return Err(ApiError::unsupported("text.format"));
-    }
     let mut terms = Terms::read(&common)?;
+    if let Some(Object(text)) = &echoed.text {
+        let TextFormat { kind: Label(kind), schema, .. } = &text.format.0;
+        let form = Asked::flat(&Fields::RESPONSES, kind, schema.as_ref())?;
+        terms.form = Asked::one_of(terms.form.into_iter().chain(form))?;
+    }
     if terms.choices != 1 {
         return Err(ApiError::unsupported("n"));
     }
@@ -64,15 +63,16 @@ fn read(bytes: &[u8]) -> Result<(Wish, Echoed), ApiError> {
     };
     let top = within("top_logprobs", echoed.top_logprobs, 0..=MAX_TOP_LOGPROBS, 0)?;
     let scored = fields.include.is_some_and(|include| include.iter().any(|what| what == SCORES));
+    let tools = tools(&echoed)?;
     let Label(user) =
         echoed.user.clone().or(echoed.safety_identifier.clone()).unwrap_or(Label::from(""));
-    let messages = messages(&echoed, fields.input.0)?;
+    let chat = Chat { messages: messages(&echoed, fields.input.0)?, tools: tools.told.clone() };
     let wish = Wish {
         model: common.model,
         user: Some(user),
         adapters: prompt::parts(common.adapters)?,
-        said: Said::Chat(messages.into(), Ending::Prompt, Framing::Bare),
-        tools: Tools::default(),
+        said: Said::Chat(chat, Ending::Prompt, Framing::Bare),
+        tools,
         terms,
         default_tokens: None,
         logprobs: scored.then_some(top),
@@ -81,15 +81,43 @@ fn read(bytes: &[u8]) -> Result<(Wish, Echoed), ApiError> {
     Ok((wish, echoed))
 }
 
-/// The messages, the instructions before all others.
+fn tools(echoed: &Echoed) -> Result<Tools, ApiError> {
+    let sent = echoed.tools.clone().unwrap_or_default();
+    let sent = sent.into_iter().map(|FlatTool(sent)| sent).collect();
+    let choice = echoed.tool_choice.clone().map(Into::into);
+    Tools::read_flat((sent, Parts::FLAT), choice, echoed.parallel_tool_calls)
+}
+
+/// The messages, the instructions before all others. What the assistant calls belongs to what it said before.
 fn messages(echoed: &Echoed, items: Vec<Item>) -> Result<Vec<Message>, ApiError> {
     if items.is_empty() {
-        return Err(ApiError::invalid("input", "'input' must have at least one message"));
+        return Err(ApiError::invalid("input", "'input' must have at least one item"));
     }
     let instructions = echoed.instructions.clone();
     let instructions = instructions.map(|text| prompt::message(Role::System, text));
-    let said = items.into_iter().map(|item| prompt::message(item.role.0, item.content.0));
-    Ok(instructions.into_iter().chain(said).collect())
+    let mut messages: Vec<_> = instructions.into_iter().collect();
+    for (index, item) in items.into_iter().enumerate() {
+        match item {
+            Item::Message { role, content } => messages.push(prompt::message(role, content)),
+            Item::Call { id, name, arguments } => {
+                let field = format!("input[{index}].arguments");
+                let call = Call { id, name, arguments: prompt::arguments(&field, arguments)? };
+                add_call(&mut messages, call);
+            }
+            Item::Output { id, output } => messages.push(prompt::result(id, output)),
+        }
+    }
+    Ok(messages)
+}
+
+fn add_call(messages: &mut Vec<Message>, call: Call) {
+    let assistant = Role::Assistant.in_template();
+    if let Some(last) = messages.last_mut().filter(|last| last.role == assistant) {
+        last.tool_calls.push(call);
+    } else {
+        let silent = prompt::message(Role::Assistant, String::new());
+        messages.push(Message { tool_calls: vec![call], ..silent });
+    }
 }
 
 impl Echoed {
@@ -100,7 +128,8 @@ impl Echoed {
         self.reasoning.get_or_insert_default();
         self.temperature.get_or_insert(sampling.temperature);
         self.text.get_or_insert_default();
-        self.tool_choice.get_or_insert(Label::from("auto"));
+        self.tool_choice.get_or_insert_with(|| ToolChoice::Word(Label::from("auto")));
+        self.tools.get_or_insert_default();
         self.top_logprobs.get_or_insert(0);
         self.top_p.get_or_insert(sampling.top_p);
         self.truncation.get_or_insert_default();
@@ -112,7 +141,7 @@ impl Echoed {
     post, path = "/v1/responses", tag = "answers", operation_id = "create_response",
     params(Choosing),
     request_body = ResponseRequest,
-    responses((status = 200, description = "The response, or a stream of events", content((ResponseBody<'static> = "application/json"), (ResponseEvent<Told<'static>> = "text/event-stream"))), Unanswered)
+    responses((status = 200, description = "The response, or a stream of events", content((ResponseBody<'static> = "application/json"), (ResponseEvent<'static> = "text/event-stream"))), Unanswered)
 )]
 pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<Response, ApiError> {
     app.bound(arrival.deadline, Box::pin(answer(&app, arrival))).await
@@ -122,17 +151,7 @@ async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
     let (wish, mut echoed) = arrival.read(app, read).await?;
     let order = wish.order(app, arrival).await?;
     echoed.fill(&order.terms.sampling);
-    let writer = Writer {
-        text: app.text().clone(),
-        scored: order.logprobs.is_some(),
-        envelope: order.envelope("resp_", app),
-        item: format!("msg_{}", request_id::unique()),
-        echoed,
-        said: String::new(),
-        logprobs: Vec::new(),
-        end: None,
-        events: 0,
-    };
+    let writer = Writer::new(app, &order, echoed);
     deliver(app, &order, writer).await
 }
 
@@ -153,197 +172,4 @@ pub(super) async fn find(By(caller): By, Path(id): Path<String>) -> Result<(), A
 )]
 pub(super) async fn remove(by: By, id: Path<String>) -> Result<(), ApiError> {
     find(by, id).await
-}
-
-/// Writes one response.
-#[derive(Debug)]
-struct Writer {
-    text: Text,
-    scored: bool,
-    envelope: Envelope,
-    /// The id of the only item.
-    item: String,
-    echoed: Echoed,
-    /// The text so far.
-    said: String,
-    /// Its scores, where they are wanted.
-    logprobs: Vec<TokenLogprob>,
-    end: Option<End>,
-    /// Events so far.
-    events: usize,
-}
-
-/// How far a response or its item is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    InProgress,
-    Completed,
-    Incomplete,
-    Failed,
-}
-
-impl Status {
-    fn word(self) -> &'static str {
-        match self {
-            Self::InProgress => "in_progress",
-            Self::Completed => "completed",
-            Self::Incomplete => "incomplete",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl Writer {
-    /// Takes in a piece; the scores that it brought are the last so many.
-    fn take(&mut self, piece: Piece) -> usize {
-        let Piece { prompt: _, text, scores, end } = piece;
-        self.said.push_str(&text);
-        self.end = end;
-        let scores = scores.into_iter().filter(|_| self.scored).map(|scored| scored.logprob);
-        let scores = logprobs::chat(&self.text, scores).content;
-        let count = scores.len();
-        self.logprobs.extend(scores);
-        count
-    }
-
-    fn status(&self) -> Status {
-        match self.end.map(|end| end.finish) {
-            None => Status::InProgress,
-            Some(Finish::Stop) => Status::Completed,
-            Some(Finish::Length) => Status::Incomplete,
-        }
-    }
-
-    fn part(&self) -> OutputText<'_> {
-        let (text, logprobs) = (&*self.said, &*self.logprobs);
-        OutputText { kind: "output_text", text, annotations: [], logprobs }
-    }
-
-    fn message<'a>(&'a self, status: Status, content: Vec<OutputText<'a>>) -> OutputMessage<'a> {
-        let (id, status) = (&*self.item, status.word());
-        OutputMessage { id, kind: "message", status, role: "assistant", content }
-    }
-
-    /// The response without its output.
-    fn response(&self, status: Status, usage: Option<Usage>) -> ResponseBody<'_> {
-        let Envelope { id, created, model, .. } = &self.envelope;
-        let incomplete = status == Status::Incomplete;
-        ResponseBody {
-            id,
-            object: "response",
-            created_at: *created,
-            status: status.word(),
-            background: false,
-            error: None,
-            incomplete_details: incomplete
-                .then_some(IncompleteDetails { reason: "max_output_tokens" }),
-            max_tool_calls: None,
-            model,
-            output: Vec::new(),
-            previous_response_id: None,
-            service_tier: "default",
-            store: false,
-            tools: [],
-            usage: usage.map(Into::into),
-            echoed: &self.echoed,
-        }
-    }
-
-    /// The response with all of its output.
-    fn complete(&self, usage: Usage) -> ResponseBody<'_> {
-        let status = self.status();
-        let output = vec![self.message(status, vec![self.part()])];
-        ResponseBody { output, ..self.response(status, Some(usage)) }
-    }
-}
-
-/// Events, numbered from this one on. Their names are in their data as well.
-fn events<const N: usize>(first: usize, told: [(&'static str, Told<'_>); N]) -> Vec<Data> {
-    let event = |(sequence_number, (kind, what))| {
-        Data::named(kind, &ResponseEvent { kind, sequence_number, what })
-    };
-    (first..).zip(told).map(event).collect()
-}
-
-impl Form for Writer {
-    fn envelope(&self) -> &Envelope {
-        &self.envelope
-    }
-
-    fn whole(&mut self, choices: Vec<Piece>, usage: Usage) -> impl Serialize {
-        for piece in choices {
-            self.take(piece);
-        }
-        self.complete(usage)
-    }
-
-    fn opening(&mut self) -> Vec<Data> {
-        let response = || self.response(Status::InProgress, None);
-        let (item_id, output_index, content_index) = (&*self.item, 0, 0);
-        let item = self.message(Status::InProgress, Vec::new());
-        let events = events(
-            self.events,
-            [
-                ("response.created", Told::Response { response: response() }),
-                ("response.in_progress", Told::Response { response: response() }),
-                ("response.output_item.added", Told::Item { output_index, item }),
-                (
-                    "response.content_part.added",
-                    Told::Part { item_id, output_index, content_index, part: self.part() },
-                ),
-            ],
-        );
-        self.events += events.len();
-        events
-    }
-
-    fn piece(&mut self, _: usize, piece: Piece) -> Vec<Data> {
-        let before = self.said.len();
-        let scores = self.take(piece);
-        let delta = &self.said[before..];
-        if delta.is_empty() && scores == 0 {
-            return Vec::new();
-        }
-        let logprobs = &self.logprobs[self.logprobs.len() - scores..];
-        let (item_id, output_index, content_index) = (&*self.item, 0, 0);
-        let told = Told::Delta { item_id, output_index, content_index, delta, logprobs };
-        let events = events(self.events, [("response.output_text.delta", told)]);
-        self.events += events.len();
-        events
-    }
-
-    fn ending(&mut self, usage: Usage) -> Vec<Data> {
-        let status = self.status();
-        let (item_id, output_index, content_index) = (&*self.item, 0, 0);
-        let OutputText { text, logprobs, .. } = self.part();
-        let item = self.message(status, vec![self.part()]);
-        let last = match status {
-            Status::Incomplete => "response.incomplete",
-            _ => "response.completed",
-        };
-        events(
-            self.events,
-            [
-                (
-                    "response.output_text.done",
-                    Told::Text { item_id, output_index, content_index, text, logprobs },
-                ),
-                (
-                    "response.content_part.done",
-                    Told::Part { item_id, output_index, content_index, part: self.part() },
-                ),
-                ("response.output_item.done", Told::Item { output_index, item }),
-                (last, Told::Response { response: self.complete(usage) }),
-            ],
-        )
-    }
-
-    fn failure(&mut self, error: &ApiError) -> Vec<Data> {
-        let response = ResponseBody {
-            error: Some(ResponseError { code: "server_error", message: error.message() }),
-            output: vec![self.message(Status::Incomplete, vec![self.part()])],
-            ..self.response(Status::Failed, None)
-        };
-        events(self.events, [("response.failed", Told::Response { response })])
-    }
 }

@@ -14,7 +14,7 @@ use super::{
     error::ApiError,
     openapi::{Choosing, Unanswered},
     prompt, rates,
-    tools::Tools,
+    tools::{Parts, Tools},
     wire::{
         tokens::{Detokenize, Detokenized, Tokenize, Tokenized},
         unsupported::{RENDERED, TOKENS},
@@ -86,7 +86,7 @@ fn what(fields: Tokenize) -> Result<What, ApiError> {
         (None, Some(sent)) => {
             let ending =
                 prompt::ending(fields.add_generation_prompt, fields.continue_final_message)?;
-            let tools = Tools::read(fields.tools, None, None)?.told;
+            let tools = Tools::read((fields.tools, Parts::NESTED), None, None)?.told;
             let chat = Chat { messages: prompt::messages(sent)?, tools };
             Ok(What::Chat(chat, ending, framing(Framing::Bare)))
         }

@@ -1,11 +1,16 @@
 //! Tools in a chat: which the model may call, which it must, and calls in what it answers.
 
+use serde::de::DeserializeSeed as _;
 use serde_json::{Map, Value};
 
 use super::{
+    answer::End,
     error::ApiError,
     form, request_id,
-    wire::tools::{FunctionOut, ToolCallOut, ToolChoiceIn, ToolIn},
+    wire::{
+        tools::{FunctionOut, ToolCallOut, ToolChoiceIn, ToolIn},
+        unsupported::{Scan, TOOL},
+    },
 };
 use crate::text::{Calls, Dialect, Form, Listener, Number, Said, Text, Tool};
 
@@ -15,6 +20,30 @@ const MOST: usize = 128;
 const NAME: usize = 64;
 /// The field of all of them.
 const FIELD: &str = "tools";
+
+/// What a route's clients call the parts of a tool.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    /// The type of a function.
+    kind: &'static str,
+    name: &'static str,
+    parameters: &'static str,
+}
+
+impl Parts {
+    /// In chats, below `function`.
+    pub(super) const NESTED: Self =
+        Self { kind: "function", name: "function.name", parameters: "function.parameters" };
+    /// In responses.
+    pub(super) const FLAT: Self = Self { kind: "function", name: "name", parameters: "parameters" };
+    /// In messages.
+    pub(super) const SCHEMA: Self =
+        Self { kind: "custom", name: "name", parameters: "input_schema" };
+}
+
+/// What stands beside a tool's parts and is none: the model is not told.
+const UNTOLD: [&str; 6] =
+    ["allowed_callers", "async", "cache_control", "defer_loading", "eager_input_streaming", "type"];
 
 /// The tools of a chat.
 #[derive(Clone, Debug)]
@@ -46,8 +75,9 @@ enum Choice {
 }
 
 impl Tools {
+    /// What is sent, whose fields are called as `parts` has it.
     pub(super) fn read(
-        sent: Option<Vec<ToolIn>>,
+        (sent, parts): (Option<Vec<ToolIn>>, Parts),
         choice: Option<ToolChoiceIn>,
         parallel: Option<bool>,
     ) -> Result<Self, ApiError> {
@@ -56,10 +86,24 @@ impl Tools {
             let message = format!("'{FIELD}' has {} tools, at most {MOST}", sent.len());
             return Err(ApiError::invalid(FIELD, message));
         }
-        let told: Vec<_> = sent.into_iter().enumerate().map(tool).collect::<Result<_, _>>()?;
+        let sent = sent.into_iter().enumerate();
+        let told: Vec<_> =
+            sent.map(|(index, sent)| tool(index, sent, parts)).collect::<Result<_, _>>()?;
         let choice = chosen(choice, &told)?;
         let number = if parallel == Some(false) { Number::One } else { Number::Several };
         Ok(Self { told, choice, number })
+    }
+
+    /// The same of tools whose parts stand beside their type.
+    pub(super) fn read_flat(
+        (sent, parts): (Vec<Map<String, Value>>, Parts),
+        choice: Option<ToolChoiceIn>,
+        parallel: Option<bool>,
+    ) -> Result<Self, ApiError> {
+        let sent = sent.into_iter().enumerate();
+        let nested: Vec<_> =
+            sent.map(|(index, sent)| nested(index, sent, parts)).collect::<Result<_, _>>()?;
+        Self::read((Some(nested), parts), choice, parallel)
     }
 
     /// The form of the answer, where calls are part of it.
@@ -107,24 +151,47 @@ impl Tools {
     }
 }
 
-fn tool((index, sent): (usize, ToolIn)) -> Result<Tool, ApiError> {
+/// A tool whose parts stand beside its type, as one has it whose parts stand below `function`.
+fn nested(index: usize, sent: Map<String, Value>, parts: Parts) -> Result<ToolIn, ApiError> {
+    if let Ok(Some(field)) = Scan::new(&[TOOL]).deserialize(&sent) {
+        return Err(ApiError::unsupported(&format!("{FIELD}[{index}].{field}")));
+    }
+    let kind = match sent.get("type") {
+        Some(Value::String(kind)) => kind.clone(),
+        None | Some(Value::Null) => parts.kind.to_owned(),
+        Some(_) => {
+            let field = format!("{FIELD}[{index}].type");
+            return Err(ApiError::invalid(&field, format!("'{field}' must be a string")));
+        }
+    };
+    let mut function = sent;
+    function.retain(|key, _| !UNTOLD.contains(&key.as_str()));
+    if let Some(parameters) = function.shift_remove(parts.parameters) {
+        function.insert("parameters".to_owned(), parameters);
+    }
+    let kind = if kind == parts.kind { "function".to_owned() } else { kind };
+    Ok(ToolIn { kind, function: Some(function) })
+}
+
+fn tool(index: usize, sent: ToolIn, parts: Parts) -> Result<Tool, ApiError> {
     let field = |name: &str| format!("{FIELD}[{index}].{name}");
     let invalid = |name: &str, problem: &str| {
         let field = field(name);
         Err(ApiError::invalid(&field, format!("'{field}' {problem}")))
     };
     if sent.kind != "function" {
-        return invalid("type", "must be function");
+        let problem = "this server has no tools of its own, and calls none: send functions";
+        return invalid("type", &format!("is {:?}; {problem}", sent.kind));
     }
     let Some(function) = sent.function else { return invalid("function", "is missing") };
     let name = match function.get("name") {
         Some(Value::String(name)) if is_name(name) => name.clone(),
-        _ => return invalid("function.name", "must have 1 to 64 letters, digits, _ or -"),
+        _ => return invalid(parts.name, "must have 1 to 64 letters, digits, _ or -"),
     };
     let parameters = match function.get("parameters") {
         None | Some(Value::Null) => serde_json::json!({"type": "object", "properties": {}}),
         Some(parameters @ Value::Object(_)) => parameters.clone(),
-        Some(_) => return invalid("function.parameters", "must be an object"),
+        Some(_) => return invalid(parts.parameters, "must be an object"),
     };
     let mut whole = Map::new();
     whole.insert("type".to_owned(), sent.kind.into());
@@ -188,32 +255,43 @@ impl Speaker {
         Self { listener, calls: 0 }
     }
 
-    /// Takes a piece of the text, the last one where it `ends`.
-    pub(super) fn hear(&mut self, text: String, last: Last) -> Heard {
+    /// Takes a piece of the text, and says in which order it has texts and calls.
+    pub(super) fn listen(&mut self, text: String, last: Last) -> Vec<Said> {
         let Some(listener) = &mut self.listener else {
-            return Heard { text, calls: Vec::new() };
+            return if text.is_empty() { Vec::new() } else { vec![Said::Text(text)] };
         };
         let mut said = listener.push(&text);
         if last == Last::Yes {
             said.extend(listener.finish());
         }
+        self.calls += said.iter().filter(|said| matches!(said, Said::Call { .. })).count();
+        said
+    }
+
+    /// Takes a piece of the text as chats tell it, calls behind all text.
+    pub(super) fn hear(&mut self, text: String, last: Last) -> Heard {
         let mut heard = Heard::default();
-        for said in said {
+        let before = self.calls;
+        for said in self.listen(text, last) {
             match said {
                 Said::Text(text) => heard.text.push_str(&text),
                 Said::Call { name, arguments } => {
                     let function = FunctionOut { name: Some(name), arguments };
                     heard.calls.push(ToolCallOut {
-                        index: Some(self.calls),
-                        id: Some(format!("call_{}", request_id::unique())),
+                        index: Some(before + heard.calls.len()),
+                        id: Some(request_id::new("call_")),
                         kind: Some("function"),
                         function,
                     });
-                    self.calls += 1;
                 }
             }
         }
         heard
+    }
+
+    /// Whether it may call something, so that a text is not known as such at once.
+    pub(super) fn may_call(&self) -> bool {
+        self.listener.is_some()
     }
 
     /// Whether it has called anything.
@@ -227,4 +305,11 @@ impl Speaker {
 pub(super) enum Last {
     Yes,
     No,
+}
+
+impl Last {
+    /// An answer's last piece is the one that has its end.
+    pub(super) fn with(end: Option<End>) -> Self {
+        if end.is_some() { Self::Yes } else { Self::No }
+    }
 }

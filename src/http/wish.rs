@@ -24,7 +24,8 @@ use super::{
     wire::prompt::Prompt,
 };
 use crate::{
-    tenant::{Caller, Permit, Scope},
+    adapter::Extras,
+    tenant::{Caller, Permit, Scope, TenantId},
     text::{Chat, Ending, Framing},
 };
 
@@ -112,15 +113,10 @@ impl Wish {
         }
         let adapters_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
         let default_tokens = adapters_tokens.or(self.default_tokens);
-        let brought = match &said {
-            Said::Chat(chat, ending, _) => {
-                app.render_brought(caller.tenant, &extras, (chat, *ending)).await?
-            }
-            Said::Prompts(prompts, _) => {
-                check_room(prompts, &encoder)?;
-                None
-            }
-        };
+        if let Said::Prompts(prompts, _) = &said {
+            check_room(prompts, &encoder)?;
+        }
+        let brought = said.brought(app, caller.tenant, &extras).await?;
         let opening = said.opening();
         let encode = move |asker: &Asker| {
             terms.follow(&extras, &encoder.text)?;
@@ -145,6 +141,23 @@ impl Wish {
     }
 }
 
+impl Wish {
+    /// How many tokens the prompts have, though they may be more than fit.
+    pub(super) async fn count(self, app: &App, arrival: Arrival) -> Result<usize, ApiError> {
+        let Self { model, user, adapters, said, .. } = self;
+        let Arrival { headers, caller, size, .. } = arrival;
+        let named = (model, user.as_deref());
+        let (voice, _) = app.choose_of(&caller, &headers, named, adapters.as_deref()).await?;
+        let encoder = Encoder { context: usize::MAX, ..app.encoder() };
+        let brought = said.brought(app, caller.tenant, &app.extras(&voice)).await?;
+        let count = move |asker: &Asker| {
+            let prompts = said.encode(&encoder, brought, asker)?;
+            Ok(prompts.iter().map(Vec::len).sum())
+        };
+        app.work(size, count).await
+    }
+}
+
 /// Refuses the whole request if one of its prompts cannot fit, before the first is encoded.
 fn check_room(prompts: &[Prompt], encoder: &Encoder) -> Result<(), ApiError> {
     prompts.iter().try_for_each(|prompt| match prompt {
@@ -158,6 +171,21 @@ impl Said {
         match self {
             Self::Chat(_, Ending::Prompt | Ending::Open, _) => Opening::Anew,
             Self::Chat(_, Ending::Continue, _) | Self::Prompts(..) => Opening::Continuing,
+        }
+    }
+
+    /// The chat as the template has it that the adapter brings.
+    async fn brought(
+        &self,
+        app: &App,
+        tenant: TenantId,
+        extras: &Extras,
+    ) -> Result<Option<String>, ApiError> {
+        match self {
+            Self::Chat(chat, ending, _) => {
+                app.render_brought(tenant, extras, (chat, *ending)).await
+            }
+            Self::Prompts(..) => Ok(None),
         }
     }
 

@@ -1,5 +1,7 @@
 """Anthropic's client: messages, whole and as streams."""
 
+import json
+
 import anthropic
 from checks import BASE, KEYS, SHARED_BASE, SHARED_URL, URL, check, each, freed, raises, run, same, true
 
@@ -13,6 +15,11 @@ client = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
 
 def message(model=BASE, **fields):
     return client.messages.create(**{"model": model, "messages": ASK, "max_tokens": 12, **GREEDY, **fields})
+
+
+def prompt(answer):
+    """Tokens of its prompt, those that had been computed before among them."""
+    return answer.usage.input_tokens + answer.usage.cache_read_input_tokens
 
 
 @check
@@ -35,7 +42,7 @@ def a_message_is_streamed():
     same((last.delta.stop_reason, last.usage.output_tokens), (whole.stop_reason, whole.usage.output_tokens))
     with client.messages.stream(model=BASE, messages=ASK, max_tokens=12, **GREEDY) as stream:
         same("".join(stream.text_stream), whole.content[0].text, "the text of the library's stream")
-        same(stream.get_final_message().usage.input_tokens, whole.usage.input_tokens, "input_tokens")
+        same(prompt(stream.get_final_message()), prompt(whole), "the prompt's tokens")
 
 
 @check
@@ -45,7 +52,7 @@ def fields_have_their_meaning():
     ended = message(max_tokens=24, stop_sequences=[stop])
     same((ended.content[0].text, ended.stop_reason, ended.stop_sequence), (text[: text.index(stop)], "stop_sequence", stop))
     same(message(max_tokens=3).stop_reason, "max_tokens", "stop_reason")
-    true(message(system="Answer in verse.").usage.input_tokens != message().usage.input_tokens, "system is overlooked")
+    true(prompt(message(system="Answer in verse.")) > prompt(message()), "system is overlooked")
     parts = [{"role": "user", "content": [{"type": "text", "text": ASK[0]["content"]}]}]
     same(message(messages=parts, max_tokens=24).content[0].text, text, "the text for parts")
     true(message(metadata={"user_id": "ann"}, extra_body={"top_k": 5, "top_p": 0.9, "temperature": 1}).content is not None, "no content")
@@ -90,12 +97,35 @@ def tools_are_called():
     again = message(messages=[*ASK, {"role": "assistant", "content": answer.content}, result], tools=[TOOL], tool_choice={"type": "none"})
     same(again.content[0].type, "text", "type")
     with client.messages.stream(model=BASE, messages=ASK, tools=[TOOL], tool_choice={"type": "tool", "name": "cook"}, max_tokens=80) as stream:
-        same(stream.get_final_message().content[-1].input["dish"] in ("rice", "soup"), True, "the streamed input")
+        kinds = [event.type for event in stream]
+        final = stream.get_final_message()
+    same((final.content[-1].input["dish"] in ("rice", "soup"), final.stop_reason), (True, "tool_use"), "the streamed input")
+    true("input_json" in kinds, f"{kinds}")
+    free = message(tools=[TOOL], max_tokens=40)
+    true({block.type for block in free.content} <= {"text", "tool_use"}, f"{free}")
+
+
+@check
+def tools_that_cannot_be_are_refused():
+    def check_fields(fields):
+        same(raises(anthropic.BadRequestError, message, **fields).body["error"]["type"], "invalid_request_error", "type")
+
+    each([{"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}},
+          {"tool_choice": {"type": "any"}}, {"tools": [{**TOOL, "name": "a b"}]}], check_fields)  # fmt: skip
+
+
+@check
+def a_form_is_kept():
+    answer = message(output_config={"format": {"type": "json_schema", "schema": TOOL["input_schema"]}}, max_tokens=40)
+    true(json.loads(answer.content[0].text)["dish"] in ("rice", "soup"), answer.content[0].text)
 
 
 @check
 def tokens_are_counted():
-    same(client.messages.count_tokens(model=BASE, messages=ASK).input_tokens, message().usage.input_tokens, "input_tokens")
+    same(client.messages.count_tokens(model=BASE, messages=ASK).input_tokens, prompt(message()), "input_tokens")
+    told = {"system": "Be brief.", "tools": [TOOL]}
+    same(client.messages.count_tokens(model="pirate", messages=ASK, **told).input_tokens, prompt(message("pirate", **told)), "with tools")
+    raises(anthropic.NotFoundError, client.messages.count_tokens, model="nobody", messages=ASK)
 
 
 @check

@@ -284,7 +284,7 @@ def null_is_as_good_as_absent():
     each((*common, "suffix", "echo", "best_of", "logprobs"), lambda field: complete(max_tokens=2, extra_body={field: None}))
 
 
-@check
+@quick
 def token_ids_are_returned():
     _, tokenized = post(URL, {"prompt": STORY}, path="/tokenize")
     choice = story(extra_body=with_extra(return_token_ids=True)).choices[0]
@@ -293,6 +293,20 @@ def token_ids_are_returned():
     same(text["prompt"], choice.text, "the ids' text")
     answer = chat(extra_body={"return_token_ids": True})
     same((len(answer.prompt_token_ids), len(answer.choices[0].token_ids)), (answer.usage.prompt_tokens, answer.usage.completion_tokens))
+    chunks = list(chat(extra_body={"return_token_ids": True}, stream=True))
+    same([getattr(chunk, "prompt_token_ids", None) for chunk in chunks[:2]], [answer.prompt_token_ids, None], "the prompt's")
+    ids = [number for chunk in chunks for number in getattr(chunk.choices[0], "token_ids", None) or []]
+    same(ids, answer.choices[0].token_ids, "the ids streamed")
+    true(getattr(chat(), "prompt_token_ids", None) is None, "ids that nobody asked for")
+
+
+@quick
+def tokens_may_be_named_by_their_ids():
+    asked = {"logprobs": True, "top_logprobs": 1, "extra_body": {"return_tokens_as_token_ids": True, "return_token_ids": True}}
+    choice = chat(**asked).choices[0]
+    same([token.token for token in choice.logprobs.content], [f"token_id:{number}" for number in choice.token_ids])
+    choice = complete(logprobs=1, extra_body=asked["extra_body"]).choices[0]
+    same(choice.logprobs.tokens, [f"token_id:{number}" for number in choice.token_ids])
 
 
 @quick

@@ -117,6 +117,10 @@ def a_form_is_kept():
     schema = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"], "additionalProperties": False}
     text = generate(max_new_tokens=60, response_format={"type": "json_object", "schema": schema}).generated_text
     true("".join(text.split()) in ('{"mood":"good"}', '{"mood":"bad"}'), text)
+    parts = list(stream(max_new_tokens=60, response_format={"type": "json_object", "schema": schema}))
+    same(parts[-1].generated_text, text, "the text streamed")
+    error = failure(generate, response_format={"type": "json_object", "schema": {"type": "nothing"}})
+    true("response_format.schema" in str(error), f"{error}")
 
 
 @check

@@ -6,7 +6,7 @@ from typing import Literal
 
 import openai
 from asking import acme, answered_by, client
-from checks import BASE, URL, check, failure, post, raises, run, same, true
+from checks import BASE, URL, check, each, failure, post, quick, raises, run, same, true
 from pydantic import BaseModel
 
 TEXTS = ["How do I cook rice?", "How long does rice take?", "The train was late."]
@@ -149,13 +149,35 @@ def an_adapter_responds():
     same(answered_by(answer), "sql@v1")
 
 
-@check
+@quick
 def a_response_is_parsed():
     answer = client.responses.parse(model=BASE, input=ASK, text_format=Mood, max_output_tokens=60)
     same(type(answer.output_parsed), Mood, "the parsed type")
+    same((answer.text.format.type, answer.text.format.name), ("json_schema", "Mood"), "what comes back")
+    with client.responses.stream(model="pirate", input=ASK, text_format=Mood, max_output_tokens=60) as stream:
+        same(type(stream.get_final_response().output_parsed), Mood, "the parsed type of a stream")
 
 
-@check
+@quick
+async def a_response_is_parsed_asynchronously():
+    async with openai.AsyncOpenAI(base_url=client.base_url, api_key="none") as remote:
+        answer = await remote.responses.parse(model=BASE, input=ASK, text_format=Mood, max_output_tokens=60)
+        same(type(answer.output_parsed), Mood, "the parsed type")
+
+
+@quick
+def a_response_has_a_form():
+    form = {"type": "json_schema", "name": "dish", "strict": True, "schema": DISH}
+    for seed in range(3):
+        answer = respond(text={"format": form}, max_output_tokens=60, temperature=1, extra_body={"seed": seed})
+        true(json.loads(answer.output_text)["dish"] in ("rice", "soup"), answer.output_text)
+    answer = respond(text={"format": {"type": "json_object"}}, max_output_tokens=30)
+    true(answer.output_text.startswith("{"), answer.output_text)
+    each([{"type": "xml"}, {"type": "json_schema", "name": "a"}, {"type": "json_schema", "name": "a", "schema": {"type": "nothing"}}],
+         lambda form: true(raises(openai.BadRequestError, respond, text={"format": form}).param.startswith("text.format"), "param"))  # fmt: skip
+
+
+@quick
 def a_response_calls_a_tool():
     answer = respond(tools=[TOOL], tool_choice="required", max_output_tokens=60)
     call = next(item for item in answer.output if item.type == "function_call")
@@ -163,8 +185,40 @@ def a_response_calls_a_tool():
     true(call.call_id and json.loads(call.arguments)["dish"] in ("rice", "soup"), f"{call}")
     given = [{"role": "user", "content": ASK}, call, {"type": "function_call_output", "call_id": call.call_id, "output": "Done."}]
     true(respond(input=given, tools=[TOOL], tool_choice="none").output_text, "no text")
-    kinds = [event.type for event in respond(tools=[TOOL], tool_choice="required", max_output_tokens=60, stream=True)]
-    true({"response.function_call_arguments.delta", "response.function_call_arguments.done"} <= set(kinds), f"{sorted(set(kinds))}")
+    forced = {"type": "function", "name": "cook"}
+    answer = respond(tools=[TOOL, {**TOOL, "name": "eat"}], tool_choice=forced, parallel_tool_calls=False, max_output_tokens=60)
+    same([(item.type, item.name) for item in answer.output], [("function_call", "cook")])
+    same((answer.tools[0].name, answer.tools[0].parameters, answer.tool_choice.name), ("cook", DISH, "cook"), "what comes back")
+    free = respond(tools=[TOOL], max_output_tokens=60)
+    true({item.type for item in free.output} <= {"message", "function_call"}, f"{free.output}")
+
+
+@quick
+def a_response_calls_a_tool_in_a_stream():
+    asked = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 60}
+    events = list(respond(**asked, stream=True))
+    kinds = [event.type for event in events]
+    wanted = ["response.output_item.added", "response.function_call_arguments.delta", "response.function_call_arguments.done",
+              "response.output_item.done", "response.completed"]  # fmt: skip
+    same(list(dict.fromkeys(kinds[2:])), wanted, "the events")
+    same([event.sequence_number for event in events], list(range(len(events))), "the sequence numbers")
+    arguments = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
+    item = events[-1].response.output[0]
+    same((arguments, item.name), (item.arguments, "cook"), "the arguments")
+    same({event.item_id for event in events if hasattr(event, "item_id")}, {item.id}, "the ids")
+    with client.responses.stream(model=BASE, input=ASK, temperature=0, **asked) as stream:
+        call = stream.get_final_response().output[0]
+    true(call.parsed_arguments["dish"] in ("rice", "soup"), f"{call}")
+
+
+@quick
+def tools_of_a_server_are_refused():
+    each(["web_search", "file_search", "code_interpreter", "image_generation", "mcp", "custom"],
+         lambda kind: true(kind in str(raises(openai.BadRequestError, respond, tools=[{"type": kind, "name": "x"}])), "it is not named"))  # fmt: skip
+    same(raises(openai.BadRequestError, respond, tools=[{"type": "web_search"}]).param, "tools[0].type", "param")
+    same(raises(openai.BadRequestError, respond, tools=[TOOL], tool_choice={"type": "function", "name": "x"}).param, "tool_choice", "param")
+    given = [{"role": "user", "content": ASK}, {"type": "function_call", "call_id": "1", "name": "cook", "arguments": "{"}]
+    same(raises(openai.BadRequestError, respond, input=given, tools=[TOOL]).param, "input[1].arguments", "param")
 
 
 @check

@@ -3,7 +3,7 @@
 use super::{
     super::{
         app::Settings,
-        double::{self, Play, app, app_over, ids},
+        double::{self, Play, app, app_over, app_with_tools, ids},
     },
     *,
 };
@@ -311,4 +311,81 @@ async fn an_answer_completes_the_character_that_its_prompt_began() {
     let request = completion(json!({"prompt": [97, 0xe2, 0x82], "echo": true}));
     let (_, answer) = ask(&app, COMPLETIONS, request).await;
     assert_eq!(answer["choices"][0]["text"], "a\u{20ac}");
+}
+
+#[tokio::test]
+async fn a_chats_tokens_are_told_where_they_are_asked_for() {
+    let prompt = json!(ids("user:hi\nassistant:"));
+    let (app, _) = app([Play::say("h\u{20ac}!"), Play::say("h\u{20ac}!"), Play::say("x")]);
+    let (_, answer) = ask(&app, CHAT, chat(json!({"return_token_ids": true}))).await;
+    assert_eq!(answer["prompt_token_ids"], prompt);
+    assert_eq!(answer["choices"][0]["token_ids"], json!(ids("h\u{20ac}!")));
+
+    let request = chat(json!({"return_token_ids": true, "stream": true, "n": 2}));
+    let events = events(send(&app, post(CHAT, &request)).await).await;
+    assert_eq!(events[0]["prompt_token_ids"], prompt);
+    assert!(events[1..].iter().all(|event| event.get("prompt_token_ids").is_none()));
+    let mut told = [Vec::new(), Vec::new()];
+    for event in &events {
+        let choice = &event["choices"][0];
+        let index = usize::try_from(choice["index"].as_u64().unwrap()).unwrap();
+        let ids = choice["token_ids"].as_array().into_iter().flatten();
+        told[index].extend(ids.map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()));
+    }
+    assert_eq!(told, [ids("h\u{20ac}!"), ids("x")]);
+}
+
+#[tokio::test]
+async fn the_tokens_of_a_call_come_before_it() {
+    let call = "<tool_call>{\"name\": \"go\", \"arguments\": {}}</tool_call>";
+    let (app, _) = app_with_tools([Play::say(call)]);
+    let tools = json!([{"type": "function", "function": {"name": "go"}}]);
+    let request = chat(json!({"return_token_ids": true, "stream": true, "tools": tools}));
+    let events = events(send(&app, post(CHAT, &request)).await).await;
+    let tokens =
+        events.iter().flat_map(|e| e["choices"][0]["token_ids"].as_array().into_iter().flatten());
+    assert_eq!(
+        tokens.cloned().collect::<Vec<_>>(),
+        ids(call).into_iter().map(Value::from).collect::<Vec<_>>()
+    );
+    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+}
+
+#[tokio::test]
+async fn a_completions_tokens_are_told_where_they_are_asked_for() {
+    let fields = json!({"prompt": ["ab", "c"], "n": 2, "return_token_ids": true});
+    let plays = || ["p", "q", "r", "s"].map(Play::say);
+    let (app, _) = app(plays().into_iter().chain(plays()));
+    let (_, answer) = ask(&app, COMPLETIONS, completion(fields.clone())).await;
+    for (at, (prompt, said)) in
+        [("ab", "p"), ("ab", "q"), ("c", "r"), ("c", "s")].iter().enumerate()
+    {
+        let choice = &answer["choices"][at];
+        assert_eq!(choice["prompt_token_ids"], json!(ids(prompt)), "{answer}");
+        assert_eq!(choice["token_ids"], json!(ids(said)));
+    }
+    let request = completion(merge(fields, json!({"stream": true})));
+    let events = events(send(&app, post(COMPLETIONS, &request)).await).await;
+    let of =
+        |index: usize| events.iter().map(|e| &e["choices"][0]).filter(move |c| c["index"] == index);
+    let prompts: Vec<_> = of(2).map(|choice| choice.get("prompt_token_ids")).collect();
+    assert_eq!((prompts[0], prompts[1]), (Some(&json!(ids("c"))), None));
+    let told: Vec<_> = of(2).flat_map(|choice| choice["token_ids"].as_array().unwrap()).collect();
+    assert_eq!(told, [&json!(114)]);
+}
+
+#[tokio::test]
+async fn tokens_are_named_by_their_ids_where_it_is_asked_for() {
+    let (app, _) = app([Play::say("a"), Play::say("a")]);
+    let fields = json!({"logprobs": true, "top_logprobs": 1, "return_tokens_as_token_ids": true});
+    let (_, answer) = ask(&app, CHAT, chat(fields)).await;
+    let scored = &answer["choices"][0]["logprobs"]["content"][0];
+    assert_eq!((&scored["token"], &scored["bytes"]), (&json!("token_id:97"), &json!([97])));
+    assert_eq!(scored["top_logprobs"][0]["token"], "token_id:97");
+    assert!(answer.get("prompt_token_ids").is_none());
+    let fields = json!({"logprobs": 1, "return_tokens_as_token_ids": true});
+    let (_, answer) = ask(&app, COMPLETIONS, completion(fields)).await;
+    let logprobs = &answer["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"], json!(["token_id:97"]));
+    assert_eq!(logprobs["top_logprobs"], json!([{"token_id:97": -1.0}]));
 }

@@ -163,6 +163,25 @@ async fn parameters_have_their_meaning() {
 }
 
 #[tokio::test]
+async fn a_form_is_followed() {
+    let schema = json!({"type": "object", "properties": {"a": {"const": 1}}});
+    for (format, guided) in [
+        (json!({"type": "json_object"}), true),
+        (json!({"type": "json_object", "schema": {}}), true),
+        (json!({"type": "json_object", "schema": schema}), true),
+        (json!({"type": "json_schema", "schema": schema}), true),
+        (json!({"type": "text"}), false),
+        (Value::Null, false),
+    ] {
+        let (app, engine) = app([]);
+        let request = generate(json!({"response_format": format}));
+        let (status, answer) = ask(&app, "/generate", request).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(engine.jobs()[0].guide.is_some(), guided, "{format}");
+    }
+}
+
+#[tokio::test]
 async fn the_prompts_tokens_are_listed_where_they_are_wanted() {
     let scores = b"nce".map(|id| double::score(id.into(), -7.0)).to_vec();
     let Play::Events(answer) = Play::say("!") else { panic!("an answer is events") };
@@ -189,7 +208,11 @@ async fn what_is_not_there_is_refused_by_name() {
         ("best_of", json!(2)),
         ("truncate", json!(5)),
         ("apply_chat_template", json!(true)),
-        ("response_format", json!({"type": "json_object", "schema": {}})),
+        ("response_format", json!({"type": "regex", "schema": "a"})),
+        ("response_format", json!({"type": "json_schema"})),
+        ("response_format", json!({"type": "json_schema", "schema": {"type": "nothing"}})),
+        ("response_format", json!({"schema": {}})),
+        ("response_format", json!("json_object")),
         ("schema", json!("{}")),
         ("grammar", json!({"type": "regex", "value": "a"})),
         ("return_k_alternatives", json!(0)),

@@ -1,7 +1,7 @@
 //! `/v1/responses`, as OpenAI's clients read it.
 
 use super::{
-    super::double::{Play, app, ids},
+    super::double::{Play, app, app_with_tools, ids},
     *,
 };
 use crate::engine::Failure;
@@ -100,6 +100,138 @@ async fn messages_are_taken_as_they_come_back() {
     ]);
     assert_eq!(ask(&app, RESPONSES, wish(json!({"input": input}))).await.0, 200);
     assert_eq!(engine.jobs()[0].prompt, ids("system:a\nuser:b\nassistant:c\nuser:d\nassistant:"));
+}
+
+/// A function without arguments.
+fn tool(name: &str) -> Value {
+    json!({"type": "function", "name": name, "description": "Does it", "strict": true,
+        "parameters": {"type": "object", "properties": {}}})
+}
+
+const CALL: &str = "<tool_call>{\"name\": \"go\", \"arguments\": {\"to\": \"sea\"}}</tool_call>";
+
+#[tokio::test]
+async fn calls_are_items_in_order() {
+    let say = format!("Well.\n{CALL}{CALL} Done.");
+    let (app, engine) = app_with_tools([Play::say(&say)]);
+    let (_, answer) = ask(&app, RESPONSES, wish(json!({"tools": [tool("go")]}))).await;
+    let kinds: Vec<_> = answer["output"].as_array().unwrap().iter().map(|i| &i["type"]).collect();
+    assert_eq!(kinds, ["message", "function_call", "function_call", "message"]);
+    let call = &answer["output"][1];
+    assert!(call["id"].as_str().unwrap().starts_with("fc_"), "{call}");
+    assert!(call["call_id"].as_str().unwrap().starts_with("call_"), "{call}");
+    assert_ne!(call["call_id"], answer["output"][2]["call_id"]);
+    assert_eq!(
+        (&call["name"], &call["arguments"], &call["status"]),
+        (&json!("go"), &json!("{\"to\":\"sea\"}"), &json!("completed"))
+    );
+    let texts = [0, 3].map(|at| &answer["output"][at]["content"][0]["text"]);
+    assert_eq!(
+        (texts, &answer["status"]),
+        ([&json!("Well."), &json!("Done.")], &json!("completed"))
+    );
+    assert_eq!(answer["tools"], json!([tool("go")]));
+    assert_eq!(answer["tool_choice"], "auto");
+    let [job] = &engine.jobs()[..] else { panic!("one job") };
+    assert_eq!(job.prompt, ids("[go]user:hi\nassistant:"));
+    assert!(job.guide.is_none());
+}
+
+#[tokio::test]
+async fn a_call_alone_is_the_only_item() {
+    let forced = json!({"type": "function", "name": "go"});
+    for choice in [json!("required"), forced] {
+        let (app, engine) = app_with_tools([Play::say(CALL)]);
+        let request = wish(
+            json!({"tools": [tool("go")], "tool_choice": choice, "parallel_tool_calls": false}),
+        );
+        let (_, answer) = ask(&app, RESPONSES, request).await;
+        assert_eq!(answer["output"].as_array().unwrap().len(), 1, "{answer}");
+        assert_eq!(answer["output"][0]["type"], "function_call");
+        assert_eq!((&answer["tool_choice"], &answer["status"]), (&choice, &json!("completed")));
+        assert!(engine.jobs()[0].guide.is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_stream_tells_calls_step_by_step() {
+    let (app, _) = app_with_tools([Play::say(&format!("Hm {CALL}"))]);
+    let request = wish(json!({"stream": true, "tools": [tool("go")]}));
+    let events = named_events(send(&app, post(RESPONSES, &request)).await).await;
+    let mut names: Vec<_> = events.iter().map(|(name, _)| name.as_str()).collect();
+    names.dedup();
+    assert_eq!(
+        names,
+        [
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.output_text.delta",
+            "response.output_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "response.output_item.added",
+            "response.function_call_arguments.delta",
+            "response.function_call_arguments.done",
+            "response.output_item.done",
+            "response.completed",
+        ]
+    );
+    let numbers: Vec<_> = events.iter().map(|(_, event)| &event["sequence_number"]).collect();
+    assert!(numbers.into_iter().enumerate().all(|(at, number)| *number == json!(at)));
+    let [.., added, delta, done, item, last] = &events[..] else { panic!("events") };
+    let id = &added.1["item"]["id"];
+    assert_eq!(
+        (&added.1["item"]["arguments"], &added.1["item"]["status"], &added.1["output_index"]),
+        (&json!(""), &json!("in_progress"), &json!(1))
+    );
+    let arguments = json!("{\"to\":\"sea\"}");
+    assert_eq!((&delta.1["delta"], &delta.1["item_id"]), (&arguments, id));
+    assert_eq!((&done.1["arguments"], &done.1["name"]), (&arguments, &json!("go")));
+    assert_eq!(last.1["response"]["output"][1], item.1["item"]);
+    assert_eq!(last.1["response"]["output"][0]["content"][0]["text"], "Hm");
+}
+
+#[tokio::test]
+async fn a_stream_that_may_call_and_says_nothing_has_a_message() {
+    let (app, _) = app_with_tools([Play::say(""), Play::say("")]);
+    let request = wish(json!({"tools": [tool("go")]}));
+    let (_, whole) = ask(&app, RESPONSES, request.clone()).await;
+    let request = merge(request, json!({"stream": true}));
+    let events = named_events(send(&app, post(RESPONSES, &request)).await).await;
+    for answer in [&whole, &events.last().unwrap().1["response"]] {
+        assert_eq!(answer["output"][0]["content"][0]["text"], "", "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn calls_and_what_came_of_them_are_told_the_model() {
+    let (app, engine) = app_with_tools([]);
+    let call = |id: &str| json!({"type": "function_call", "call_id": id, "name": "go", "arguments": "{\"a\":1}"});
+    let output = json!({"type": "function_call_output", "call_id": "2", "output": "sunny"});
+    let input = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, call("1"), call("2"), output]);
+    let (status, answer) =
+        ask(&app, RESPONSES, wish(json!({"input": input, "tool_choice": "none"}))).await;
+    assert_eq!(status, 200, "{answer}");
+    let called = r#"<tool_call>1 go {"a": 1}<tool_call>2 go {"a": 1}"#;
+    let prompt = format!("user:x\nassistant:y{called}\ntool2:sunny\nassistant:");
+    assert_eq!(engine.jobs()[0].prompt, ids(&prompt));
+}
+
+#[tokio::test]
+async fn a_form_is_followed_and_comes_back() {
+    let schema = json!({"type": "object", "properties": {"b": {"const": 1}, "a": {"const": 2}}});
+    for format in [
+        json!({"type": "json_object"}),
+        json!({"type": "json_schema", "name": "x", "description": "y", "schema": schema, "strict": true}),
+    ] {
+        let (app, engine) = app([]);
+        let (status, answer) =
+            ask(&app, RESPONSES, wish(json!({"text": {"format": format}}))).await;
+        assert_eq!((status, &answer["text"]["format"]), (200, &format), "{answer}");
+        assert!(engine.jobs()[0].guide.is_some());
+    }
 }
 
 #[tokio::test]
@@ -223,26 +355,44 @@ async fn nothing_is_stored() {
 #[tokio::test]
 async fn what_is_not_there_is_refused_by_name() {
     let image = json!([{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]);
-    let call = json!([{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}]);
+    let call = json!([{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{"}]);
     let output = json!([{"role": "user", "content": "x"},
-        {"type": "function_call_output", "call_id": "1", "output": "x"}]);
+        {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_image"}]}]);
     let labels: Value =
         (0..17).map(|n| (n.to_string(), json!("x"))).collect::<serde_json::Map<_, _>>().into();
     for (more, param) in [
-        (json!({"tools": [{"type": "web_search"}]}), "tools"),
+        (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
+        (json!({"tools": [{"type": "custom", "name": "f"}]}), "tools[0].type"),
+        (json!({"tools": [{"type": "mcp", "server_label": "x"}]}), "tools[0].type"),
+        (json!({"tools": [{"type": 7}]}), "tools[0].type"),
+        (json!({"tools": [tool("f"), {"type": "function"}]}), "tools[1].name"),
+        (json!({"tools": [tool("f g")]}), "tools[0].name"),
+        (json!({"tools": [merge(tool("f"), json!({"parameters": 7}))]}), "tools[0].parameters"),
+        (json!({"tools": [merge(tool("f"), json!({"async": true}))]}), "tools[0].async"),
+        (json!({"tools": ["f"]}), "tools[0]"),
+        (json!({"tools": vec![tool("f"); 129]}), "tools"),
         (json!({"tool_choice": "required"}), "tool_choice"),
-        (json!({"text": {"format": {"type": "json_object"}}}), "text.format"),
+        (json!({"tool_choice": "sometimes", "tools": [tool("f")]}), "tool_choice"),
         (
-            json!({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}),
-            "text.format",
+            json!({"tool_choice": {"type": "function", "name": "g"}, "tools": [tool("f")]}),
+            "tool_choice",
         ),
+        (json!({"tool_choice": {"type": "web_search"}, "tools": [tool("f")]}), "tool_choice"),
+        (json!({"text": {"format": {"type": "xml"}}}), "text.format.type"),
+        (json!({"text": {"format": {"type": "json_schema", "name": "x"}}}), "text.format.schema"),
+        (
+            json!({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "x"}}}}),
+            "text.format.schema",
+        ),
+        (json!({"text": {"format": {"type": "json_object"}}, "guided_regex": "a"}), "text.format"),
         (json!({"text": {"format": {}}}), "text.format"),
         (json!({"background": true}), "background"),
         (json!({"conversation": "conv_1"}), "conversation"),
         (json!({"prompt": {"id": "pmpt_1"}}), "prompt"),
         (json!({"input": image}), "input[0].content[0].type"),
-        (json!({"input": call}), "input[0].type"),
-        (json!({"input": output}), "input[1].type"),
+        (json!({"input": call}), "input[0].arguments"),
+        (json!({"input": output}), "input[1].output[0].type"),
+        (json!({"input": [{"type": "reasoning", "summary": []}]}), "input[0].type"),
         (json!({"input": [{"role": "tool", "content": "x"}]}), "input[0].role"),
         (json!({"input": []}), "input"),
         (json!({"input": null}), "input"),
@@ -262,6 +412,7 @@ async fn what_is_not_there_is_refused_by_name() {
         (json!({"stream": 1}), "stream"),
         (json!({"n": 2}), "n"),
         (json!({"bad_words": ["x"]}), "bad_words"),
+        (json!({"return_token_ids": true}), "return_token_ids"),
     ] {
         for stream in [false, true] {
             let (app, engine) = app([]);

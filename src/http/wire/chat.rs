@@ -22,6 +22,8 @@ pub(in crate::http) struct ChatFields {
     pub(in crate::http) tools: Option<Vec<ToolIn>>,
     pub(in crate::http) tool_choice: Option<ToolChoiceIn>,
     pub(in crate::http) parallel_tool_calls: Option<bool>,
+    pub(in crate::http) return_token_ids: Option<bool>,
+    pub(in crate::http) return_tokens_as_token_ids: Option<bool>,
 }
 
 /// `chat.completion`
@@ -34,6 +36,9 @@ pub(in crate::http) struct ChatCompletion<'a> {
     pub(in crate::http) choices: Vec<ChatChoice>,
     pub(in crate::http) usage: Usage,
     pub(in crate::http) system_fingerprint: &'a str,
+    /// Where they are asked for, as are those of the choices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) prompt_token_ids: Option<&'a [u32]>,
 }
 
 /// One answer.
@@ -43,6 +48,8 @@ pub(in crate::http) struct ChatChoice {
     pub(in crate::http) message: MessageOut,
     pub(in crate::http) logprobs: Option<ChatLogprobs>,
     pub(in crate::http) finish_reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) token_ids: Option<Vec<u32>>,
 }
 
 /// The assistant's message, without text where it only calls tools. `refusal` is always there: OpenAI's schema requires the key.
@@ -66,15 +73,20 @@ pub(in crate::http) struct ChatChunk<'a> {
     pub(in crate::http) choices: Vec<ChatDelta>,
     #[serde(skip_serializing_if = "UsageKey::is_absent")]
     pub(in crate::http) usage: UsageKey,
+    /// On the first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) prompt_token_ids: Option<&'a [u32]>,
 }
 
 /// What a chunk adds to one answer.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(in crate::http) struct ChatDelta {
     pub(in crate::http) index: usize,
     pub(in crate::http) delta: Delta,
     pub(in crate::http) logprobs: Option<ChatLogprobs>,
     pub(in crate::http) finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) token_ids: Option<Vec<u32>>,
 }
 
 /// The part of a message that a chunk brings.

@@ -22,6 +22,8 @@ pub(in crate::http) struct CompletionFields {
     pub(in crate::http) logprobs: Option<usize>,
     #[schema(minimum = 0, maximum = 128)]
     pub(in crate::http) best_of: Option<usize>,
+    pub(in crate::http) return_token_ids: Option<bool>,
+    pub(in crate::http) return_tokens_as_token_ids: Option<bool>,
 }
 
 /// `text_completion`, whole or as a chunk: OpenAI has one shape for both.
@@ -44,6 +46,11 @@ pub(in crate::http) struct CompletionChoice {
     pub(in crate::http) text: String,
     pub(in crate::http) logprobs: Option<CompletionLogprobs>,
     pub(in crate::http) finish_reason: Option<&'static str>,
+    /// Where they are asked for; of a stream's choice with its first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) prompt_token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) token_ids: Option<Vec<u32>>,
 }
 
 /// Four lists of one length. Nothing predicts a prompt's first token: its scores are null.

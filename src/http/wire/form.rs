@@ -12,6 +12,15 @@ pub(in crate::http) struct ResponseFormat {
     pub(in crate::http) json_schema: Option<JsonSchema>,
 }
 
+/// The same with the schema beside the type, as LoRAX and Anthropic write it.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(in crate::http) struct FlatFormat {
+    #[serde(rename = "type")]
+    pub(in crate::http) kind: String,
+    #[schema(value_type = Object)]
+    pub(in crate::http) schema: Option<Value>,
+}
+
 /// `{"name": "..", "schema": {..}}`; its name and `strict` change nothing here: what is answered always fits.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct JsonSchema {

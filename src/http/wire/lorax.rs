@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{list::Strings, object::Object, unsupported::Weight};
+use super::{form::FlatFormat, list::Strings, object::Object, unsupported::Weight};
 
 /// What is sent.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -49,8 +49,8 @@ pub(in crate::http) struct Parameters {
     pub(in crate::http) grammar: Option<Weight>,
     #[schema(value_type = serde_json::Value)]
     pub(in crate::http) merged_adapters: Option<Weight>,
-    #[schema(value_type = serde_json::Value)]
-    pub(in crate::http) response_format: Option<Weight>,
+    #[schema(value_type = Option<FlatFormat>)]
+    pub(in crate::http) response_format: Option<Object<FlatFormat>>,
     #[schema(value_type = serde_json::Value)]
     pub(in crate::http) schema: Option<Weight>,
     #[schema(value_type = serde_json::Value)]

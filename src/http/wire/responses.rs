@@ -3,15 +3,13 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{Error, MapAccess, SeqAccess, Visitor},
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
+use serde_json::{Map, Value};
 use utoipa::{
     ToSchema,
-    openapi::{
-        RefOr,
-        schema::{ObjectBuilder, Schema, Type},
-    },
+    openapi::schema::{ObjectBuilder, Type},
 };
 
 use super::{
@@ -19,6 +17,7 @@ use super::{
     content::{Role, TextRole, joined},
     object::Object,
     shape,
+    tools::{Named, ToolChoiceIn},
     usage::Usage,
 };
 
@@ -56,7 +55,8 @@ pub(in crate::http) struct Echoed {
     pub(in crate::http) temperature: Option<f32>,
     #[schema(value_type = Option<TextConfig>)]
     pub(in crate::http) text: Option<Object<TextConfig>>,
-    pub(in crate::http) tool_choice: Option<Label>,
+    pub(in crate::http) tool_choice: Option<ToolChoice>,
+    pub(in crate::http) tools: Option<Vec<FlatTool>>,
     #[schema(minimum = 0, maximum = 20)]
     pub(in crate::http) top_logprobs: Option<usize>,
     #[schema(minimum = 0, maximum = 1)]
@@ -81,16 +81,118 @@ pub(in crate::http) struct TextConfig {
     verbosity: Option<Label>,
 }
 
-/// `{"type": "text"}`
+/// `{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema", "name": "..", "schema": {..}}`
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 pub(in crate::http) struct TextFormat {
     #[serde(rename = "type")]
     pub(in crate::http) kind: Label,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<Label>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    pub(in crate::http) schema: Option<Value>,
+    /// It changes nothing: what is answered always fits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strict: Option<bool>,
 }
 
 impl Default for TextFormat {
     fn default() -> Self {
-        Self { kind: Label::from("text") }
+        let kind = Label::from("text");
+        Self { kind, name: None, description: None, schema: None, strict: None }
+    }
+}
+
+/// `{"type": "function", "name": "..", "description": "..", "parameters": {..}, "strict": true}`. It comes back as it is, with the
+/// keys that clients look for.
+#[derive(Clone, Debug)]
+pub(in crate::http) struct FlatTool(pub(in crate::http) Map<String, Value>);
+
+shape::shape!(
+    FlatTool,
+    "FlatTool",
+    shape::object(
+        [("type", shape::words(&["function"])), ("name", shape::name())],
+        [
+            ("description", shape::of::<Option<String>>()),
+            ("parameters", shape::any_object()),
+            ("strict", shape::of::<Option<bool>>()),
+        ]
+    )
+);
+
+impl<'de> Deserialize<'de> for FlatTool {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Map::deserialize(deserializer).map(Self)
+    }
+}
+
+impl Serialize for FlatTool {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let sent = self.0.iter().map(|(key, value)| (key.as_str(), value));
+        let missing = ["parameters", "strict"].into_iter().filter(|key| !self.0.contains_key(*key));
+        serializer.collect_map(sent.chain(missing.map(|key| (key, &Value::Null))))
+    }
+}
+
+/// `"auto"`, or `{"type": "function", "name": ".."}`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(in crate::http) enum ToolChoice {
+    Word(Label),
+    Named {
+        #[serde(rename = "type")]
+        kind: Label,
+        name: Option<Label>,
+    },
+}
+
+shape::shape!(ToolChoice, "FlatToolChoice", {
+    let named = [("type", shape::words(&["function"])), ("name", shape::name())];
+    shape::any_of([shape::words(&["auto", "none", "required"]), shape::object(named, [])])
+});
+
+impl From<ToolChoice> for ToolChoiceIn {
+    fn from(choice: ToolChoice) -> Self {
+        match choice {
+            ToolChoice::Word(Label(word)) => Self::Word(word),
+            ToolChoice::Named { kind: Label(kind), name } => {
+                Self::Named { kind, function: name.map(|Label(name)| Named { name }) }
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ToolChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ToolChoiceVisitor)
+    }
+}
+
+struct ToolChoiceVisitor;
+
+impl<'de> Visitor<'de> for ToolChoiceVisitor {
+    type Value = ToolChoice;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a word or an object that names a function")
+    }
+
+    fn visit_str<E: Error>(self, word: &str) -> Result<ToolChoice, E> {
+        bounded(word.to_owned(), LABEL).map(|word| ToolChoice::Word(Label(word)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<ToolChoice, A::Error> {
+        #[derive(Deserialize)]
+        struct Choice {
+            #[serde(rename = "type")]
+            kind: Label,
+            name: Option<Label>,
+        }
+        let Choice { kind, name } = Choice::deserialize(MapAccessDeserializer::new(entries))?;
+        Ok(ToolChoice::Named { kind, name })
     }
 }
 
@@ -182,35 +284,96 @@ impl<'de> Visitor<'de> for MetadataVisitor {
     }
 }
 
-/// A string, which is what the user says, or a list of messages.
+/// A string, which is what the user says, or a list of items.
 #[derive(Debug)]
 pub(in crate::http) struct Input(pub(in crate::http) Vec<Item>);
 
-/// `{"type": "message", "role": .., "content": ..}`, the type of which may be left out.
-#[derive(Debug, Deserialize, ToSchema)]
-pub(in crate::http) struct Item {
-    #[serde(rename = "type", default)]
-    #[schema(schema_with = ItemKind::shape)]
-    _kind: Option<ItemKind>,
-    pub(in crate::http) role: TextRole,
-    pub(in crate::http) content: ItemContent,
+/// What was said or done, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::http) enum Item {
+    /// `{"type": "message", "role": .., "content": ..}`, the type of which may be left out.
+    Message { role: Role, content: String },
+    /// `{"type": "function_call", "call_id": .., "name": .., "arguments": "{..}"}`
+    Call { id: String, name: String, arguments: Option<String> },
+    /// `{"type": "function_call_output", "call_id": .., "output": ..}`
+    Output { id: String, output: String },
 }
 
-/// `"message"`
-#[derive(Debug)]
-struct ItemKind;
+/// An item as it is sent.
+#[derive(Deserialize)]
+struct ItemIn {
+    #[serde(rename = "type")]
+    kind: Option<ItemKind>,
+    role: Option<TextRole>,
+    content: Option<ItemContent>,
+    call_id: Option<String>,
+    name: Option<String>,
+    arguments: Option<String>,
+    output: Option<ItemContent>,
+}
 
-impl ItemKind {
-    fn shape() -> RefOr<Schema> {
-        shape::words(&["message"])
+impl ItemIn {
+    fn item<E: Error>(self) -> Result<Item, E> {
+        let missing = E::missing_field;
+        Ok(match self.kind.unwrap_or(ItemKind::Message) {
+            ItemKind::Message => Item::Message {
+                role: self.role.ok_or_else(|| missing("role"))?.0,
+                content: self.content.ok_or_else(|| missing("content"))?.0,
+            },
+            ItemKind::Call => Item::Call {
+                id: self.call_id.ok_or_else(|| missing("call_id"))?,
+                name: self.name.ok_or_else(|| missing("name"))?,
+                arguments: self.arguments,
+            },
+            ItemKind::Output => Item::Output {
+                id: self.call_id.ok_or_else(|| missing("call_id"))?,
+                output: self.output.ok_or_else(|| missing("output"))?.0,
+            },
+        })
     }
+}
+
+shape::shape!(Item, "Item", {
+    let content = || shape::content(&["input_text", "output_text"]);
+    let kind = |kind| ("type", shape::words(&[kind]));
+    let message = [("role", TextRole::schema()), ("content", content())];
+    let call = [
+        kind("function_call"),
+        ("call_id", shape::text()),
+        ("name", shape::text()),
+        ("arguments", shape::text()),
+    ];
+    let output = [kind("function_call_output"), ("call_id", shape::text()), ("output", content())];
+    shape::any_of([
+        shape::object(message, [kind("message")]),
+        shape::object(call, []),
+        shape::object(output, []),
+    ])
+});
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Object::<ItemIn>::deserialize(deserializer)?.0.item()
+    }
+}
+
+/// What an item is.
+enum ItemKind {
+    Message,
+    Call,
+    Output,
 }
 
 impl<'de> Deserialize<'de> for ItemKind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match String::deserialize(deserializer)?.as_str() {
-            "message" => Ok(Self),
-            other => Err(Error::unknown_variant(other, &["message"])),
+            "message" => Ok(Self::Message),
+            "function_call" => Ok(Self::Call),
+            "function_call_output" => Ok(Self::Output),
+            other => Err(Error::unknown_variant(
+                other,
+                &["message", "function_call", "function_call_output"],
+            )),
         }
     }
 }
@@ -218,8 +381,6 @@ impl<'de> Deserialize<'de> for ItemKind {
 /// A string, or a list of parts of text that went in or came out.
 #[derive(Debug)]
 pub(in crate::http) struct ItemContent(pub(in crate::http) String);
-
-shape::shape!(ItemContent, "ItemContent", shape::content(&["input_text", "output_text"]));
 
 impl<'de> Deserialize<'de> for ItemContent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -242,7 +403,7 @@ impl<'de> Deserialize<'de> for PartKind {
 shape::shape!(
     Input,
     "Input",
-    shape::any_of([shape::text(), shape::list(shape::of::<Item>(), None, None)])
+    shape::any_of([shape::text(), shape::list(Item::schema(), None, None)])
 );
 
 impl<'de> Deserialize<'de> for Input {
@@ -257,17 +418,16 @@ impl<'de> Visitor<'de> for InputVisitor {
     type Value = Input;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string or a list of messages")
+        f.write_str("a string or a list of items")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Input, E> {
-        let content = ItemContent(text.to_owned());
-        Ok(Input(vec![Item { _kind: None, role: TextRole(Role::User), content }]))
+        Ok(Input(vec![Item::Message { role: Role::User, content: text.to_owned() }]))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Input, A::Error> {
         let mut input = Vec::new();
-        while let Some(Object(item)) = items.next_element()? {
+        while let Some(item) = items.next_element()? {
             input.push(item);
         }
         Ok(Input(input))
@@ -286,12 +446,10 @@ pub(in crate::http) struct ResponseBody<'a> {
     pub(in crate::http) incomplete_details: Option<IncompleteDetails>,
     pub(in crate::http) max_tool_calls: Option<usize>,
     pub(in crate::http) model: &'a str,
-    pub(in crate::http) output: Vec<OutputMessage<'a>>,
+    pub(in crate::http) output: Vec<OutputItem<'a>>,
     pub(in crate::http) previous_response_id: Option<&'a str>,
     pub(in crate::http) service_tier: &'static str,
     pub(in crate::http) store: bool,
-    #[schema(value_type = Vec<serde_json::Value>)]
-    pub(in crate::http) tools: [(); 0],
     pub(in crate::http) usage: Option<ResponseUsage>,
     #[serde(flatten)]
     pub(in crate::http) echoed: &'a Echoed,
@@ -308,6 +466,26 @@ pub(in crate::http) struct ResponseError<'a> {
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct IncompleteDetails {
     pub(in crate::http) reason: &'static str,
+}
+
+/// What the assistant says, or calls.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(in crate::http) enum OutputItem<'a> {
+    Message(OutputMessage<'a>),
+    Call(OutputCall<'a>),
+}
+
+/// What the assistant calls. `arguments` is JSON in a string.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct OutputCall<'a> {
+    pub(in crate::http) id: &'a str,
+    #[serde(rename = "type")]
+    pub(in crate::http) kind: &'static str,
+    pub(in crate::http) status: &'static str,
+    pub(in crate::http) call_id: &'a str,
+    pub(in crate::http) name: &'a str,
+    pub(in crate::http) arguments: &'a str,
 }
 
 /// What the assistant says.
@@ -327,7 +505,7 @@ pub(in crate::http) struct OutputText<'a> {
     #[serde(rename = "type")]
     pub(in crate::http) kind: &'static str,
     pub(in crate::http) text: &'a str,
-    #[schema(value_type = Vec<serde_json::Value>)]
+    #[schema(value_type = Vec<Value>)]
     pub(in crate::http) annotations: [(); 0],
     pub(in crate::http) logprobs: &'a [TokenLogprob],
 }
@@ -371,13 +549,13 @@ impl From<Usage> for ResponseUsage {
 
 /// One event of a stream.
 #[derive(Debug, Serialize, ToSchema)]
-pub(in crate::http) struct ResponseEvent<T> {
+pub(in crate::http) struct ResponseEvent<'a> {
     #[serde(rename = "type")]
     pub(in crate::http) kind: &'static str,
     /// Counted from 0.
     pub(in crate::http) sequence_number: usize,
     #[serde(flatten)]
-    pub(in crate::http) what: T,
+    pub(in crate::http) what: Told<'a>,
 }
 
 /// What events tell of.
@@ -386,9 +564,9 @@ pub(in crate::http) struct ResponseEvent<T> {
 pub(in crate::http) enum Told<'a> {
     /// All of the response.
     Response { response: ResponseBody<'a> },
-    /// Its only item.
-    Item { output_index: usize, item: OutputMessage<'a> },
-    /// The only part of that.
+    /// One of its items.
+    Item { output_index: usize, item: OutputItem<'a> },
+    /// The only part of a message.
     Part { item_id: &'a str, output_index: usize, content_index: usize, part: OutputText<'a> },
     /// Text that this part gets.
     Delta {
@@ -406,29 +584,48 @@ pub(in crate::http) enum Told<'a> {
         text: &'a str,
         logprobs: &'a [TokenLogprob],
     },
+    /// Arguments that a call gets.
+    ArgumentsDelta { item_id: &'a str, output_index: usize, delta: &'a str },
+    /// All arguments that it has.
+    Arguments { item_id: &'a str, output_index: usize, name: &'a str, arguments: &'a str },
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn said(json: &str) -> Result<Vec<(&'static str, String)>, String> {
-        let input = serde_json::from_str::<Input>(json).map_err(|error| error.to_string())?;
-        Ok(input.0.into_iter().map(|item| (item.role.0.in_template(), item.content.0)).collect())
+    fn said(json: &str) -> Result<Vec<Item>, String> {
+        let input = serde_json::from_str::<Input>(json);
+        input.map(|input| input.0).map_err(|error| error.to_string())
+    }
+
+    fn message((role, content): (Role, &str)) -> Item {
+        Item::Message { role, content: content.into() }
     }
 
     #[test]
-    fn input_is_a_string_or_messages() {
-        assert_eq!(said(r#""hi""#), Ok(vec![("user", "hi".into())]));
+    fn input_is_a_string_or_items() {
+        assert_eq!(said(r#""hi""#), Ok(vec![message((Role::User, "hi"))]));
         let items = r#"[
             {"role":"developer","content":"a"},
             {"type":"message","role":"user","content":[{"type":"input_text","text":"b"},{"type":"input_text","text":"c"}]},
             {"id":"msg_1","type":"message","status":"completed","role":"assistant",
              "content":[{"type":"output_text","text":"d","annotations":[],"logprobs":[]}]}]"#;
-        let expected = [("system", "a"), ("user", "b\nc"), ("assistant", "d")];
-        assert_eq!(said(items), Ok(expected.map(|(role, text)| (role, text.into())).to_vec()));
+        let expected = [(Role::Developer, "a"), (Role::User, "b\nc"), (Role::Assistant, "d")];
+        assert_eq!(said(items), Ok(expected.map(message).into()));
+        let items = r#"[
+            {"type":"function_call","id":"fc_1","call_id":"1","name":"f","arguments":"{}","status":"completed"},
+            {"type":"function_call_output","call_id":"1","output":[{"type":"input_text","text":"x"}]}]"#;
+        let call = Item::Call { id: "1".into(), name: "f".into(), arguments: Some("{}".into()) };
+        let output = Item::Output { id: "1".into(), output: "x".into() };
+        assert_eq!(said(items), Ok(vec![call, output]));
         for wrong in [
-            r#"[{"type":"function_call","call_id":"1","name":"f","arguments":"{}"}]"#,
+            r#"[{"type":"function_call","name":"f","arguments":"{}"}]"#,
+            r#"[{"type":"function_call","call_id":"1","arguments":"{}"}]"#,
+            r#"[{"type":"function_call","call_id":"1","name":"f","arguments":{}}]"#,
+            r#"[{"type":"function_call_output","call_id":"1"}]"#,
+            r#"[{"type":"function_call_output","output":"x"}]"#,
+            r#"[{"type":"reasoning","summary":[]}]"#,
             r#"[{"type":"item_reference","id":"msg_1"}]"#,
             r#"[{"role":"user","content":[{"type":"input_image","image_url":"x"}]}]"#,
             r#"[{"role":"user","content":[{"type":"text","text":"x"}]}]"#,

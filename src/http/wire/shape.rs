@@ -33,20 +33,38 @@ pub(super) fn list(of: RefOr<Schema>, least: Option<usize>, most: Option<usize>)
     ArrayBuilder::new().items(of).min_items(least).max_items(most).into()
 }
 
+/// What a function may be called.
+pub(super) fn name() -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[a-zA-Z0-9_-]{1,64}$")).into()
+}
+
+/// Any object.
+pub(super) fn any_object() -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::Object).into()
+}
+
 /// One or another.
 pub(super) fn any_of(shapes: impl IntoIterator<Item = RefOr<Schema>>) -> RefOr<Schema> {
     shapes.into_iter().fold(AnyOfBuilder::new(), AnyOfBuilder::item).into()
 }
 
+/// An object with these fields, which must be there, and these, which may.
+pub(super) fn object<'a>(
+    required: impl IntoIterator<Item = (&'a str, RefOr<Schema>)>,
+    optional: impl IntoIterator<Item = (&'a str, RefOr<Schema>)>,
+) -> RefOr<Schema> {
+    let object = ObjectBuilder::new().schema_type(Type::Object);
+    let object = required
+        .into_iter()
+        .fold(object, |object, (name, schema)| object.property(name, schema).required(name));
+    let object =
+        optional.into_iter().fold(object, |object, (name, schema)| object.property(name, schema));
+    object.into()
+}
+
 /// `{"type": KIND, "text": ".."}`, of one of these types.
 pub(super) fn part(kinds: &[&str]) -> RefOr<Schema> {
-    ObjectBuilder::new()
-        .schema_type(Type::Object)
-        .property("type", words(kinds))
-        .property("text", text())
-        .required("type")
-        .required("text")
-        .into()
+    object([("type", words(kinds)), ("text", text())], [])
 }
 
 /// A string, or a list of parts of one of these types.

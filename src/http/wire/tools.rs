@@ -7,10 +7,7 @@ use serde::{
     de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::{Map, Value};
-use utoipa::{
-    ToSchema,
-    openapi::schema::{ObjectBuilder, Type},
-};
+use utoipa::ToSchema;
 
 use super::shape;
 
@@ -50,13 +47,9 @@ pub(in crate::http) struct Named {
 }
 
 shape::shape!(ToolChoiceIn, "ToolChoice", {
-    let named = ObjectBuilder::new()
-        .schema_type(Type::Object)
-        .property("type", shape::words(&["function"]))
-        .property("function", Named::schema())
-        .required("type")
-        .required("function");
-    shape::any_of([shape::words(&["auto", "none", "required"]), named.into()])
+    let function = shape::object([("name", shape::text())], []);
+    let named = [("type", shape::words(&["function"])), ("function", function)];
+    shape::any_of([shape::words(&["auto", "none", "required"]), shape::object(named, [])])
 });
 
 impl<'de> Deserialize<'de> for ToolChoiceIn {

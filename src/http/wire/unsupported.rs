@@ -155,8 +155,6 @@ pub(in crate::http) const GENERATION: &[Unsupported] = &[
     refused("logits_processors"),
     refused("prompt_embeds"),
     refused("prompt_logprobs"),
-    refused("return_token_ids"),
-    refused("return_tokens_as_token_ids"),
     refused("truncate_prompt_tokens"),
     refused("use_beam_search"),
 ];
@@ -186,9 +184,13 @@ pub(in crate::http) const RESPONSE: &[Unsupported] = &[
     refused("conversation"),
     refused("moderation"),
     refused("prompt"),
-    unless("tool_choice", &["none", "auto"]),
-    refused("tools"),
+    refused("return_token_ids"),
+    refused("return_tokens_as_token_ids"),
 ];
+
+/// Refused in a tool whose parts stand beside its type: who calls it, and when the model hears of it.
+pub(in crate::http) const TOOL: &[Unsupported] =
+    &[unless_all("allowed_callers", &["direct"]), refused("async"), refused("defer_loading")];
 
 /// Refused in messages besides.
 pub(in crate::http) const MESSAGE: &[Unsupported] = &[
@@ -197,8 +199,8 @@ pub(in crate::http) const MESSAGE: &[Unsupported] = &[
     refused("container"),
     refused("mcp_servers"),
     refused("output_format"),
-    refused("tool_choice"),
-    refused("tools"),
+    refused("return_token_ids"),
+    refused("return_tokens_as_token_ids"),
 ];
 
 /// Refused in completions besides.
