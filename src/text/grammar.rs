@@ -16,7 +16,7 @@ use llguidance::{
 };
 use serde_json::{Value, json};
 
-use super::{Text, pieces::Pieces, tools::Calls};
+use super::{Text, gbnf, pieces::Pieces, tools::Calls};
 
 /// Most bytes of a form as it is written.
 const MAX_FORM: usize = 256 << 10;
@@ -37,7 +37,8 @@ pub enum Form {
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
-    /// A text of this grammar, in llguidance's variant of Lark.
+    /// A text of this grammar: EBNF as llama.cpp has it (GBNF), or llguidance's variant of Lark. Which of them is seen from its
+    /// rules, as vLLM does: `name ::= ..` is EBNF.
     Grammar(String),
     /// Calls of tools; or, where there is one, JSON that this schema describes.
     Calls(Calls, Option<Value>),
@@ -148,6 +149,9 @@ impl Grammars {
             Form::Choice(texts) => {
                 let texts: Vec<_> = texts.iter().map(|text| regex::escape(text)).collect();
                 TopLevelGrammar::from_regex(&texts.join("|"))
+            }
+            Form::Grammar(text) if gbnf::is_meant(text) => {
+                TopLevelGrammar::from_lark(gbnf::to_lark(text).map_err(|bad| BadForm::of(&bad))?)
             }
             Form::Grammar(lark) => TopLevelGrammar::from_lark(lark.clone()),
             Form::Calls(calls, otherwise) => {

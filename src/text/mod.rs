@@ -12,6 +12,7 @@ mod clock;
 mod detok;
 mod ends;
 mod error;
+mod gbnf;
 mod gguf;
 mod grammar;
 mod hub;
