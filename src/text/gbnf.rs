@@ -135,7 +135,7 @@ impl Chars {
             if char.is_ascii_alphanumeric() {
                 to.push(char);
             } else {
-                *to += &format!("\\x{{{:x}}}", u32::from(char));
+                to.extend(char.escape_unicode());
             }
         };
         if let [(low, high)] = self.0[..]

@@ -15,11 +15,12 @@ const MAX_DEPTH: usize = 150;
 /// Most characters of all lexemes.
 const MAX_LEAVES: usize = 20_000;
 /// Most steps, each some nanoseconds.
-const FUEL: u64 = 5_000_000;
+const FUEL: u64 = 2_000_000;
 
 /// The grammar in llguidance's Lark.
 pub(super) fn lark(grammar: Grammar) -> Result<String, Bad> {
     let mut plan = Plan::new(grammar)?;
+    plan.gather();
     plan.group();
     loop {
         let clashes = plan.clashes()?;
@@ -65,13 +66,89 @@ impl Plan {
         self.regular[id] && !self.opened.contains(&id)
     }
 
+    /// What a regular part may be: characters, and parts that are more than one.
+    fn alternatives(&self, id: Id) -> (Vec<(char, char)>, Vec<Id>) {
+        let (mut chars, mut others) = (Vec::new(), Vec::new());
+        let (mut next, mut seen) = (vec![id], HashSet::new());
+        while let Some(id) = next.pop() {
+            let id = self.resolve(id);
+            if !seen.insert(id) {
+                continue;
+            }
+            match &self.grammar.nodes[id] {
+                Node::Char(more) => chars.extend(&more.0),
+                Node::Either(parts) => next.extend(parts),
+                Node::Seq(parts) if parts.len() == 1 => next.extend(parts),
+                Node::Seq(_) | Node::Repeat(..) | Node::Rule(_) => others.push(id),
+            }
+        }
+        (chars, others)
+    }
+
     /// Another part, of such that are regular.
     fn seq(&mut self, parts: &[Id]) -> Id {
         if let [only] = parts {
             return *only;
         }
-        self.regular.push(true);
-        self.grammar.add(Node::Seq(parts.to_vec()))
+        self.add(Node::Seq(parts.to_vec()))
+    }
+
+    /// Repeated alternatives are told apart by those that are lexemes: `(text | tag)*` is `text* (tag text*)*`, in which no text comes
+    /// behind another, so that one lexeme can be all of it.
+    fn gather(&mut self) {
+        for id in 0..self.grammar.nodes.len() {
+            let Node::Repeat(part, least, None) = self.grammar.nodes[id] else { continue };
+            if self.regular[id] || least > 1 {
+                continue;
+            }
+            let (lexemes, others) = self.apart(part);
+            if lexemes.is_empty() || others.is_empty() {
+                continue;
+            }
+            let lexeme = self.add(Node::Either(lexemes));
+            let texts = self.add(Node::Repeat(lexeme, 0, None));
+            let other = self.add(Node::Either(others));
+            let other = self.add(Node::Seq(vec![other, texts]));
+            let rest = self.add(Node::Repeat(other, 0, None));
+            self.grammar.nodes[id] = if least == 0 {
+                Node::Seq(vec![texts, rest])
+            } else {
+                let some = self.add(Node::Repeat(lexeme, 1, None));
+                let first = self.add(Node::Seq(vec![some, rest]));
+                Node::Either(vec![first, self.add(Node::Repeat(other, 1, None))])
+            };
+        }
+    }
+
+    /// The alternatives of a part that are regular, and the others.
+    fn apart(&self, id: Id) -> (Vec<Id>, Vec<Id>) {
+        let (mut lexemes, mut others) = (Vec::new(), Vec::new());
+        let (mut next, mut seen) = (vec![id], HashSet::new());
+        while let Some(id) = next.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            match &self.grammar.nodes[id] {
+                _ if self.regular[id] => lexemes.push(id),
+                Node::Either(parts) => next.extend(parts),
+                Node::Seq(parts) if parts.len() == 1 => next.extend(parts),
+                Node::Rule(rule) => next.push(self.grammar.rules[*rule]),
+                _ => others.push(id),
+            }
+        }
+        (lexemes, others)
+    }
+
+    /// Another part; it is regular where its parts are.
+    fn add(&mut self, node: Node) -> Id {
+        let regular = match &node {
+            Node::Char(_) => true,
+            Node::Seq(parts) | Node::Either(parts) => parts.iter().all(|part| self.regular[*part]),
+            Node::Repeat(part, ..) => self.regular[*part],
+            Node::Rule(rule) => self.regular[self.grammar.rules[*rule]],
+        };
+        self.regular.push(regular);
+        self.grammar.add(node)
     }
 
     /// Joins parts that stand side by side and would clash, such as `[a-z] [a-z0-9]*`, to one lexeme each. This is for speed: that
@@ -138,6 +215,16 @@ impl Plan {
         }
         let mut clashes = BTreeMap::new();
         let follow: Vec<Leads> = map.follow.iter().map(|after| map.leads(after)).collect();
+        // Many lexemes are followed by the same ones: what may stand side by side then is looked at once.
+        let mut kinds = HashMap::new();
+        let kind: Vec<usize> = map.follow[..map.lexemes.len()]
+            .iter()
+            .map(|after| {
+                let next = kinds.len();
+                *kinds.entry(after).or_insert(next)
+            })
+            .collect();
+        let mut beside = HashSet::new();
         let mut walk = Pairs::default();
         let first = map.first_of_all();
         walk.add_lexemes(&map, &first, &first, &mut self.fuel)?;
@@ -150,9 +237,9 @@ impl Plan {
                         clashes.entry(map.lexemes[going]).or_insert(seam);
                     }
                 }
-                if map.leaves.last[two] {
-                    let [after, beside] = [ended, going].map(|lexeme| &map.follow[lexeme]);
-                    walk.add_lexemes(&map, after, beside, &mut self.fuel)?;
+                if map.leaves.last[two] && beside.insert((kind[ended], kind[going])) {
+                    let [ones, twos] = [ended, going].map(|lexeme| &map.follow[lexeme]);
+                    walk.add_lexemes(&map, ones, twos, &mut self.fuel)?;
                 }
             }
             let [ones, twos] = [one, two].map(|leaf| &map.leaves.next[leaf]);
@@ -260,7 +347,7 @@ impl Look {
 }
 
 /// Some of the lexemes, as bits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Set(Vec<u64>);
 
 impl Set {
@@ -676,10 +763,10 @@ impl<'a> Writer<'a> {
         loop {
             if let Some(id) = self.rules.pop() {
                 let body = self.body(id, Kind::Rule);
-                lark += &format!("r{id}: {body}\n");
+                lark.extend(["r", &id.to_string(), ": ", &body, "\n"]);
             } else if let Some(id) = self.lexemes.pop() {
                 let body = self.body(id, Kind::Lexeme);
-                lark += &format!("L{id}: {body}\n");
+                lark.extend(["L", &id.to_string(), ": ", &body, "\n"]);
             } else {
                 return lark;
             }
@@ -702,7 +789,7 @@ impl<'a> Writer<'a> {
         format!("{letter}{id}")
     }
 
-    /// A part of a rule or of a lexeme, in brackets where it is of several.
+    /// A part of a rule or of a lexeme: its name, or in brackets.
     fn part(&mut self, id: Id, kind: Kind) -> String {
         match (&self.plan.grammar.nodes[id], kind) {
             (Node::Seq(parts), _) if parts.is_empty() => "\"\"".to_owned(),
@@ -714,8 +801,9 @@ impl<'a> Writer<'a> {
                 let body = self.plan.resolve(self.plan.grammar.rules[*rule]);
                 self.name(body)
             }
-            (_, Kind::Rule) if self.plan.is_lexeme(id) => self.named_as(id, Kind::Lexeme),
-            _ => format!("({})", self.body(id, kind)),
+            // By name, as parts of rules may be parts of themselves.
+            (_, Kind::Rule) => self.name(id),
+            (_, Kind::Lexeme) => format!("({})", self.body(id, kind)),
         }
     }
 
@@ -732,6 +820,7 @@ impl<'a> Writer<'a> {
             Node::Seq(parts) => {
                 parts.iter().map(|part| self.part(*part, kind)).collect::<Vec<_>>().join(" ")
             }
+            Node::Either(_) if kind == Kind::Lexeme => self.options(id),
             Node::Either(parts) => {
                 parts.iter().map(|part| self.part(*part, kind)).collect::<Vec<_>>().join(" | ")
             }
@@ -749,23 +838,47 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Characters that follow each other, as one regular expression.
+    /// All that a lexeme's part may be, with what of it is one character put together. The matcher's own way to put alternatives
+    /// together fails where two come to the same but are not written alike.
+    fn options(&mut self, id: Id) -> String {
+        let (chars, others) = self.plan.alternatives(id);
+        let mut options = Vec::new();
+        if !chars.is_empty() {
+            let mut regex = String::new();
+            Chars::new(chars).write(&mut regex);
+            options.push(format!("/{regex}/"));
+        }
+        // By name, as a rule that is referred to twice in each of many rules would be written out very often.
+        options.extend(others.into_iter().map(|other| self.named_as(other, Kind::Lexeme)));
+        options.join(" | ")
+    }
+
+    /// Parts that follow each other; what of them is characters is one regular expression.
     fn run(&mut self, parts: &[Id]) -> String {
         let mut pieces: Vec<String> = Vec::new();
         let mut regex = String::new();
-        for part in parts {
-            if let Node::Char(chars) = &self.plan.grammar.nodes[*part] {
-                chars.write(&mut regex);
+        let mut next: Vec<Id> = parts.iter().rev().copied().collect();
+        while let Some(part) = next.pop() {
+            let nodes = &self.plan.grammar.nodes;
+            if let Node::Seq(parts) = &nodes[part]
+                && parts.iter().all(|part| matches!(nodes[*part], Node::Char(_)))
+            {
+                next.extend(parts.iter().rev());
+                continue;
+            }
+            let (chars, others) = self.plan.alternatives(part);
+            if others.is_empty() && !chars.is_empty() {
+                Chars::new(chars).write(&mut regex);
                 continue;
             }
             if !regex.is_empty() {
                 pieces.push(format!("/{}/", std::mem::take(&mut regex)));
             }
-            pieces.push(self.part(*part, Kind::Lexeme));
+            pieces.push(self.part(part, Kind::Lexeme));
         }
         if !regex.is_empty() {
             pieces.push(format!("/{regex}/"));
         }
-        pieces.join(" ")
+        if pieces.is_empty() { "\"\"".to_owned() } else { pieces.join(" ") }
     }
 }
