@@ -252,7 +252,8 @@ fn hostile() -> Vec<Value> {
     }
     let schema = |schema: Value| json!({"guided_json": schema});
     // Each refers to the next, as far as a form has room: compiling them goes as deep.
-    let rules: String = (0..13_000).map(|at| format!("r{at}: r{}\n", at + 1)).collect();
+    let rules: Vec<String> = (0..13_000).map(|at| format!("r{at}: r{}\n", at + 1)).collect();
+    let rules = rules.concat();
     let definition = |at| (format!("d{at}"), json!({"$ref": format!("#/$defs/d{}", at + 1)}));
     let mut chain: Map<String, Value> = (0..5_000).map(definition).collect();
     chain.insert("d5000".to_owned(), json!({"type": "null"}));
