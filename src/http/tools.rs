@@ -115,7 +115,12 @@ impl Tools {
         let calls = |tools: Vec<Tool>, number| Calls { dialect, tools, number };
         match (&self.choice, asked) {
             (Choice::None, asked) => Ok(asked),
-            (Choice::Auto, None) => Ok(None),
+            // Where no schema has to be followed, or nothing shows that a call begins, calls are what the model makes of them.
+            (Choice::Auto, None) => {
+                let strict = self.told.iter().any(Tool::is_strict) && dialect.opener().is_some();
+                let offered = || Form::Offered(calls(self.told.clone(), self.number));
+                Ok(strict.then(|| form::Asked::new(FIELD, offered())))
+            }
             (Choice::Auto, Some(asked)) => {
                 let calls = calls(self.told.clone(), self.number);
                 asked.or_calls(calls).map(Some)

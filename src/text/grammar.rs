@@ -7,23 +7,33 @@
 use std::{
     fmt,
     sync::{Arc, OnceLock},
+    thread,
 };
 
 use llguidance::{
     Matcher, ParserFactory,
     api::{ParserLimits, TopLevelGrammar},
-    toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie},
+    toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie},
 };
 use serde_json::{Value, json};
 
-use super::{Text, pieces::Pieces, tools::Calls};
+use super::{
+    Text, formats, gbnf,
+    offer::{Gate, Offer},
+    pieces::Pieces,
+    tools::{Calls, Dialect},
+};
 
 /// Most bytes of a form as it is written.
 const MAX_FORM: usize = 256 << 10;
 /// Most characters of a reason that are told.
 const REASON: usize = 400;
+/// The stack on which a form is compiled, and what there is more of it for each byte of the form. Code that is not optimized takes
+/// several times as much.
+const LEAST_STACK: usize = 4 << 20;
+const STACK_PER_BYTE: usize = if cfg!(debug_assertions) { 8 << 10 } else { 1 << 10 };
 /// Stands before tokens that are no text, so that no text is taken for one.
-const SPECIAL: u8 = 0xff;
+pub(super) const SPECIAL: u8 = 0xff;
 /// What JSON may have between its parts: a space where people write one. A model that may write any number of spaces and line
 /// breaks sometimes writes nothing else.
 const SEPARATORS: [(&str, &str); 2] = [("item_separator", r",[ ]?"), ("key_separator", r":[ ]?")];
@@ -37,10 +47,14 @@ pub enum Form {
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
-    /// A text of this grammar, in llguidance's variant of Lark.
+    /// A text of this grammar: EBNF as llama.cpp has it (GBNF), or llguidance's variant of Lark. Which of them is seen from its
+    /// rules, as vLLM does: `name ::= ..` is EBNF.
     Grammar(String),
     /// Calls of tools; or, where there is one, JSON that this schema describes.
     Calls(Calls, Option<Value>),
+    /// Any text, in which calls of tools have their form, and their arguments that of tools that are strict. Of dialects that mark
+    /// where calls begin: see [`super::Dialect::opener`].
+    Offered(Calls),
 }
 
 /// A form cannot be followed: it is none, or asks for what is not there, or for too much.
@@ -63,8 +77,18 @@ pub enum Ways {
 }
 
 /// A form on the way from its beginning to its end. Clones begin where it is, and share what they find out.
+#[derive(Clone, Debug)]
+pub struct Walk(Way);
+
+#[derive(Clone, Debug)]
+enum Way {
+    Form(Follow),
+    Offer(Box<Offer>),
+}
+
+/// A grammar that is followed.
 #[derive(Clone)]
-pub struct Walk {
+pub(super) struct Follow {
     /// It is large.
     matcher: Box<Matcher>,
     /// What may come first.
@@ -76,8 +100,10 @@ pub struct Walk {
 /// Compiles forms for one vocabulary.
 pub(super) struct Grammars {
     factory: ParserFactory,
-    /// See [`Walk::end`].
+    /// See [`Follow::end`].
     end: u32,
+    /// Of dialects that mark where calls begin.
+    gates: [OnceLock<Arc<Gate>>; 2],
 }
 
 /// Compiled when the first form is asked for, which most servers never are.
@@ -87,9 +113,13 @@ pub(super) struct Lazily(OnceLock<Result<Arc<Grammars>, BadForm>>);
 impl Text {
     /// Begins a form.
     pub fn form(&self, form: &Form) -> Result<Walk, BadForm> {
-        let shared = &self.shared;
-        let made = shared.grammars.0.get_or_init(|| Grammars::of(&shared.pieces).map(Arc::new));
-        made.clone()?.begin(form)
+        self.shared.grammars.get(&self.shared.pieces)?.begin(form)
+    }
+}
+
+impl Lazily {
+    pub(super) fn get(&self, pieces: &Pieces) -> Result<Arc<Grammars>, BadForm> {
+        self.0.get_or_init(|| Grammars::of(pieces).map(Arc::new)).clone()
     }
 }
 
@@ -116,7 +146,12 @@ impl Grammars {
             .map_err(|error| BadForm::of(&error))?;
         factory.quiet();
         *factory.limits_mut() = LIMITS;
-        Ok(Self { factory, end })
+        Ok(Self { factory, end, gates: Default::default() })
+    }
+
+    /// The vocabulary.
+    pub(super) fn tokens(&self) -> TokEnv {
+        Arc::clone(self.factory.tok_env())
     }
 
     fn begin(&self, form: &Form) -> Result<Walk, BadForm> {
@@ -124,16 +159,45 @@ impl Grammars {
         if size > MAX_FORM {
             return Err(BadForm(format!("it has {size} bytes, at most {MAX_FORM}")));
         }
+        let follow = self.follow(form)?;
+        let Form::Offered(calls) = form else { return Ok(Walk(Way::Form(follow))) };
+        let (gate, opener) = match (calls.dialect, calls.dialect.opener()) {
+            (Dialect::Tagged, Some(opener)) => (&self.gates[0], opener),
+            (_, Some(opener)) => (&self.gates[1], opener),
+            (_, None) => return Err(BadForm("nothing marks where a call begins".to_owned())),
+        };
+        let make = || Gate::new(self.tokens(), opener, self.special(opener), self.end).into();
+        let gate = Arc::clone(gate.get_or_init(make));
+        let offer = Offer::new(gate, follow, calls.dialect, calls.number);
+        Ok(Walk(Way::Offer(offer.into())))
+    }
+
+    /// Compiles a form. That goes as deep as its parts lie in each other or refer to each other, which is as deep as it has bytes to
+    /// say so: the stack is as large as that needs, of which only what is used takes memory.
+    fn follow(&self, form: &Form) -> Result<Follow, BadForm> {
+        let stack = LEAST_STACK + form.size() * STACK_PER_BYTE;
+        thread::scope(|scope| {
+            let compiler = thread::Builder::new().name("form".to_owned()).stack_size(stack);
+            let compiling = compiler
+                .spawn_scoped(scope, || self.compile(form))
+                .map_err(|_| BadForm("there is no memory to compile it".to_owned()))?;
+            compiling.join().unwrap_or_else(|_| Err(BadForm("it cannot be compiled".to_owned())))
+        })
+    }
+
+    fn compile(&self, form: &Form) -> Result<Follow, BadForm> {
         let parser = self.factory.create_parser(self.grammar(form)?);
         let matcher = Matcher::new(Ok(parser.map_err(|error| BadForm::of(&error))?));
         if let Some(error) = matcher.get_error() {
             return Err(BadForm(short(&error)));
         }
-        let mut walk = Walk { matcher: Box::new(matcher), first: None, end: self.end };
+        let mut follow = Follow { matcher: Box::new(matcher), first: None, end: self.end };
         // A form without a beginning, such as one that is itself before it is anything, is none.
-        let first = walk.after(None);
-        walk.first = Some(first.map_err(|_| BadForm("nothing can begin it".to_owned()))?);
-        Ok(walk)
+        let first = follow.after(None);
+        follow.first = Some(first.map_err(|_| {
+            BadForm("nothing can begin it, or finding out what can takes too much work".to_owned())
+        })?);
+        Ok(follow)
     }
 }
 
@@ -149,10 +213,16 @@ impl Grammars {
                 let texts: Vec<_> = texts.iter().map(|text| regex::escape(text)).collect();
                 TopLevelGrammar::from_regex(&texts.join("|"))
             }
+            Form::Grammar(text) if gbnf::is_meant(text) => {
+                TopLevelGrammar::from_lark(gbnf::to_lark(text).map_err(|bad| BadForm::of(&bad))?)
+            }
             Form::Grammar(lark) => TopLevelGrammar::from_lark(lark.clone()),
             Form::Calls(calls, otherwise) => {
                 let special = |text: &str| self.special(text);
                 TopLevelGrammar::from_lark(calls.lark(otherwise.as_ref(), special))
+            }
+            Form::Offered(calls) => {
+                TopLevelGrammar::from_lark(calls.lark_behind_opener(|text| self.special(text)))
             }
         })
     }
@@ -191,6 +261,9 @@ impl Form {
                 let schemas = calls.tools.iter().map(|tool| &tool.parameters).chain(otherwise);
                 schemas.map(|schema| schema.to_string().len()).sum()
             }
+            Self::Offered(calls) => {
+                calls.tools.iter().map(|tool| tool.parameters.to_string().len()).sum()
+            }
         }
     }
 }
@@ -198,6 +271,7 @@ impl Form {
 /// The schema, with the spaces that its JSON may have. What a request says of how it is compiled does not count.
 pub(super) fn compact(schema: &Value) -> Value {
     let mut schema = schema.clone();
+    formats::spell_out(&mut schema);
     if let Some(fields) = schema.as_object_mut() {
         let how = SEPARATORS.into_iter().map(|(name, is)| (name.to_owned(), is.into()));
         let mut how: serde_json::Map<String, Value> = how.collect();
@@ -209,7 +283,10 @@ pub(super) fn compact(schema: &Value) -> Value {
 
 impl BadForm {
     fn of(error: &impl fmt::Display) -> Self {
-        Self(short(&format!("{error:#}")))
+        let reason = short(&format!("{error:#}"));
+        // llguidance gives up so where it has a fault, and says which line of it.
+        let own = reason.starts_with("panic:");
+        Self(if own { "its compiler cannot put it together".to_owned() } else { reason })
     }
 }
 
@@ -221,6 +298,16 @@ fn short(reason: &str) -> String {
 impl Walk {
     /// What may come after `token`, or first where it is `None`.
     pub fn after(&mut self, token: Option<u32>) -> Result<Ways, TooComplex> {
+        match &mut self.0 {
+            Way::Form(follow) => follow.after(token),
+            Way::Offer(offer) => offer.after(token),
+        }
+    }
+}
+
+impl Follow {
+    /// See [`Walk::after`].
+    pub(super) fn after(&mut self, token: Option<u32>) -> Result<Ways, TooComplex> {
         if let Some(first) = self.first.take() {
             return Ok(first);
         }
@@ -237,8 +324,10 @@ impl Walk {
     }
 }
 
-impl fmt::Debug for Walk {
+impl fmt::Debug for Follow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Walk").field("stopped", &self.matcher.is_stopped()).finish_non_exhaustive()
+        f.debug_struct("Follow")
+            .field("stopped", &self.matcher.is_stopped())
+            .finish_non_exhaustive()
     }
 }

@@ -30,6 +30,13 @@ pub struct Tool {
     pub sent: Value,
 }
 
+impl Tool {
+    /// Whether the arguments of all its calls have to follow the schema.
+    pub fn is_strict(&self) -> bool {
+        self.sent["function"]["strict"] == true
+    }
+}
+
 /// How a model writes that it calls a tool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
@@ -95,6 +102,15 @@ impl Dialect {
             Self::Tagged => &TAGS,
             Self::Bare => &[PYTHON],
             Self::Listed => &[LIST],
+        }
+    }
+
+    /// What a call begins with and nothing else does. Without it, a text that is JSON may be a call or an answer.
+    pub fn opener(self) -> Option<&'static str> {
+        match self {
+            Self::Tagged => Some(TAGS[0]),
+            Self::Listed => Some(LIST),
+            Self::Bare => None,
         }
     }
 
@@ -181,15 +197,7 @@ impl Calls {
                 MOST_CALLS - 1
             ),
         };
-        let names: Vec<_> = (0..self.tools.len()).map(|at| format!("t{at}")).collect();
-        let rule = |(at, tool): (usize, &Tool)| {
-            let key = self.dialect.arguments();
-            let head = format!("{{\"name\": {}, \"{key}\": ", Value::from(&*tool.name));
-            let body = super::grammar::compact(&tool.parameters);
-            format!("t{at}: {} a{at} \"}}\"\na{at}: %json {body}\n", quoted(&head))
-        };
-        let rules: String = self.tools.iter().enumerate().map(rule).collect();
-        let lark = format!("{calls}call: {}\n{rules}", names.join(" | "));
+        let lark = calls + &self.lark_of_one(|tool| tool.parameters.clone());
         match otherwise {
             Some(schema) => {
                 let body = super::grammar::compact(schema);
@@ -197,6 +205,42 @@ impl Calls {
             }
             None => format!("start: answer\n{lark}"),
         }
+    }
+
+    /// The same of a call, or a list of calls, that has begun: what comes behind [`Dialect::opener`]. Only arguments of strict tools
+    /// have to follow their schema, others are any object.
+    pub(super) fn lark_behind_opener(&self, token: impl Fn(&str) -> Option<u32>) -> String {
+        let start = match (self.dialect, self.number) {
+            (Dialect::Tagged, _) => {
+                let close = TAGS[1];
+                let close = token(close).map_or_else(|| quoted(close), |id| format!("<[{id}]>"));
+                format!("start: \"\\n\"? call \"\\n\"? {close}\n")
+            }
+            (Dialect::Bare, _) => "start: call\n".to_owned(),
+            (Dialect::Listed, Number::One) => "start: \"[\" call \"]\"\n".to_owned(),
+            (Dialect::Listed, Number::Several) => {
+                let more = MOST_CALLS - 1;
+                format!("start: \"[\" call more{{0,{more}}} \"]\"\nmore: \", \" call\n")
+            }
+        };
+        let any = json!({"type": "object"});
+        start
+            + &self.lark_of_one(|tool| {
+                if tool.is_strict() { tool.parameters.clone() } else { any.clone() }
+            })
+    }
+
+    /// The rule `call`, of one call, whose arguments follow these schemas.
+    fn lark_of_one(&self, schema: impl Fn(&Tool) -> Value) -> String {
+        let names: Vec<_> = (0..self.tools.len()).map(|at| format!("t{at}")).collect();
+        let rule = |(at, tool): (usize, &Tool)| {
+            let key = self.dialect.arguments();
+            let head = format!("{{\"name\": {}, \"{key}\": ", Value::from(&*tool.name));
+            let body = super::grammar::compact(&schema(tool));
+            format!("t{at}: {} a{at} \"}}\"\na{at}: %json {body}\n", quoted(&head))
+        };
+        let rules: String = self.tools.iter().enumerate().map(rule).collect();
+        format!("call: {}\n{rules}", names.join(" | "))
     }
 }
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import openai
 from asking import ASK, answered_by, chat, client, complete
-from checks import BASE, check, each, raises, run, same, true
+from checks import BASE, check, each, quick, raises, run, same, true
 from pydantic import BaseModel, ConfigDict
 
 ROOM = {"temperature": 1, "seed": 1, "max_tokens": 200}
@@ -233,11 +233,38 @@ def guides_of_vllm():
     each(guides, check_guide)
 
 
-@check
+# Brackets within brackets, which no pattern can follow, and names that do not end where a lexeme would.
+EBNF = """root ::= item ("," " "? item)  # two of them
+item ::= "(" item ")" | [a-c]+ "c" | "\\u0064"
+"""
+
+
+@quick
 def a_grammar_in_the_form_of_llama_cpp():
     """vLLM takes this one, too."""
+
+    def check_text(text):
+        first, _, second = text.partition(",")
+        for item in (first, second.removeprefix(" ")):
+            true(re.fullmatch(r"\(*([a-c]+c|d)\)*", item) and item.count("(") == item.count(")"), text)
+
+    for extra in ({"guided_grammar": EBNF}, {"structured_outputs": {"grammar": EBNF}}):
+        for choice in [*chat(**ROOM, n=2, extra_body=extra).choices, *complete("pirate", **ROOM, n=2, extra_body=extra).choices]:
+            if choice.finish_reason == "stop":
+                check_text(choice.text if hasattr(choice, "text") else choice.message.content)
     text = chat(**ROOM, extra_body={"guided_grammar": 'root ::= "a" ("b" | "c") "d"'}).choices[0].message.content
     true(text in ("abd", "acd"), text)
+    for wrong in ("root ::= nobody", "root ::= [a", "a ::= \"b\""):
+        true("guided_grammar" in raises(openai.BadRequestError, chat, extra_body={"guided_grammar": wrong}).param, wrong)
+
+
+@check
+def strict_tools_may_be_called_or_not():
+    """What is called follows the schema, although nothing has to be called."""
+    strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+    for seed in range(3):
+        choice = chat(tools=strict, **{**ROOM, "seed": seed}).choices[0]
+        [check_call(call) for call in choice.message.tool_calls or []]
 
 
 @check

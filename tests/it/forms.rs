@@ -33,9 +33,8 @@ fn schemas() -> impl Strategy<Value = Value> {
 
 /// Of some depth.
 fn parts() -> impl Strategy<Value = Value> {
-    // Of formats those whose grammar is exact: that of times has a 60th second in any minute, and those of hosts and addresses
-    // have no longest one.
-    let formats = ["uuid", "ipv4"];
+    let formats =
+        ["uuid", "ipv4", "ipv6", "date", "time", "date-time", "duration", "hostname", "email"];
     let patterns = ["^[a-z]{2,5}$", "^(red|green)$", "[0-9]{3}-[0-9]{2}", "^A.*z$"];
     let leaf = prop_oneof![
         (0..4_u32, 0..9_u32).prop_map(|(least, more)| {
@@ -221,6 +220,10 @@ async fn other_forms_are_followed_too() {
             "{said}"
         );
     }
+    let nested = "root ::= \"(\" (root | [0-9]{1,2})? \")\" # brackets";
+    for said in ask("structured_outputs", json!({"grammar": nested}), false).await {
+        assert!(said.starts_with('(') && !said.contains(|c: char| c.is_alphabetic()), "{said}");
+    }
     let schema = json!({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": false});
     for form in [schema.clone(), json!(schema.to_string())] {
         for said in ask("guided_json", form, false).await {
@@ -248,6 +251,12 @@ fn hostile() -> Vec<Value> {
         wide = json!({"allOf": [wide, either]});
     }
     let schema = |schema: Value| json!({"guided_json": schema});
+    // Each refers to the next, as far as a form has room: compiling them goes as deep.
+    let rules: Vec<String> = (0..13_000).map(|at| format!("r{at}: r{}\n", at + 1)).collect();
+    let rules = rules.concat();
+    let definition = |at| (format!("d{at}"), json!({"$ref": format!("#/$defs/d{}", at + 1)}));
+    let mut chain: Map<String, Value> = (0..5_000).map(definition).collect();
+    chain.insert("d5000".to_owned(), json!({"type": "null"}));
     let many: Vec<String> = (0..50_000).map(|at| format!("v{at}")).collect();
     vec![
         schema(deep),
@@ -275,6 +284,12 @@ fn hostile() -> Vec<Value> {
         json!({"guided_grammar": "start: s\ns: s s | s s s | \"a\" | \"b\" | \"ab\" | "}),
         json!({"guided_grammar": "start: nothing"}),
         json!({"guided_grammar": ""}),
+        json!({"guided_grammar": format!("start: r0\n{rules}r13000: \"a\"\n")}),
+        schema(json!({"$ref": "#/$defs/d0", "$defs": chain})),
+        json!({"guided_grammar": "root ::= root"}),
+        json!({"guided_grammar": "root ::= [a-z"}),
+        json!({"guided_grammar": format!("root ::= {}", "(".repeat(200_000))}),
+        json!({"guided_grammar": format!("root ::= \"(\" root \")\" | {}", "[a-z]* ".repeat(20_000))}),
         json!({"structured_outputs": {"structural_tag": {}}}),
         json!({"guided_regex": "a", "guided_choice": ["b"]}),
         json!({"response_format": {"type": "json_schema"}}),
