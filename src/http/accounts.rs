@@ -14,7 +14,7 @@ use super::{
     app::App,
     auth::{By, Operator, need},
     error::ApiError,
-    openapi::Unanswered,
+    openapi::{OfTenant, Spans, Unanswered},
     wire::accounts::{Format, UsageList, UsageQuery, UsageRow},
 };
 use crate::{
@@ -30,7 +30,7 @@ type Asked = Result<Query<UsageQuery>, QueryRejection>;
 /// The caller's own.
 #[utoipa::path(
     get, path = "/v1/usage", tag = "usage", operation_id = "show_usage",
-    params(UsageQuery),
+    params(Spans),
     responses((status = 200, description = "Sums", content((UsageList = "application/json"), (String = "text/csv"))), Unanswered)
 )]
 pub(super) async fn own(
@@ -50,7 +50,7 @@ pub(super) async fn own(
 /// All tenants', or one's.
 #[utoipa::path(
     get, path = "/v1/admin/usage", tag = "operation", operation_id = "show_usage_of_all",
-    params(UsageQuery),
+    params(Spans, OfTenant),
     responses((status = 200, description = "Sums", content((UsageList = "application/json"), (String = "text/csv"))), Unanswered)
 )]
 pub(super) async fn of_all(

@@ -307,7 +307,7 @@ pub(super) async fn remove(
 /// The caller's own bytes.
 #[utoipa::path(
     get, path = "/v1/adapters/{name}/files/{file}", tag = "adapters", operation_id = "show_adapter_file",
-    params(AdapterPath, ("file" = String, Path, description = "`adapter_config.json` or `adapter_model.safetensors`", pattern = "^adapter_(config.json|model.safetensors)$"), VersionQuery),
+    params(AdapterPath, ("file" = String, Path, description = "`adapter_config.json` or `adapter_model.safetensors`", pattern = r"^adapter_(config\.json|model\.safetensors)$"), VersionQuery),
     responses((status = 200, description = "Its bytes", content((serde_json::Value = "application/json"), (Vec<u8> = "application/octet-stream"))), Refusals)
 )]
 pub(super) async fn file(

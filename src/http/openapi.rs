@@ -13,6 +13,7 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
+use serde_json::Value;
 use utoipa::{
     Modify, OpenApi,
     openapi::{
@@ -21,10 +22,16 @@ use utoipa::{
     },
 };
 
+use super::wire::{
+    accounts::Format as UsageFormat,
+    error::{ErrorBody, LoraxError, MessagesError},
+};
+use crate::ledger::Period;
+
 pub(super) use refusals::{LoraxUnanswered, MessagesUnanswered, Refusals, Unanswered, Unchanged};
 pub(super) use requests::{
-    AdapterPath, ChatRequest, Choosing, CompletionRequest, Conditions, MessagesRequest,
-    ResponseRequest, TenantPath, UploadRequest,
+    AdapterPath, ChatRequest, Choosing, CompletionRequest, Conditions, MessagesRequest, OfTenant,
+    ResponseRequest, Spans, TenantPath, UploadRequest,
 };
 
 /// What is said of the whole; paths and schemas come from the routes.
@@ -51,20 +58,26 @@ pub(super) use requests::{
         (name = "process", description = "How the process is")
     ),
     security((), ("bearer" = []), ("x_api_key" = [])),
-    modifiers(&Keys)
+    components(schemas(
+        ErrorBody<'static>, LoraxError<'static>, MessagesError<'static>, UsageFormat, Period
+    )),
+    modifiers(&Shared)
 )]
 pub(super) struct Document;
 
-/// Where a key may stand.
-struct Keys;
+/// What operations have in common: where a key may stand, and how they refuse.
+struct Shared;
 
-impl Modify for Keys {
+impl Modify for Shared {
     fn modify(&self, document: &mut openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
         let header = ApiKey::Header(ApiKeyValue::new("X-Api-Key"));
         components.add_security_scheme("x_api_key", SecurityScheme::ApiKey(header));
+        components
+            .responses
+            .extend(refusals::all().map(|(name, response)| (name, response.into())));
     }
 }
 
@@ -78,13 +91,36 @@ fn written() -> String {
     let paths = std::mem::take(&mut document.paths.paths);
     document.paths.paths =
         paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
-    document.to_pretty_json().unwrap_or_default() + "\n"
+    let mut document = serde_json::to_value(document).unwrap_or_default();
+    bound(&mut document);
+    format!("{document:#}\n")
+}
+
+/// Says how large integers may be, which their formats alone do not.
+fn bound(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(bound),
+        Value::Object(fields) => {
+            fields.values_mut().for_each(bound);
+            let (least, most) = match fields.get("format").and_then(Value::as_str) {
+                Some("uint8") => (0, u8::MAX.into()),
+                Some("uint32") => (0, u32::MAX.into()),
+                Some("uint64") => (0, u64::MAX),
+                Some("int64") => (i64::MIN, i64::MAX.cast_unsigned()),
+                None if fields.get("minimum") == Some(&0.into()) => (0, u64::MAX),
+                _ => return,
+            };
+            fields.entry("minimum").or_insert(least.into());
+            fields.entry("maximum").or_insert(most.into());
+        }
+        _ => {}
+    }
 }
 
 /// This document.
 #[utoipa::path(
     get, path = "/openapi.json", tag = "process", operation_id = "openapi",
-    responses((status = 200, description = "The document", body = serde_json::Value), Refusals)
+    responses((status = 200, description = "The document", body = Value), Refusals)
 )]
 pub(super) async fn show() -> Response {
     ([(CONTENT_TYPE, "application/json")], WRITTEN.clone()).into_response()
@@ -136,9 +172,13 @@ mod tests {
         let document = document();
         let mut found = BTreeSet::new();
         references(&document, &mut found);
-        let schemas = document["components"]["schemas"].as_object().unwrap();
-        let there: BTreeSet<String> =
-            schemas.keys().map(|name| format!("#/components/schemas/{name}")).collect();
+        let there: BTreeSet<String> = ["schemas", "responses"]
+            .into_iter()
+            .flat_map(|kind| {
+                let named = document["components"][kind].as_object().unwrap();
+                named.keys().map(move |name| format!("#/components/{kind}/{name}"))
+            })
+            .collect();
         assert_eq!(found, there);
     }
 

@@ -20,11 +20,6 @@ from chorus import MINI, TINY, Server, mini
 
 HERE = Path(__file__).resolve().parent
 
-# A right request is refused only for what a schema cannot say.
-EXPLAINED = [re.compile(pattern) for pattern in [
-    r"context_length_exceeded|context of \d+",  # how much the base takes
-    r"vocabulary|no token \d+|no such token",  # how many tokens it has
-]]  # fmt: skip
 
 
 def run(arguments):

@@ -47,24 +47,64 @@ const CHANGED: &Statuses = &[
     (507, "The store is full"),
 ];
 
-fn responses(schema: &str, statuses: &[&Statuses]) -> BTreeMap<String, RefOr<Response>> {
-    let content =
-        || ContentBuilder::new().schema(Some(Ref::from_schema_name(schema.to_owned()))).build();
-    let response = |(status, description): &(u16, &str)| {
-        let response =
-            ResponseBuilder::new().description(*description).content("application/json", content());
-        (status.to_string(), response.build().into())
+/// In whose shape.
+#[derive(Clone, Copy)]
+enum Shape {
+    OpenAi,
+    Lorax,
+    Messages,
+}
+
+impl Shape {
+    const ALL: [Self; 3] = [Self::OpenAi, Self::Lorax, Self::Messages];
+
+    /// What such a refusal is called in the document.
+    fn name(self, status: u16) -> String {
+        match self {
+            Self::OpenAi => format!("Refused{status}"),
+            Self::Lorax => format!("LoraxRefused{status}"),
+            Self::Messages => format!("MessagesRefused{status}"),
+        }
+    }
+
+    fn body(self) -> Ref {
+        Ref::from_schema_name(match self {
+            Self::OpenAi => ErrorBody::name(),
+            Self::Lorax => LoraxError::name(),
+            Self::Messages => MessagesError::name(),
+        })
+    }
+}
+
+/// All that operations refer to.
+pub(super) fn all() -> impl Iterator<Item = (String, Response)> {
+    let statuses = || [ANY, SENT, CHANGED].into_iter().flatten();
+    Shape::ALL.into_iter().flat_map(move |shape| {
+        // Nothing is changed in the shapes of others.
+        let few = !matches!(shape, Shape::OpenAi);
+        let left_out = move |status: &u16| few && CHANGED.iter().any(|(other, _)| other == status);
+        statuses().filter(move |(status, _)| !left_out(status)).map(move |(status, description)| {
+            let content = ContentBuilder::new().schema(Some(shape.body())).build();
+            let response = ResponseBuilder::new().description(*description);
+            (shape.name(*status), response.content("application/json", content).build())
+        })
+    })
+}
+
+fn responses(shape: Shape, statuses: &[&Statuses]) -> BTreeMap<String, RefOr<Response>> {
+    let response = |(status, _): &(u16, &str)| {
+        (status.to_string(), Ref::from_response_name(shape.name(*status)).into())
     };
     statuses.iter().copied().flatten().map(response).collect()
 }
 
 macro_rules! refusals {
-    ($(#[$doc:meta])* $name:ident, $body:ty, $statuses:expr) => {
+    ($(#[$doc:meta])* $name:ident, $shape:expr, $statuses:expr) => {
         $(#[$doc])*
         pub(in crate::http) struct $name;
         impl IntoResponses for $name {
             fn responses() -> BTreeMap<String, RefOr<Response>> {
-                responses(&<$body as ToSchema>::name(), &$statuses)
+                responses($shape, &$statuses)
             }
         }
     };
@@ -72,21 +112,21 @@ macro_rules! refusals {
 
 refusals!(
     /// Of what only shows.
-    Refusals, ErrorBody<'static>, [ANY]
+    Refusals, Shape::OpenAi, [ANY]
 );
 refusals!(
     /// Of what computes.
-    Unanswered, ErrorBody<'static>, [ANY, SENT]
+    Unanswered, Shape::OpenAi, [ANY, SENT]
 );
 refusals!(
     /// Of what changes something.
-    Unchanged, ErrorBody<'static>, [ANY, SENT, CHANGED]
+    Unchanged, Shape::OpenAi, [ANY, SENT, CHANGED]
 );
 refusals!(
     /// In LoRAX's shape.
-    LoraxUnanswered, LoraxError<'static>, [ANY, SENT]
+    LoraxUnanswered, Shape::Lorax, [ANY, SENT]
 );
 refusals!(
     /// In Anthropic's shape.
-    MessagesUnanswered, MessagesError<'static>, [ANY, SENT]
+    MessagesUnanswered, Shape::Messages, [ANY, SENT]
 );

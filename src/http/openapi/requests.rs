@@ -4,12 +4,16 @@
 
 use utoipa::{IntoParams, ToSchema};
 
-use crate::http::wire::{
-    chat::ChatFields,
-    common::Common,
-    completion::CompletionFields,
-    messages::MessageFields,
-    responses::{Echoed, ResponseFields},
+use crate::{
+    http::wire::{
+        accounts::Format as UsageFormat,
+        chat::ChatFields,
+        common::Common,
+        completion::CompletionFields,
+        messages::MessageFields,
+        responses::{Echoed, ResponseFields},
+    },
+    ledger::Period,
 };
 
 /// Who is to answer, and until when.
@@ -18,10 +22,10 @@ use crate::http::wire::{
 pub(in crate::http) struct Choosing {
     /// The adapter: a name, `NAME@vN`, `NAME@sha256:HEX`, `default`, or a mix such as `a:0.7,b:0.3`. The operator may give the
     /// header another name.
-    #[param(rename = "X-Adapter")]
+    #[param(rename = "X-Adapter", nullable = false)]
     adapter: Option<String>,
     /// Seconds until the answer is of no use.
-    #[param(rename = "X-Request-Timeout")]
+    #[param(rename = "X-Request-Timeout", nullable = false, exclusive_minimum = 0)]
     timeout: Option<f64>,
 }
 
@@ -30,10 +34,14 @@ pub(in crate::http) struct Choosing {
 #[into_params(parameter_in = Header)]
 pub(in crate::http) struct Conditions {
     /// `*`, or the tags of versions one of which must be active, such as `"v3"`.
-    #[param(rename = "If-Match", pattern = r#"^(\*|"v[0-9]{1,9}"(, "v[0-9]{1,9}")*)$"#)]
+    #[param(
+        rename = "If-Match",
+        nullable = false,
+        pattern = r#"^(\*|"v[0-9]{1,9}"(, "v[0-9]{1,9}")*)$"#
+    )]
     matching: Option<String>,
     /// `*`: there must be none.
-    #[param(rename = "If-None-Match", pattern = r"^\*$")]
+    #[param(rename = "If-None-Match", nullable = false, pattern = r"^\*$")]
     unmatched: Option<String>,
 }
 
@@ -53,6 +61,37 @@ pub(in crate::http) struct TenantPath {
     /// Small letters, digits, and `-` after the first.
     #[param(pattern = "^[a-z0-9][a-z0-9-]{0,63}$")]
     name: String,
+}
+
+/// Which sums are asked for.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(in crate::http) struct Spans {
+    /// A day such as 2026-11-25, a time such as 2026-11-25T08:00:00Z, or unix seconds; thirty days before `to` where it is left out.
+    #[param(
+        nullable = false,
+        pattern = r"^([0-9]{1,10}|[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2}))?)$"
+    )]
+    from: Option<String>,
+    /// The first moment that is not meant, in the same forms.
+    #[param(
+        nullable = false,
+        pattern = r"^([0-9]{1,10}|[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2}))?)$"
+    )]
+    to: Option<String>,
+    #[param(nullable = false)]
+    by: Option<Period>,
+    #[param(nullable = false)]
+    format: Option<UsageFormat>,
+}
+
+/// Whose.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(in crate::http) struct OfTenant {
+    /// The name of a tenant; all of them where it is left out.
+    #[param(nullable = false, pattern = "^[a-z0-9][a-z0-9-]{0,63}$")]
+    tenant: Option<String>,
 }
 
 /// A chat to be continued.

@@ -1,14 +1,13 @@
 //! `/v1/usage` as it is written on the wire.
 
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use crate::ledger::Period;
 
 /// Which sums are asked for.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
 pub(in crate::http) struct UsageQuery {
     /// A day, a time of RFC 3339, or unix seconds.
     pub(in crate::http) from: Option<String>,

@@ -114,6 +114,7 @@ pub(in crate::http) struct VersionIn {
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct ActivateIn {
     pub(in crate::http) version: u32,
+    #[schema(minimum = 0, maximum = 100)]
     pub(in crate::http) percent: Option<u8>,
 }
 
@@ -140,5 +141,6 @@ pub(in crate::http) struct NoQuery {}
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(in crate::http) struct VersionQuery {
+    #[param(nullable = false)]
     pub(in crate::http) version: Option<u32>,
 }

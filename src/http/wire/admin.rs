@@ -54,6 +54,7 @@ pub(in crate::http) struct OperatorKeyOut {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct TenantIn {
+    #[schema(pattern = "^[a-z0-9][a-z0-9-]{0,63}$")]
     pub(in crate::http) name: String,
 }
 
@@ -78,5 +79,6 @@ fn infer() -> Scope {
 pub(in crate::http) struct DefaultIn {
     /// `null` is the base; it must be said.
     #[serde(deserialize_with = "Option::deserialize")]
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", required = true)]
     pub(in crate::http) adapter: Option<String>,
 }

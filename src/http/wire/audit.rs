@@ -9,10 +9,13 @@ use utoipa::{IntoParams, ToSchema};
 #[into_params(parameter_in = Query)]
 pub(in crate::http) struct AuditQuery {
     /// Only those that concern this tenant.
+    #[param(nullable = false, pattern = "^[a-z0-9][a-z0-9-]{0,63}$")]
     pub(in crate::http) tenant: Option<String>,
     /// The id of the last one that is known already.
+    #[param(nullable = false, pattern = r"^[0-9]{1,18}\.[0-9]{1,18}$")]
     pub(in crate::http) after: Option<String>,
     /// How many are looked at.
+    #[param(nullable = false, minimum = 1, maximum = 1000)]
     pub(in crate::http) limit: Option<usize>,
 }
 
