@@ -39,6 +39,7 @@ fn quoted<'a>(said: &'a str, before: &str) -> Option<&'a str> {
 fn expected(wanted: &str) -> String {
     let words = match wanted {
         "usize" | "u64" => "a whole number of 0 or more",
+        "u8" => "a whole number from 0 to 255",
         "u32" => "a whole number from 0 to 4294967295",
         "i64" => "a whole number",
         "f64" => "a number",

@@ -24,10 +24,12 @@ impl Deadline {
     pub(super) fn read(headers: &HeaderMap, limit: Duration) -> Result<Self, ApiError> {
         let Some(value) = headers.get(HEADER) else { return Ok(Self::after(limit)) };
         let seconds = value.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok());
-        // NaN, infinity, negative and absurd numbers are no durations.
-        let asked = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        match asked {
-            Some(asked) if !asked.is_zero() => Ok(Self::after(asked.min(limit))),
+        match seconds {
+            Some(seconds) if seconds > 0.0 && seconds.is_finite() => {
+                // More than a duration can be is more than the limit.
+                let asked = Duration::try_from_secs_f64(seconds).unwrap_or(limit);
+                Ok(Self::after(asked.min(limit)))
+            }
             _ => {
                 let message = "X-Request-Timeout must be a positive number of seconds";
                 Err(ApiError::invalid("X-Request-Timeout", message))

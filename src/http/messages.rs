@@ -20,7 +20,7 @@ use super::{
     envelope::Envelope,
     error::ApiError,
     form::{Asked, Fields},
-    openapi::{Choosing, MessagesRequest, MessagesUnanswered},
+    openapi::{Choosing, CountRequest, MessagesRequest, MessagesUnanswered},
     prompt, rates, request_id,
     sampling::Terms,
     sse::Data,
@@ -242,7 +242,7 @@ async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
 /// How many tokens it would be to answer.
 #[utoipa::path(
     post, path = "/v1/messages/count_tokens", tag = "tokens", operation_id = "count_message_tokens",
-    params(Choosing), request_body = MessagesRequest,
+    params(Choosing), request_body = CountRequest,
     responses((status = 200, description = "How many", body = TokenCount), MessagesUnanswered)
 )]
 pub(super) async fn count(

@@ -13,7 +13,7 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
@@ -30,8 +30,8 @@ use crate::ledger::Period;
 
 pub(super) use refusals::{LoraxUnanswered, MessagesUnanswered, Refusals, Unanswered, Unchanged};
 pub(super) use requests::{
-    AdapterPath, ChatRequest, Choosing, CompletionRequest, Conditions, MessagesRequest, OfTenant,
-    ResponseRequest, Spans, TenantPath, UploadRequest,
+    AdapterPath, ChatRequest, Choosing, CompletionRequest, Conditions, CountRequest,
+    MessagesRequest, OfTenant, ResponseRequest, Spans, TenantPath, UploadRequest,
 };
 
 /// What is said of the whole; paths and schemas come from the routes.
@@ -93,6 +93,7 @@ fn written() -> String {
         paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     let mut document = serde_json::to_value(document).unwrap_or_default();
     bound(&mut document);
+    events(&mut document);
     format!("{document:#}\n")
 }
 
@@ -102,9 +103,17 @@ fn bound(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(bound),
         Value::Object(fields) => {
             fields.values_mut().for_each(bound);
-            let (least, most) = match fields.get("format").and_then(Value::as_str) {
-                Some("uint8") => (0, u8::MAX.into()),
-                Some("uint32") => (0, u32::MAX.into()),
+            // The formats' names are those of the registry, without utoipa's hyphen.
+            let format = fields
+                .get("format")
+                .and_then(Value::as_str)
+                .map(|name| name.replace("u-int", "uint"));
+            if let Some(format) = &format {
+                fields.insert("format".into(), format.as_str().into());
+            }
+            let (least, most) = match format.as_deref() {
+                Some("uint8") => (0, u64::from(u8::MAX)),
+                Some("uint32") => (0, u64::from(u32::MAX)),
                 Some("uint64") => (0, u64::MAX),
                 Some("int64") => (i64::MIN, i64::MAX.cast_unsigned()),
                 None if fields.get("minimum") == Some(&0.into()) => (0, u64::MAX),
@@ -112,6 +121,30 @@ fn bound(value: &mut Value) {
             };
             fields.entry("minimum").or_insert(least.into());
             fields.entry("maximum").or_insert(most.into());
+        }
+        _ => {}
+    }
+}
+
+/// Says of streams what one of their events is: the document of a schema is its data.
+fn events(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(events),
+        Value::Object(fields) => {
+            if let Some(stream) = fields.get_mut("text/event-stream") {
+                let data = stream["schema"].take();
+                stream["schema"] = json!({
+                    "type": "object", "required": ["data"],
+                    "properties": {
+                        "event": {"type": "string"},
+                        "data": {
+                            "type": "string", "contentMediaType": "application/json", "contentSchema": data,
+                            "description": "A JSON document; the last event's may be `[DONE]`, or an error",
+                        },
+                    },
+                });
+            }
+            fields.values_mut().for_each(events);
         }
         _ => {}
     }

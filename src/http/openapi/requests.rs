@@ -2,7 +2,10 @@
 
 #![expect(dead_code, reason = "these types are nothing but their schemas")]
 
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::schema::{Object, ObjectBuilder, Type},
+};
 
 use crate::{
     http::wire::{
@@ -22,10 +25,10 @@ use crate::{
 pub(in crate::http) struct Choosing {
     /// The adapter: a name, `NAME@vN`, `NAME@sha256:HEX`, `default`, or a mix such as `a:0.7,b:0.3`. The operator may give the
     /// header another name.
-    #[param(rename = "X-Adapter", nullable = false)]
+    #[param(rename = "X-Adapter", nullable = false, min_length = 1, example = "sql")]
     adapter: Option<String>,
     /// Seconds until the answer is of no use.
-    #[param(rename = "X-Request-Timeout", nullable = false, exclusive_minimum = 0)]
+    #[param(rename = "X-Request-Timeout", nullable = false, exclusive_minimum = 0, example = 30)]
     timeout: Option<f64>,
 }
 
@@ -36,13 +39,18 @@ pub(in crate::http) struct Conditions {
     /// `*`, or the tags of versions one of which must be active, such as `"v3"`.
     #[param(
         rename = "If-Match",
+        example = "\"v3\"",
         nullable = false,
         pattern = r#"^(\*|"v[0-9]{1,9}"(, "v[0-9]{1,9}")*)$"#
     )]
     matching: Option<String>,
     /// `*`: there must be none.
-    #[param(rename = "If-None-Match", nullable = false, pattern = r"^\*$")]
+    #[param(rename = "If-None-Match", schema_with = star)]
     unmatched: Option<String>,
+}
+
+fn star() -> Object {
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["*"])).build()
 }
 
 /// The adapter that is meant.
@@ -97,6 +105,8 @@ pub(in crate::http) struct OfTenant {
 /// A chat to be continued.
 #[derive(ToSchema)]
 pub(in crate::http) struct ChatRequest {
+    #[schema(minimum = 1)]
+    max_tokens: Option<usize>,
     #[serde(flatten)]
     common: Common,
     #[serde(flatten)]
@@ -126,6 +136,15 @@ pub(in crate::http) struct ResponseRequest {
 /// A conversation to be continued, as Anthropic writes it.
 #[derive(ToSchema)]
 pub(in crate::http) struct MessagesRequest {
+    #[schema(minimum = 1)]
+    max_tokens: usize,
+    #[serde(flatten)]
+    rest: CountRequest,
+}
+
+/// The same, to be counted.
+#[derive(ToSchema)]
+pub(in crate::http) struct CountRequest {
     #[serde(flatten)]
     common: Common,
     #[serde(flatten)]

@@ -12,7 +12,9 @@ use super::{
 /// The fields that only chats have.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct ChatFields {
+    #[schema(min_items = 1)]
     pub(in crate::http) messages: Vec<MessageIn>,
+    #[schema(minimum = 1)]
     pub(in crate::http) max_completion_tokens: Option<usize>,
     pub(in crate::http) logprobs: Option<bool>,
     #[schema(minimum = 0, maximum = 20)]

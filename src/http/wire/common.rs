@@ -14,6 +14,7 @@ use super::{
 pub(in crate::http) struct Common {
     pub(in crate::http) model: Option<String>,
     /// Several adapters, in the place of one.
+    #[schema(min_items = 1, max_items = 8)]
     pub(in crate::http) adapters: Option<Vec<AdapterPart>>,
     /// Who asks, as the client tells its own users apart.
     pub(in crate::http) user: Option<String>,

@@ -18,9 +18,9 @@ pub(in crate::http) struct MessageIn {
     pub(in crate::http) name: Option<String>,
     pub(in crate::http) tool_calls: Option<Vec<ToolCallIn>>,
     pub(in crate::http) tool_call_id: Option<String>,
-    #[schema(value_type = serde_json::Value)]
+    #[schema(ignore)]
     pub(in crate::http) function_call: Option<Weight>,
-    #[schema(value_type = serde_json::Value)]
+    #[schema(ignore)]
     pub(in crate::http) audio: Option<Weight>,
 }
 

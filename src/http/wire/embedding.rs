@@ -16,14 +16,17 @@ pub(in crate::http) struct EmbeddingFields {
     /// Who asks, as the client tells its own users apart.
     pub(in crate::http) user: Option<String>,
     /// Several adapters, in the place of one.
+    #[schema(min_items = 1, max_items = 8)]
     pub(in crate::http) adapters: Option<Vec<AdapterPart>>,
     #[schema(schema_with = Prompts::<MAX_INPUTS>::shape, required = true)]
     pub(in crate::http) input: Prompts<MAX_INPUTS>,
     pub(in crate::http) encoding_format: Option<Format>,
+    #[schema(minimum = 1)]
     pub(in crate::http) dimensions: Option<usize>,
     /// OpenAI has no such field.
     pub(in crate::http) pooling: Option<Pooling>,
     /// Nor this one, which vLLM has.
+    #[schema(schema_with = shape::yes)]
     pub(in crate::http) normalize: Option<bool>,
     pub(in crate::http) add_special_tokens: Option<bool>,
     #[schema(min_length = 1, max_length = 1024)]

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct ResponseFormat {
     #[serde(rename = "type")]
+    #[schema(pattern = "^(text|json_object|json_schema)$")]
     pub(in crate::http) kind: String,
     pub(in crate::http) json_schema: Option<JsonSchema>,
 }
@@ -16,6 +17,7 @@ pub(in crate::http) struct ResponseFormat {
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct FlatFormat {
     #[serde(rename = "type")]
+    #[schema(pattern = "^(text|json_object|json_schema)$")]
     pub(in crate::http) kind: String,
     #[schema(value_type = Object)]
     pub(in crate::http) schema: Option<Value>,
@@ -36,5 +38,6 @@ pub(in crate::http) struct StructuredOutputs {
     pub(in crate::http) choice: Option<Vec<String>>,
     pub(in crate::http) grammar: Option<String>,
     pub(in crate::http) json_object: Option<bool>,
+    #[schema(ignore)]
     pub(in crate::http) structural_tag: Option<Value>,
 }

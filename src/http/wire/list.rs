@@ -25,7 +25,7 @@ impl Strings {
 shape::shape!(
     Strings,
     "Strings",
-    shape::any_of([shape::text(), shape::list(shape::text(), None, Some(Strings::MAX))])
+    shape::any_of([shape::stop(), shape::list(shape::stop(), None, Some(Strings::MAX))])
 );
 
 impl<'de> Deserialize<'de> for Strings {

@@ -8,12 +8,13 @@ use super::{form::FlatFormat, list::Strings, object::Object, unsupported::Weight
 /// What is sent.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct Generate {
+    #[schema(min_length = 1)]
     pub(in crate::http) inputs: String,
     #[schema(value_type = Option<Parameters>)]
     pub(in crate::http) parameters: Option<Object<Parameters>>,
     /// Counts on `POST /` alone.
     pub(in crate::http) stream: Option<bool>,
-    #[schema(value_type = serde_json::Value)]
+    #[schema(ignore)]
     pub(in crate::http) adapters: Option<Weight>,
 }
 
@@ -21,19 +22,29 @@ pub(in crate::http) struct Generate {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct Parameters {
     pub(in crate::http) adapter_id: Option<String>,
+    #[schema(pattern = "^(local)?$")]
     pub(in crate::http) adapter_source: Option<String>,
 
     pub(in crate::http) do_sample: Option<bool>,
+    #[schema(minimum = 0, maximum = 2)]
     pub(in crate::http) temperature: Option<f64>,
+    #[schema(minimum = -1, maximum = 4_294_967_295_i64)]
     pub(in crate::http) top_k: Option<i64>,
+    #[schema(minimum = 0, maximum = 1)]
     pub(in crate::http) top_p: Option<f64>,
+    #[schema(ignore)]
     pub(in crate::http) typical_p: Option<f64>,
+    #[schema(minimum = 0.01, maximum = 100)]
     pub(in crate::http) repetition_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
     pub(in crate::http) presence_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
     pub(in crate::http) frequency_penalty: Option<f64>,
     pub(in crate::http) seed: Option<u64>,
+    #[schema(minimum = 0, maximum = 1)]
     pub(in crate::http) best_of: Option<usize>,
 
+    #[schema(minimum = 1)]
     pub(in crate::http) max_new_tokens: Option<usize>,
     pub(in crate::http) stop: Option<Strings>,
     pub(in crate::http) ignore_eos_token: Option<bool>,
@@ -41,21 +52,22 @@ pub(in crate::http) struct Parameters {
     pub(in crate::http) return_full_text: Option<bool>,
     pub(in crate::http) details: Option<bool>,
     pub(in crate::http) decoder_input_details: Option<bool>,
+    #[schema(minimum = 1, maximum = 20)]
     pub(in crate::http) return_k_alternatives: Option<usize>,
 
-    #[schema(value_type = serde_json::Value)]
+    #[schema(ignore)]
     pub(in crate::http) apply_chat_template: Option<Weight>,
-    #[schema(value_type = serde_json::Value)]
+    #[schema(ignore)]
     pub(in crate::http) grammar: Option<Weight>,
-    #[schema(value_type = serde_json::Value)]
+    #[schema(ignore)]
     pub(in crate::http) merged_adapters: Option<Weight>,
     #[schema(value_type = Option<FlatFormat>)]
     pub(in crate::http) response_format: Option<Object<FlatFormat>>,
-    #[schema(value_type = serde_json::Value)]
+    #[schema(ignore)]
     pub(in crate::http) schema: Option<Weight>,
-    #[schema(value_type = serde_json::Value)]
+    #[schema(ignore)]
     pub(in crate::http) truncate: Option<Weight>,
-    #[schema(value_type = serde_json::Value)]
+    #[schema(ignore)]
     pub(in crate::http) watermark: Option<Weight>,
 }
 

@@ -22,7 +22,7 @@ use super::{
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct MessageFields {
     pub(in crate::http) system: Option<Content>,
-    #[schema(value_type = Vec<Turn>)]
+    #[schema(value_type = Vec<Turn>, min_items = 1)]
     pub(in crate::http) messages: Vec<Object<Turn>>,
     #[schema(value_type = Option<Vec<MessagesTool>>)]
     pub(in crate::http) tools: Option<Vec<Map<String, Value>>>,
@@ -49,6 +49,7 @@ pub(in crate::http) struct Turn {
 #[schema(as = MessagesToolChoice)]
 pub(in crate::http) struct ToolChoice {
     #[serde(rename = "type")]
+    #[schema(pattern = "^(auto|any|tool|none)$")]
     pub(in crate::http) kind: String,
     pub(in crate::http) name: Option<String>,
     pub(in crate::http) disable_parallel_tool_use: Option<bool>,

@@ -44,6 +44,7 @@ pub(in crate::http) struct ResponseFields {
 #[derive(Debug, Default, Deserialize, Serialize, ToSchema)]
 pub(in crate::http) struct Echoed {
     pub(in crate::http) instructions: Option<String>,
+    #[schema(minimum = 1)]
     pub(in crate::http) max_output_tokens: Option<usize>,
     pub(in crate::http) metadata: Option<Metadata>,
     pub(in crate::http) parallel_tool_calls: Option<bool>,
@@ -85,6 +86,7 @@ pub(in crate::http) struct TextConfig {
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 pub(in crate::http) struct TextFormat {
     #[serde(rename = "type")]
+    #[schema(value_type = String, pattern = "^(text|json_object|json_schema)$")]
     pub(in crate::http) kind: Label,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<Label>,
@@ -403,7 +405,7 @@ impl<'de> Deserialize<'de> for PartKind {
 shape::shape!(
     Input,
     "Input",
-    shape::any_of([shape::text(), shape::list(Item::schema(), None, None)])
+    shape::any_of([shape::text(), shape::list(Item::schema(), Some(1), None)])
 );
 
 impl<'de> Deserialize<'de> for Input {

@@ -1,5 +1,6 @@
 //! JSON schemas for the types whose readers are written by hand.
 
+use serde_json::Value;
 use utoipa::{
     PartialSchema,
     openapi::{
@@ -21,6 +22,17 @@ pub(super) fn words(words: &[&str]) -> RefOr<Schema> {
 /// A string of at most so many characters.
 pub(super) fn short(most: usize) -> RefOr<Schema> {
     ObjectBuilder::new().schema_type(Type::String).max_length(Some(most)).into()
+}
+
+/// `true`, or nothing.
+pub(super) fn yes() -> RefOr<Schema> {
+    ObjectBuilder::new().enum_values(Some([Value::Bool(true), Value::Null])).into()
+}
+
+/// A string that ends an answer.
+pub(super) fn stop() -> RefOr<Schema> {
+    let string = ObjectBuilder::new().schema_type(Type::String);
+    string.min_length(Some(1)).max_length(Some(1024)).into()
 }
 
 /// The id of a token.

@@ -10,6 +10,7 @@ use super::{content::MessageIn, tools::ToolIn};
 pub(in crate::http) struct Tokenize {
     pub(in crate::http) model: Option<String>,
     pub(in crate::http) prompt: Option<String>,
+    #[schema(min_items = 1)]
     pub(in crate::http) messages: Option<Vec<MessageIn>>,
     pub(in crate::http) tools: Option<Vec<ToolIn>>,
     pub(in crate::http) add_special_tokens: Option<bool>,
