@@ -52,7 +52,7 @@ def fields_have_their_meaning():
     ended = message(max_tokens=24, stop_sequences=[stop])
     same((ended.content[0].text, ended.stop_reason, ended.stop_sequence), (text[: text.index(stop)], "stop_sequence", stop))
     same(message(max_tokens=3).stop_reason, "max_tokens", "stop_reason")
-    true(prompt(message(system="Answer in verse.")) > prompt(message()), "system is overlooked")
+    true(prompt(message(system="Answer in verse.")) != prompt(message()), "system is overlooked")
     parts = [{"role": "user", "content": [{"type": "text", "text": ASK[0]["content"]}]}]
     same(message(messages=parts, max_tokens=24).content[0].text, text, "the text for parts")
     true(message(metadata={"user_id": "ann"}, extra_body={"top_k": 5, "top_p": 0.9, "temperature": 1}).content is not None, "no content")

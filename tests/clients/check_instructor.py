@@ -96,6 +96,13 @@ def a_model_grows_in_a_stream():
 
 
 @check
+def a_model_by_responses():
+    dish = client(Mode.RESPONSES_TOOLS).responses.create(
+        model=BASE, input=ASK, response_model=Dish, temperature=0, max_output_tokens=80, max_retries=0)  # fmt: skip
+    check_dish(dish)
+
+
+@check
 def what_is_refused_is_not_hidden():
     error = failure(client(Mode.TOOLS).chat.completions.create, model="nobody", response_model=Dish, **OPTIONS)
     true("model_not_found" in str(error), str(error))

@@ -171,4 +171,19 @@ def the_responses_api_is_invoked():
     same("".join(chunk.text for chunk in chat(use_responses_api=True, max_tokens=16).stream(ASK)), answer.text, "the text streamed")
 
 
+@check
+def the_responses_api_calls_tools_and_keeps_forms():
+    model = chat(use_responses_api=True, max_tokens=80)
+    answer = model.bind_tools([cook], tool_choice="any", parallel_tool_calls=False).invoke(ASK)
+    same([call["name"] for call in answer.tool_calls], ["cook"])
+    whole = None
+    for chunk in model.bind_tools([cook], tool_choice="any", parallel_tool_calls=False).stream(ASK):
+        whole = chunk if whole is None else whole + chunk
+    same([call["args"] for call in whole.tool_calls], [call["args"] for call in answer.tool_calls], "the arguments of a stream")
+    said = [HumanMessage(ASK), answer, cook.invoke(answer.tool_calls[0])]
+    again = model.bind_tools([cook], tool_choice="none").invoke(said)
+    same((again.tool_calls, bool(again.text)), ([], True))
+    same(type(model.with_structured_output(Mood, method="json_schema").invoke(ASK)), Mood, "the type")
+
+
 run(f"langchain-openai {version('langchain-openai')}")

@@ -6,7 +6,7 @@ from typing import Literal
 
 import openai
 from asking import acme, answered_by, client
-from checks import BASE, URL, check, each, failure, post, quick, raises, run, same, true
+from checks import BASE, URL, each, failure, post, quick, raises, run, same, true
 from pydantic import BaseModel
 
 TEXTS = ["How do I cook rice?", "How long does rice take?", "The train was late."]
@@ -32,7 +32,7 @@ def near(one, two):
     return all(math.isclose(a, b, abs_tol=1e-5) for a, b in zip(one, two, strict=True))
 
 
-@check
+@quick
 def texts_are_embedded():
     answer = embed(TEXTS)
     same((answer.object, answer.model, [one.index for one in answer.data]), ("list", BASE, [0, 1, 2]))
@@ -46,7 +46,7 @@ def texts_are_embedded():
     true(near(embed(TEXTS[1]).data[0].embedding, answer.data[1].embedding), "alone a text has another vector")
 
 
-@check
+@quick
 def embeddings_in_both_encodings():
     packed, floats = embed(), embed(encoding_format="float")
     true(near(packed.data[0].embedding, floats.data[0].embedding), "base64 and float differ")
@@ -54,7 +54,7 @@ def embeddings_in_both_encodings():
     same(type(raw["data"][0]["embedding"]), str, "the type of base64")
 
 
-@check
+@quick
 def token_ids_are_embedded():
     _, tokenized = post(URL, {"prompt": ASK}, path="/tokenize")
     answer = embed([tokenized["tokens"], tokenized["tokens"][:2]])
@@ -62,7 +62,7 @@ def token_ids_are_embedded():
     true(near(answer.data[0].embedding, embed().data[0].embedding), "ids and their text differ")
 
 
-@check
+@quick
 def an_adapter_embeds():
     answer = client.embeddings.with_raw_response.create(model=BASE, input=ASK, extra_headers={"X-Adapter": "pirate"})
     same(answered_by(answer), "pirate@v1")
@@ -70,7 +70,7 @@ def an_adapter_embeds():
     same(acme.embeddings.create(model="mine", input=ASK).model, "mine", "model")
 
 
-@check
+@quick
 def what_cannot_be_embedded_is_refused():
     for given in ("", [], [""], [[]]):
         true(raises(openai.BadRequestError, embed, given).param.startswith("input"), f"param of {given!r}")
@@ -80,7 +80,7 @@ def what_cannot_be_embedded_is_refused():
     same(raises(openai.NotFoundError, acme.embeddings.create, model="secret", input=ASK).code, "model_not_found", "code")
 
 
-@check
+@quick
 def a_response_is_made():
     answer = respond()
     true(answer.id.startswith("resp_"), f"id is {answer.id}")
@@ -97,13 +97,13 @@ def a_response_is_made():
     same(answer.output_text, chat.choices[0].message.content, "the text of a chat")
 
 
-@check
+@quick
 def a_response_that_is_cut_off():
     answer = respond(max_output_tokens=16, extra_body={"ignore_eos": True})
     same((answer.status, answer.incomplete_details.reason), ("incomplete", "max_output_tokens"))
 
 
-@check
+@quick
 def responses_to_messages_and_instructions():
     plain = respond()
     for given in ([{"role": "user", "content": ASK}], [{"role": "user", "content": [{"type": "input_text", "text": ASK}]}],
@@ -116,7 +116,7 @@ def responses_to_messages_and_instructions():
     true(respond(input=turns, store=False, metadata={"a": "b"}, truncation="disabled").output_text, "no text")
 
 
-@check
+@quick
 def a_response_is_streamed():
     events = list(respond(stream=True))
     kinds = [event.type for event in events]
@@ -131,7 +131,7 @@ def a_response_is_streamed():
     same(len({event.response.id for event in events if hasattr(event, "response")}), 1, "the number of ids")
 
 
-@check
+@quick
 def the_streaming_events_of_responses():
     # It knows no answer that is cut off; this adapter's are a word.
     brief = {"model": "sentiment", "input": "The service was great.", "temperature": 0, "max_output_tokens": 16}
@@ -141,7 +141,7 @@ def the_streaming_events_of_responses():
     true("response.output_text.delta" in kinds, f"{kinds}")
 
 
-@check
+@quick
 def an_adapter_responds():
     answer = client.responses.with_raw_response.create(model="pirate", input=ASK, max_output_tokens=16)
     same((answered_by(answer), answer.parse().model), ("pirate@v1", "pirate"))
@@ -221,7 +221,7 @@ def tools_of_a_server_are_refused():
     same(raises(openai.BadRequestError, respond, input=given, tools=[TOOL]).param, "input[1].arguments", "param")
 
 
-@check
+@quick
 def responses_that_are_refused():
     same(raises(openai.NotFoundError, respond, model="nobody").code, "model_not_found", "code")
     same(raises(openai.NotFoundError, acme.responses.create, model="secret", input=ASK).code, "model_not_found", "code")

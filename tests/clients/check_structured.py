@@ -65,7 +65,7 @@ def check_call(call, names=("cook", "ask")):
     true(all(arguments[name] in allowed[name] for name in allowed), f"{arguments}")
 
 
-@check
+@quick
 def json_objects():
     """A base as small as this does not always come to the end of an object; where it does, it is one."""
     ended = []
@@ -77,7 +77,7 @@ def json_objects():
     same({type(value) for value in ended}, {dict}, "their types")
 
 
-@check
+@quick
 def a_schema_is_kept():
     for seed in range(4):
         answer = chat(response_format=FORMAT, **{**ROOM, "seed": seed})
@@ -88,7 +88,7 @@ def a_schema_is_kept():
     same(chat(response_format=FORMAT, **ROOM).choices[0].message.content, text, "the text of one seed")
 
 
-@check
+@quick
 def a_schema_is_kept_by_each_choice_and_adapter():
     for choice in chat(response_format=FORMAT, **ROOM, n=3).choices:
         check_mood(choice.message.content)
@@ -99,7 +99,7 @@ def a_schema_is_kept_by_each_choice_and_adapter():
     same("".join(token.token for token in scored.choices[0].logprobs.content), scored.choices[0].message.content, "the scored tokens")
 
 
-@check
+@quick
 def a_pydantic_model_is_parsed():
     for seed in range(3):
         answer = client.chat.completions.parse(model=BASE, messages=ASK, response_format=Dish, **{**ROOM, "seed": seed})
@@ -110,20 +110,20 @@ def a_pydantic_model_is_parsed():
     true("content.done" in kinds, f"{kinds}")
 
 
-@check
+@quick
 async def a_pydantic_model_is_parsed_asynchronously():
     async with openai.AsyncOpenAI(base_url=client.base_url, api_key="none") as remote:
         answer = await remote.chat.completions.parse(model="sql", messages=ASK, response_format=Dish, **ROOM)
         same(type(answer.choices[0].message.parsed), Dish, "the parsed type")
 
 
-@check
+@quick
 def a_form_that_is_cut_off_is_said_to_be():
     error = raises(openai.LengthFinishReasonError, client.chat.completions.parse, model=BASE, messages=ASK, response_format=Dish, max_tokens=3)
     same(error.completion.choices[0].finish_reason, "length")
 
 
-@check
+@quick
 def schemas_that_cannot_be_are_refused():
     def check_format(form):
         param = raises(openai.BadRequestError, chat, response_format=form).param
@@ -135,7 +135,7 @@ def schemas_that_cannot_be_are_refused():
           {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#/nowhere"}}}], check_format)  # fmt: skip
 
 
-@check
+@quick
 def a_tool_that_is_required_is_called():
     for seed in range(3):
         choice = chat(tools=TOOLS, tool_choice="required", parallel_tool_calls=False, **{**ROOM, "seed": seed}).choices[0]
@@ -146,7 +146,7 @@ def a_tool_that_is_required_is_called():
     same(len({call.id for call in several}), len(several), "the number of ids")
 
 
-@check
+@quick
 def a_tool_that_is_named_is_called():
     choice = chat("pirate", tools=TOOLS, tool_choice=FORCED, **ROOM).choices[0]
     true(choice.finish_reason in ("stop", "tool_calls"), choice.finish_reason)
@@ -166,7 +166,7 @@ def a_tool_may_be_called_or_not():
     true(not choice.message.tool_calls and choice.finish_reason != "tool_calls" and choice.message.content is not None, f"{choice}")
 
 
-@check
+@quick
 def tool_calls_are_streamed():
     for tool_choice in ("required", FORCED):
         calls, ends = {}, []
@@ -185,7 +185,7 @@ def tool_calls_are_streamed():
         same((calls[0], ends), ([called.name, called.arguments], [whole.finish_reason]))
 
 
-@check
+@quick
 def the_events_of_tool_calls():
     with client.chat.completions.stream(model=BASE, messages=ASK, tools=[openai.pydantic_function_tool(Dish)], tool_choice="required",
                                         parallel_tool_calls=False, **ROOM) as stream:  # fmt: skip
@@ -195,7 +195,7 @@ def the_events_of_tool_calls():
     same(type(call.function.parsed_arguments), Dish, "the parsed type")
 
 
-@check
+@quick
 def arguments_are_parsed():
     answer = client.chat.completions.parse(model=BASE, messages=ASK, tools=[openai.pydantic_function_tool(Dish)], tool_choice="required", **ROOM)
     same({type(call.function.parsed_arguments) for call in answer.choices[0].message.tool_calls}, {Dish}, "the parsed types")
