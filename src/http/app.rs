@@ -22,7 +22,7 @@ use super::{
     accounts, adapters, admin, audit, auth,
     body::LARGE_BODIES,
     brought::Renderers,
-    chat, completions,
+    chat, completions, console,
     deadline::Deadline,
     desks::{Asker, Desks},
     dialect, embeddings,
@@ -457,6 +457,7 @@ impl App {
     pub(super) fn router(self, guard: Guard) -> Router {
         let (router, _) = routes().split_for_parts();
         router
+            .merge(console::routes())
             .fallback(no_route)
             .method_not_allowed_fallback(wrong_method)
             .layer(from_fn_with_state(self.clone(), auth::layer))
@@ -468,7 +469,7 @@ impl App {
     }
 }
 
-/// All routes, each with what `/openapi.json` says of it.
+/// All routes but the console's, each with what `/openapi.json` says of it.
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::Document::openapi())
         .routes(routes!(chat::create))

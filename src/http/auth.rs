@@ -4,13 +4,14 @@ use std::time::SystemTime;
 
 use axum::{
     extract::{FromRequestParts, Request, State},
-    http::{HeaderMap, HeaderName, header::AUTHORIZATION, request::Parts},
+    http::{HeaderMap, HeaderName, Method, header::AUTHORIZATION, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 
 use super::{
     app::App,
+    console,
     error::ApiError,
     guard::{Reach, is_direct},
     metrics::Detail,
@@ -18,7 +19,17 @@ use super::{
 use crate::tenant::{Caller, Right, Scope};
 
 /// Paths that say nothing about anybody: whoever watches the process needs no key.
-const PUBLIC: [&str; 6] = ["/health", "/ping", "/ready", "/version", "/openapi.json", METRICS];
+const PUBLIC: [&str; 9] = [
+    "/health",
+    "/ping",
+    "/ready",
+    "/version",
+    "/openapi.json",
+    METRICS,
+    console::STYLE,
+    console::SCRIPT,
+    console::ICON,
+];
 const METRICS: &str = "/metrics";
 /// Where Anthropic's clients put the key, the key alone.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -30,10 +41,17 @@ pub(super) async fn layer(State(app): State<App>, mut request: Request, next: Ne
         Ok(caller) => {
             request.extensions_mut().insert(caller);
         }
-        Err(_) if PUBLIC.contains(&request.uri().path()) => {}
+        Err(_) if is_public(&request) => {}
         Err(_) => return ApiError::unidentified().into_response(),
     }
     next.run(request).await
+}
+
+fn is_public(request: &Request) -> bool {
+    let path = request.uri().path();
+    // What is posted to the console's path is a prompt.
+    let page = path == console::PAGE && [Method::GET, Method::HEAD].contains(request.method());
+    page || PUBLIC.contains(&path)
 }
 
 /// The key of `Authorization`, or else of `X-Api-Key`, which a gateway in front may have for itself.

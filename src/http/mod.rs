@@ -12,6 +12,7 @@
 //!   answers, which `delivery` sends whole, or by `sse` as they grow. Those of `responses` have parts of several kinds: `responding`.
 //! - `embeddings` reads and generates nothing; `lend` is what all of these have an adapter by.
 //! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
+//! - `console` is a page for people that asks these routes from their browser; its files are part of the binary.
 //! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read;
 //!   in `linger` clients that are still sending get to read why they were refused.
 //!
@@ -32,6 +33,7 @@ mod body;
 mod brought;
 mod chat;
 mod completions;
+mod console;
 mod deadline;
 mod delivery;
 mod desks;

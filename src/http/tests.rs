@@ -2,6 +2,7 @@
 
 mod answers;
 mod connections;
+mod console;
 mod doors;
 mod embeddings;
 mod lorax;
