@@ -68,7 +68,11 @@ async fn the_page_brings_neither_markup_of_others_nor_their_addresses() {
         assert!(!own.contains("http://") && !own.contains("https://"), "{path}");
     }
     let page = text(get(&app, PAGE).await).await;
-    assert!(!page.contains("style=") && !page.contains(" on"), "nothing is inline");
+    for inline in
+        ["style=", "<style", "<script>", "javascript:", "onclick=", "onload=", "onsubmit="]
+    {
+        assert!(!page.contains(inline), "{inline}");
+    }
 }
 
 #[tokio::test]
