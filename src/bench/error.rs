@@ -22,7 +22,9 @@ pub enum BenchError {
         why: String,
     },
     /// `@models` stands for none.
-    #[error("{url} lists no adapters; name them with --adapters, or leave it out to ask the base")]
+    #[error(
+        "{url} lists no adapters; name them with --adapters, or ask the base with --adapters base"
+    )]
     NoAdapters {
         /// What was asked.
         url: String,

@@ -22,7 +22,7 @@ use super::{
     client::{self, Attempt},
     draw::{self, Drawer, Wish},
     error::BenchError,
-    measure::{Ended, Outcome, Recorder, Run, Sample, histogram, micros},
+    measure::{Ended, Outcome, Recorder, Run, Sample, histogram, record},
     plan::{Load, Plan, Warmup},
     pulse::Pulse,
 };
@@ -126,7 +126,7 @@ impl Live {
         };
         count.fetch_add(1, Ordering::Relaxed);
         if let (true, Some(ttft)) = (sample.is_done(), sample.ttft()) {
-            locked(&self.ttft).saturating_record(micros(ttft));
+            record(&mut locked(&self.ttft), ttft);
         }
     }
 }
@@ -140,7 +140,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub async fn run(
     plan: Arc<Plan>,
     live: Arc<Live>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) -> Result<Run, BenchError> {
     plan.check()?;
     let client = client::client(&plan).map_err(BenchError::Client)?;
@@ -179,12 +179,11 @@ pub async fn run(
     tokio::pin!(whole);
     tokio::select! {
         () = &mut whole => {}
-        () = stopped(stop.clone()) => {
+        () = stopped(stop) => {
             load.end(Ended::Interrupted);
             whole.await;
         }
     }
-    stop.mark_unchanged();
     Ok(load.noted(pulse))
 }
 
@@ -234,8 +233,12 @@ impl Running {
         let mut drawer = Drawer::new(&self.plan, self.plan.seed ^ WARMUP_SEED)?;
         match self.plan.warmup {
             Warmup::Requests(count) => {
+                let is_replay = matches!(self.plan.load, Load::Replay { .. });
                 for _ in 0..count {
-                    let wish = drawer.next();
+                    // What a trace asks may be much smaller than what else would be drawn, and be made for a small context.
+                    let replayed = drawer.replay().map(|(_, wish)| wish);
+                    let wish = if is_replay { replayed } else { Some(drawer.next()) };
+                    let Some(wish) = wish else { break };
                     self.first(wish).await?;
                 }
             }

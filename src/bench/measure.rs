@@ -156,17 +156,16 @@ impl Spread {
     }
 }
 
-/// For microseconds.
+/// For microseconds; it grows with what is recorded.
 pub(super) fn histogram(digits: u8) -> Histogram<u64> {
-    let mut histogram = Histogram::new_with_bounds(1, MOST_MICROS, digits)
-        .expect("the bounds are in order and there are at most three digits");
-    histogram.auto(true);
-    histogram
+    Histogram::new(digits).expect("there are at most three digits")
 }
 
-/// As histograms have it.
-pub(super) fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(MOST_MICROS).min(MOST_MICROS)
+/// Records a time.
+pub(super) fn record(histogram: &mut Histogram<u64>, time: Duration) {
+    let micros = u64::try_from(time.as_micros()).unwrap_or(MOST_MICROS).min(MOST_MICROS);
+    // It has room for a day, and can be made larger for as long as there is memory.
+    let _ = histogram.record(micros);
 }
 
 /// Latencies of some requests, in microseconds.
@@ -187,15 +186,15 @@ impl Latencies {
     }
 
     fn note(&mut self, sample: &Sample, parts: &[Instant]) {
-        self.e2e.saturating_record(micros(sample.e2e()));
+        record(&mut self.e2e, sample.e2e());
         if let Some(ttft) = sample.ttft() {
-            self.ttft.saturating_record(micros(ttft));
+            record(&mut self.ttft, ttft);
         }
         if let Some(between) = sample.between_tokens() {
-            self.tpot.saturating_record(micros(between));
+            record(&mut self.tpot, between);
         }
         for pair in parts.windows(2) {
-            self.itl.saturating_record(micros(pair[1].saturating_duration_since(pair[0])));
+            record(&mut self.itl, pair[1].saturating_duration_since(pair[0]));
         }
     }
 }
@@ -304,7 +303,7 @@ impl Recorder {
             }
             self.notes.heard[second] += 1;
         }
-        self.notes.late.saturating_record(micros(sample.lateness()));
+        record(&mut self.notes.late, sample.lateness());
         if sample.is_done() {
             let group = if sample.cold { &mut self.notes.cold } else { &mut self.notes.warm };
             group.note(&sample, parts);
@@ -330,7 +329,7 @@ mod tests {
     fn percentiles_of_known_samples() {
         let mut known = histogram(3);
         for millis in 1..=1000_u64 {
-            known.saturating_record(millis * 1000);
+            record(&mut known, Duration::from_millis(millis));
         }
         let spread = Spread::of(&known).unwrap();
         assert_eq!(spread.count, 1000);

@@ -12,7 +12,7 @@ use std::{
 use hdrhistogram::Histogram;
 use tokio::{runtime::Handle, sync::mpsc as events};
 
-use super::measure::{Client, Spread, histogram, micros};
+use super::measure::{Client, Spread, histogram, record};
 
 /// How often a wake-up is tried.
 const EVERY: Duration = Duration::from_millis(5);
@@ -39,9 +39,8 @@ impl Pulse {
         let noted = Arc::clone(&waits);
         tokio::spawn(async move {
             while let Some(sent) = beats.recv().await {
-                let wait = micros(sent.elapsed());
-                let mut noted = noted.lock().unwrap_or_else(PoisonError::into_inner);
-                noted.saturating_record(wait);
+                let wait = sent.elapsed();
+                record(&mut noted.lock().unwrap_or_else(PoisonError::into_inner), wait);
             }
         });
         let (stop, stopped) = mpsc::channel();

@@ -230,7 +230,7 @@ async fn a_run_is_replayed_from_its_table() {
     samples.sort_by_key(|sample| sample.due);
     assert_eq!(trace.count(), samples.len());
     for (entry, sample) in trace.entries().iter().zip(&samples) {
-        let due = (sample.due - samples[0].due).as_secs_f64();
+        let due = sample.due.saturating_sub(samples[0].due).as_secs_f64();
         assert!((entry.t - due).abs() < 1e-5, "{entry:?} {sample:?}");
         assert_eq!(entry.adapter.as_deref(), sample.adapter.as_deref());
         assert_eq!(entry.output_tokens, Some(sample.asked_tokens));

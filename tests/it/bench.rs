@@ -100,31 +100,22 @@ async fn a_run_against_a_real_server_counts_what_was_done() {
     let ratios = shown(&bench(&["--compare", &json_path, &again, "--html", &both]));
     assert!(ratios.contains("output tokens/s") && ratios.contains("B/A"), "{ratios}");
     assert!(std::fs::read_to_string(&both).unwrap().contains("Comparison"));
+}
 
-    // As a chat, and as JSON in the place of the table.
-    let chat = bench(&[
-        "--url",
-        &server.url,
-        "--api",
-        "chat",
-        "-c",
-        "2",
-        "-n",
-        "4",
-        "--output-tokens",
-        "4",
-        "--json",
-        "-",
-    ]);
+#[tokio::test]
+async fn a_chat_is_asked_and_what_is_not_there_is_said() {
+    let server = server();
+    let small = |more: &[&'static str]| {
+        let few = ["--url", server.url.as_str(), "--prompt-words", "3", "--output-tokens", "4"];
+        [&few[..], more].concat()
+    };
+    let chat = bench(&small(&["--api", "chat", "-c", "2", "-n", "4", "--json", "-"]));
     let chat: Value = serde_json::from_str(&shown(&chat)).unwrap();
-    assert_eq!(
-        (&chat["requests"]["done"], &chat["throughput"]["output_tokens"]),
-        (&4.into(), &16.into())
-    );
-
-    let none = refused(&["--url", &server.url, "--adapters", "nobody"]);
+    assert_eq!(chat["requests"]["done"], 4);
+    assert_eq!(chat["throughput"]["output_tokens"], 16);
+    let none = refused(&small(&["--adapters", "nobody"]));
     assert!(none.contains("nobody") && none.contains("model_not_found"), "{none}");
-    let none = refused(&["--url", &server.url, "--adapters", "@models"]);
+    let none = refused(&small(&["--adapters", "@models"]));
     assert!(none.contains("lists no adapters"), "{none}");
 }
 

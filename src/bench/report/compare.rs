@@ -142,9 +142,10 @@ pub(super) fn letter(place: usize) -> String {
 /// With about four digits.
 pub(super) fn number(value: f64) -> String {
     match value.abs() {
-        value_ if value_ >= 1000.0 => format!("{value:.0}"),
-        value_ if value_ >= 100.0 => format!("{value:.1}"),
-        value_ if value_ >= 1.0 || value_ == 0.0 => format!("{value:.2}"),
+        size if size < 1e9 && size.fract() == 0.0 => format!("{value:.0}"),
+        size if size >= 1000.0 => format!("{value:.0}"),
+        size if size >= 100.0 => format!("{value:.1}"),
+        size if size >= 1.0 => format!("{value:.2}"),
         _ => format!("{value:.3}"),
     }
 }

@@ -13,7 +13,7 @@ const MOST_BARS: usize = 40;
 const CSS: &str = include_str!("page.css");
 
 const MILLIS: Axis = Axis { name: "", unit: Unit::Millis, scale: Scale::Fitting };
-const PARTS: Axis = Axis { name: "part of requests", unit: Unit::Part, scale: Scale::Linear };
+const PARTS: Axis = Axis { name: "part of all", unit: Unit::Part, scale: Scale::Linear };
 const TIME: Axis = Axis { name: "since the start", unit: Unit::Seconds, scale: Scale::Linear };
 
 /// A page of one report, or a comparison of several with the first.
@@ -27,7 +27,7 @@ pub fn page(reports: &[Report]) -> String {
 fn document(title: &str, body: &str) -> String {
     let colours = all(0..COLOURS, |c| {
         format!(
-            ".l{c} {{ stroke: var(--c{c}); }} .f{c}, .a{c} {{ fill: var(--c{c}); }} .b{c} {{ border-color: var(--c{c}); }}\n"
+            ".l{c} {{ stroke: var(--c{c}); }} .f{c}, .a{c} {{ fill: var(--c{c}); }} .legend .b{c} {{ border-color: var(--c{c}); }}\n"
         )
     });
     format!(
@@ -126,13 +126,14 @@ fn latency_plots(report: &Report) -> String {
             "Time between parts of an answer",
             vec![series("", Style::Line, 0, curves.itl.clone())],
         ),
+        plot("Time per token, by request", vec![series("", Style::Line, 0, curves.tpot.clone())]),
         plot("Time to the end of the answer", vec![series("", Style::Line, 0, curves.e2e.clone())]),
     ]
     .concat()
 }
 
 fn timeline(timeline: &Timeline) -> String {
-    let Timeline { step_s, parts_s, due_s, running, ttft_p50, ttft_p95 } = timeline;
+    let Timeline { step_s, parts_s, due_s, done_s, lost_s, running, ttft_p50, ttft_p95 } = timeline;
     if parts_s.len() < 3 {
         return String::new();
     }
@@ -144,9 +145,14 @@ fn timeline(timeline: &Timeline) -> String {
     let rate = |name| Axis { name, unit: Unit::Number, scale: Scale::Linear };
     let plot = |title, y, series| Plot { title, x: TIME, y, series }.figure();
     let tokens = series("", Style::Area, 0, at(&mut parts_s.iter().copied()));
-    let due = series("due a second", Style::Line, 1, at(&mut due_s.iter().copied()));
-    let under_way = running.iter().map(|running| *running as f64);
-    let under_way = series("under way", Style::Area, 5, at(&mut under_way.into_iter()));
+    let due = series("due", Style::Line, 0, at(&mut due_s.iter().copied()));
+    let done = series("answered", Style::Line, 2, at(&mut done_s.iter().copied()));
+    let mut ends = vec![due, done];
+    if lost_s.iter().any(|lost| *lost > 0.0) {
+        ends.push(series("not answered", Style::Line, 1, at(&mut lost_s.iter().copied())));
+    }
+    let under_way = at(&mut running.iter().map(|running| *running as f64));
+    let under_way = series("", Style::Area, 5, under_way);
     let millis = Axis { name: "", ..MILLIS };
     [
         plot(
@@ -154,7 +160,8 @@ fn timeline(timeline: &Timeline) -> String {
             rate("tokens, where each has an event of its own"),
             vec![tokens],
         ),
-        plot("Requests", rate(""), vec![under_way, due]),
+        plot("Requests, a second", rate(""), ends),
+        plot("Requests under way", rate(""), vec![under_way]),
         plot(
             "Time to the first token, by when requests were due",
             millis,
@@ -206,6 +213,13 @@ fn sweeps(reports: &[Report]) -> String {
             x: load,
             y: part,
             series: each(|step| step.good_share),
+        }
+        .figure(),
+        Plot {
+            title: "Requests a second within the SLO, over the load",
+            x: load,
+            y: number(""),
+            series: each(|step| step.good_requests_s),
         }
         .figure(),
         Plot {
@@ -405,6 +419,7 @@ fn comparison(reports: &[Report]) -> String {
     let curves = [
         plot("Time to the first token", each(|report| &report.curves.ttft)),
         plot("Time between parts of an answer", each(|report| &report.curves.itl)),
+        plot("Time per token, by request", each(|report| &report.curves.tpot)),
         plot("Time to the end of the answer", each(|report| &report.curves.e2e)),
     ];
     let body = [

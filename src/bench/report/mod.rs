@@ -197,6 +197,10 @@ pub struct Timeline {
     pub parts_s: Vec<f64>,
     /// Requests that were due, a second.
     pub due_s: Vec<f64>,
+    /// Requests that were answered to their end, a second.
+    pub done_s: Vec<f64>,
+    /// Requests that were refused, failed or were cut off, a second.
+    pub lost_s: Vec<f64>,
     /// Requests under way in the middle of the step.
     pub running: Vec<u64>,
     /// Median time to the first token, of requests that were due in the step.
@@ -216,6 +220,8 @@ pub struct Curves {
     pub ttft_cold: Vec<(f64, f64)>,
     /// Between parts of answers.
     pub itl: Vec<(f64, f64)>,
+    /// Each request's mean between its tokens.
+    pub tpot: Vec<(f64, f64)>,
     /// To the end.
     pub e2e: Vec<(f64, f64)>,
 }
@@ -293,6 +299,7 @@ impl Report {
                 ttft_warm: if has_cold { curve(&notes.warm.ttft) } else { Vec::new() },
                 ttft_cold: if has_cold { curve(&notes.cold.ttft) } else { Vec::new() },
                 itl: curve(&notes.all.itl),
+                tpot: curve(&notes.all.tpot),
                 e2e: curve(&notes.all.e2e),
             },
             client: run.client.clone(),
@@ -457,6 +464,7 @@ fn timeline(run: &Run) -> Timeline {
         }
     }
     let mut due = vec![0_u64; points];
+    let (mut done, mut lost) = (vec![0_u64; points], vec![0_u64; points]);
     let mut running = vec![0_u64; points];
     let mut ttfts = vec![Vec::new(); points];
     let middles: Vec<_> = (0..points as u64)
@@ -469,6 +477,10 @@ fn timeline(run: &Run) -> Timeline {
         }
         if let (Some(ttfts), Some(ttft)) = (ttfts.get_mut(at), sample.ttft()) {
             ttfts.push(ttft.as_secs_f64() * 1e3);
+        }
+        let ended = if sample.is_done() { &mut done } else { &mut lost };
+        if let Some(ended) = ended.get_mut(place(sample.end)) {
+            *ended += 1;
         }
         let from = middles.partition_point(|middle| *middle < sample.sent);
         let to = middles.partition_point(|middle| *middle < sample.end);
@@ -490,6 +502,8 @@ fn timeline(run: &Run) -> Timeline {
         step_s: step as f64,
         parts_s: rate(parts),
         due_s: rate(due),
+        done_s: rate(done),
+        lost_s: rate(lost),
         running,
         ttft_p50: at(0.5),
         ttft_p95: at(0.95),
@@ -534,7 +548,7 @@ fn warnings(plan: &Plan, run: &Run, report: &Report) -> Vec<String> {
     let least = measured.map(|spread| spread.p50).fold(f64::INFINITY, f64::min);
     if let Some(wake) = client.wake_ms.filter(|wake| wake.p99 > SLOW_WAKE_MS.max(least / 10.0)) {
         warnings.push(format!(
-            "the client itself was slow: what had arrived waited for it for {:.1} ms (p99), so that latencies are that much too long; give it a processor of its own",
+            "the client itself was slow: what had arrived waited for it for {:.1} ms (p99), and latencies have that in them; give it a processor of its own",
             wake.p99
         ));
     }

@@ -14,6 +14,8 @@ const BARS_FROM: f64 = 170.0;
 const BARS_TO: f64 = 545.0;
 /// Characters that fit before them.
 const LABEL: usize = 24;
+/// An axis reaches no further down than to this part of its greatest value.
+const FAR: f64 = 1000.0;
 /// About so many lines across.
 const TICKS: f64 = 5.0;
 
@@ -101,7 +103,7 @@ impl Ruler {
             };
         }
         if axis.scale == Scale::Fitting && least.is_finite() && most / least > 50.0 {
-            return Self::log(least, most);
+            return Self::log(least.max(most / FAR), most);
         }
         let step = nice(most.max(1e-9) / TICKS);
         let to = (most.max(1e-9) / step).ceil() * step;
@@ -383,8 +385,8 @@ mod tests {
             (near.is_log, near.ticks.as_slice()),
             (false, &[0.0, 10.0, 20.0, 30.0, 40.0, 50.0][..])
         );
-        let far = Ruler::new([0.7, 4000.0].into_iter(), axis(Scale::Fitting));
-        assert!(far.is_log && far.from <= 0.7 && far.to >= 4000.0);
+        let far = Ruler::new([7.0, 4000.0].into_iter(), axis(Scale::Fitting));
+        assert!(far.is_log && far.from <= 7.0 && far.to >= 4000.0);
         assert!((far.place(far.to) - 1.0).abs() < 1e-9 && far.place(far.from) < 1e-9);
         let none = Ruler::new(std::iter::empty(), axis(Scale::Linear));
         assert!(none.to > none.from && none.place(5.0).is_finite());
