@@ -190,6 +190,7 @@ pub struct Failures {
 
 /// How a run went: one value for each step of time.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub struct Timeline {
     /// Seconds of a step.
     pub step_s: f64,
@@ -211,6 +212,7 @@ pub struct Timeline {
 
 /// Distributions as points of milliseconds and parts.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub struct Curves {
     /// To the first token.
     pub ttft: Vec<(f64, f64)>,

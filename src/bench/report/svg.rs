@@ -207,8 +207,10 @@ impl Plot {
         let x = Ruler::new(points().filter(|(_, y)| y.is_finite()).map(|(x, _)| *x), self.x);
         let y = Ruler::new(points().map(|(_, y)| *y), self.y);
         let drawn: String = self.series.iter().map(|series| series.drawn(&x, &y)).collect();
+        // The axis's name has a line of its own.
+        let height = if self.x.name.is_empty() { HEIGHT - 14.0 } else { HEIGHT };
         let body = format!(
-            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">{grid}{drawn}</svg>",
+            "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{title}\">{grid}{drawn}</svg>",
             title = escaped(self.title),
             grid = self.grid(&x, &y),
         );
