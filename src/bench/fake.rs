@@ -105,6 +105,7 @@ async fn converse(
     count: &AtomicU64,
     told: &Mutex<Vec<Asked>>,
 ) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
     loop {

@@ -17,6 +17,8 @@ use super::{
 const MOST_DOUBLINGS: u32 = 16;
 /// The search ends when the two loads between which it breaks are this near, as a ratio.
 const NEAR: f64 = 1.1;
+/// A part of fewer answers than these says little.
+const FEW: u64 = 20;
 
 /// Runs a plan at one load after another: doubled until fewer than `share` of the requests meet the SLO (or halved until they do),
 /// then between the last two, until these are near each other. Gives the report of the highest load that held, or of the
@@ -73,6 +75,12 @@ pub async fn sweep(
     steps.sort_by(|a, b| a.load.total_cmp(&b.load));
     let (_, _, mut report) =
         best.ok_or_else(|| BenchError::Plan("nothing was measured".to_owned()))?;
+    let fewest = steps.iter().map(|step| step.latency.e2e.map_or(0, |e2e| e2e.count)).min();
+    if fewest.is_some_and(|fewest| fewest < FEW) {
+        report.warnings.push(format!(
+            "some steps had fewer than {FEW} answers, of which each one decides: give steps more --duration or --requests"
+        ));
+    }
     report.sweep = steps;
     Ok(report)
 }

@@ -81,8 +81,9 @@ async fn times_are_no_shorter_than_they_were() {
     // Values are rounded to three digits, and a timer of the other side counts in milliseconds.
     let least = |spread: Option<Spread>, millis: f64| spread.unwrap().p50 > millis * 0.99 - 1.0;
     assert!(least(latency.ttft, 20.0) && least(latency.e2e, 35.0), "{report}");
-    assert!(least(latency.itl, 5.0) && least(latency.tpot, 5.0), "{report}");
-    assert_eq!(latency.itl.map(|itl| itl.count), Some(24));
+    // How parts lie between the first and the last is the network's and this machine's as well.
+    let counts = [latency.itl, latency.tpot].map(|spread| spread.map(|spread| spread.count));
+    assert_eq!(counts, [Some(24), Some(8)]);
     assert_eq!(report.ended, Ended::Complete);
     assert_eq!(report.warnings.iter().filter(|text| text.contains("shorter")).count(), 0);
 }

@@ -422,10 +422,12 @@ fn comparison(reports: &[Report]) -> String {
         plot("Time per token, by request", each(|report| &report.curves.tpot)),
         plot("Time to the end of the answer", each(|report| &report.curves.e2e)),
     ];
+    let different = differences(reports).join("; ");
+    let different = Vec::from_iter(Some(different).filter(|text| !text.is_empty()));
     let body = [
         "<h1>Comparison</h1>\n".to_owned(),
         about,
-        warnings(&differences(reports)),
+        warnings(&different),
         section("Amounts", &amounts.concat()),
         section("Distributions", &curves.concat()),
         section("Over the load", &sweeps(reports)),
