@@ -134,7 +134,7 @@ async fn calls_are_items_in_order() {
     assert_eq!(answer["tool_choice"], "auto");
     let [job] = &engine.jobs()[..] else { panic!("one job") };
     assert_eq!(job.prompt, ids("[go]user:hi\nassistant:"));
-    assert!(job.guide.is_none());
+    assert!(job.guide.is_some(), "its tool is strict");
 }
 
 #[tokio::test]
