@@ -14,7 +14,7 @@
 //! - [`adapter`] knows no model: it is given [`lora::Sites`] and a [`lora::Base`].
 //! - [`http`] alone knows axum, public JSON and status codes. [`config`] alone reads the environment.
 //! - [`store`] knows no adapter and no tenant, only keys and bytes. Uploads never come near a path: names are in records.
-//! - [`text`], [`kernels`], [`catalog`], [`store`], [`bench`] and `words` (what serde says of JSON, in words of JSON) name nothing of ours; [`tenant`] only the store,
+//! - [`text`], [`kernels`], [`catalog`], [`store`], [`mod@bench`] and `words` (what serde says of JSON, in words of JSON) name nothing of ours; [`tenant`] only the store,
 //!   and [`ledger`] both, and of adapters what they are called.
 //! - No path turns a request that named an adapter into an answer of the base, or of another adapter.
 //!
@@ -108,7 +108,7 @@
 //!
 //! # Measuring it
 //!
-//! [`bench`] is a client and knows nothing of the rest, so that what it says of other servers is as true as what it says of this one.
+//! [`mod@bench`] is a client and knows nothing of the rest, so that what it says of other servers is as true as what it says of this one.
 //! Drawing, sending, noting and showing are apart: what is asked is a function of a seed, what is noted is a list of times, and every
 //! form of a report is made from one value.
 //!

@@ -59,7 +59,7 @@ pub(crate) struct Options {
     /// [default: base]
     #[arg(long, value_name = "NAMES", help_heading = "Whom to ask")]
     pub(super) adapters: Option<String>,
-    /// In which order they are asked for: round, uniform or zipf[:S], by which the k-th is asked for as often as 1/k^S says
+    /// In which order they are asked for: round, uniform, zipf or zipf:S, by which the k-th is asked for as often as 1/k^S says
     /// [default: uniform]
     #[arg(long, value_name = "ORDER", help_heading = "Whom to ask")]
     pub(super) order: Option<Typed<Order>>,
