@@ -504,7 +504,7 @@ mod tests {
             <tool_call>{\"name\": \"go\"}</tool_call> Done.";
         let expected = [
             text("Let me see."),
-            call("look", r#"{"at":"</tool_call>"}"#),
+            call("look", r#"{"at": "</tool_call>"}"#),
             call("go", "{}"),
             text("Done."),
         ];
@@ -532,7 +532,7 @@ mod tests {
     #[test]
     fn a_bare_call_is_the_whole_answer() {
         let go = r#"{"name": "go", "parameters": {"to": "sea"}}"#;
-        let called = call("go", r#"{"to":"sea"}"#);
+        let called = call("go", r#"{"to": "sea"}"#);
         assert_eq!(said(Dialect::Bare, &[go]), std::slice::from_ref(&called));
         let two = format!("<|python_tag|>{go}; {go}");
         assert_eq!(said(Dialect::Bare, &[&two]), [called.clone(), called]);
