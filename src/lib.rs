@@ -14,7 +14,7 @@
 //! - [`adapter`] knows no model: it is given [`lora::Sites`] and a [`lora::Base`].
 //! - [`http`] alone knows axum, public JSON and status codes. [`config`] alone reads the environment.
 //! - [`store`] knows no adapter and no tenant, only keys and bytes. Uploads never come near a path: names are in records.
-//! - [`text`], [`kernels`], [`catalog`], [`store`] and `words` (what serde says of JSON, in words of JSON) name nothing of ours; [`tenant`] only the store,
+//! - [`text`], [`kernels`], [`catalog`], [`store`], [`mod@bench`] and `words` (what serde says of JSON, in words of JSON) name nothing of ours; [`tenant`] only the store,
 //!   and [`ledger`] both, and of adapters what they are called.
 //! - No path turns a request that named an adapter into an answer of the base, or of another adapter.
 //!
@@ -106,6 +106,12 @@
 //! with the same bytes do not change, so that no quota tells one of another. An adapter has one form in memory, which is the
 //! kernels' own, and its size there is known from its headers; its device slot is a count of the sequences that run through it.
 //!
+//! # Measuring it
+//!
+//! [`mod@bench`] is a client and knows nothing of the rest, so that what it says of other servers is as true as what it says of this one.
+//! Drawing, sending, noting and showing are apart: what is asked is a function of a seed, what is noted is a list of times, and every
+//! form of a report is made from one value.
+//!
 //! # Where the code departs from the first design
 //!
 //! - The lease is a value of its own ([`lora::Lease`]) and not a bare `Arc`: whoever lent it must hear of its return, or a waiting
@@ -116,6 +122,7 @@
 //! - A pin is a lease that the server itself holds; the cache's policy knows nothing of it.
 
 pub mod adapter;
+pub mod bench;
 pub mod catalog;
 pub mod cli;
 pub mod config;

@@ -12,6 +12,7 @@ use super::{
     accounts,
     adapter::{self, AdapterCommand},
     audit::{self, AuditArgs},
+    bench::{self, BenchArgs},
     error::CliError,
     pull, render, serve,
     store::{self, StoreCommand},
@@ -66,6 +67,11 @@ enum Command {
         #[command(subcommand)]
         command: StoreCommand,
     },
+    /// Put load on any OpenAI-compatible server, and report how it did
+    ///
+    /// Requests stream their answers. In a closed loop (--concurrency) each is followed by the next; in an open loop (--rate,
+    /// --trace) they come when they are due, and their times count from then.
+    Bench(Box<BenchArgs>),
     /// Render one chat from standard input: what a server starts for templates that adapters bring
     #[command(hide = true)]
     Render,
@@ -87,6 +93,7 @@ impl Command {
             Self::Usage(args) => accounts::run(*args),
             Self::Audit(args) => audit::run(*args),
             Self::Store { command } => store::run(command),
+            Self::Bench(args) => bench::run(*args),
             Self::Render => render::run(),
             Self::Completions { shell } => completions(shell),
         }

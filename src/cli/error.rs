@@ -5,6 +5,7 @@ use std::{error::Error, io, net::SocketAddr, path::PathBuf};
 use super::remote::RemoteError;
 use crate::{
     adapter::ScanError,
+    bench::BenchError,
     catalog::PullError,
     config::{ConfigError, Kernels},
     http, model,
@@ -20,6 +21,12 @@ pub(crate) enum CliError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Filter(#[from] BadFilter),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+    #[error("none of {sent} requests was answered: {why}")]
+    NothingAnswered { sent: u64, why: String },
+    #[error("{} cannot be written", path.display())]
+    Unwritable { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Pull(#[from] PullError),
     #[error("the catalog has no base model `{name}`; it has {known}")]

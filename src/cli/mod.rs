@@ -4,6 +4,7 @@ mod accounts;
 mod adapter;
 mod audit;
 mod base;
+mod bench;
 mod command;
 mod error;
 mod plan;

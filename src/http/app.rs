@@ -453,6 +453,14 @@ impl App {
         self.shared.desks.work(bytes, work).await
     }
 
+    /// Compiles a form, at the desk for that.
+    pub(super) async fn compile<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Asker) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.shared.desks.compile(work).await
+    }
+
     /// All routes, behind the guard.
     pub(super) fn router(self, guard: Guard) -> Router {
         let (router, _) = routes().split_for_parts();

@@ -75,13 +75,14 @@ mod tests {
         assert_eq!(seconds("7"), Some(7));
         assert_eq!(seconds("2.5"), Some(2));
         assert_eq!(seconds("1e6"), Some(100));
+        assert_eq!(seconds("1e30"), Some(100), "more than a duration can be");
         let default = Deadline::read(&HeaderMap::new(), Duration::from_secs(100)).unwrap();
         assert!(default.0 > Instant::now() + Duration::from_secs(99));
     }
 
     #[test]
     fn what_is_no_duration_is_refused() {
-        for value in ["", "0", "-1", "NaN", "inf", "1e400", "1e30", "soon", "1s", "0x1"] {
+        for value in ["", "0", "-1", "NaN", "inf", "1e400", "soon", "1s", "0x1"] {
             assert_eq!(seconds(value), None, "{value}");
         }
     }

@@ -17,12 +17,16 @@ const HUGE_DESKS: usize = 1;
 /// The most huge inputs that wait: each holds its bytes meanwhile.
 const HUGE_WAITING: usize = 32;
 
+/// Forms that are compiled at once. How long that takes is not to be seen by their size, so they have a desk of their own.
+const FORM_DESKS: usize = 1;
+
 /// Places to work at. Each line is served in order; who leaves it takes nobody's time.
 #[derive(Debug)]
 pub(super) struct Desks {
     all: Arc<Semaphore>,
     huge: Arc<Semaphore>,
     waiting: Semaphore,
+    forms: Arc<Semaphore>,
 }
 
 /// Whoever asked for the work, as the work sees them.
@@ -48,6 +52,7 @@ impl Desks {
             all: Arc::new(Semaphore::new(DESKS)),
             huge: Arc::new(Semaphore::new(HUGE_DESKS)),
             waiting: Semaphore::new(HUGE_WAITING),
+            forms: Arc::new(Semaphore::new(FORM_DESKS)),
         }
     }
 
@@ -65,6 +70,25 @@ impl Desks {
             return work(&asker);
         }
         let place = self.place(bytes).await?;
+        Self::at(place, asker, work).await
+    }
+
+    /// Compiles a form, off the reactor and away from the desks that prompts need.
+    pub(super) async fn compile<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Asker) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let here = Arc::new(());
+        let asker = Asker(Arc::downgrade(&here));
+        let place = Place { _desk: acquire(&self.forms).await, _huge: None };
+        Self::at(place, asker, work).await
+    }
+
+    async fn at<T: Send + 'static>(
+        place: Place,
+        asker: Asker,
+        work: impl FnOnce(&Asker) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
         // The place goes along: the work may go on although nobody waits for it any more.
         let worked = tokio::task::spawn_blocking(move || {
             let _place = place;

@@ -1,10 +1,10 @@
 //! The form that an answer must have: from a request's fields to the engine's guide.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     error::ApiError,
-    wire::{common::Common, form::ResponseFormat},
+    wire::{common::Common, form::ResponseFormat, unsupported::Weight},
 };
 use crate::{
     engine::{Allowed, Guide, Lost, TokenSet},
@@ -93,6 +93,12 @@ impl Asked {
         Ok(first)
     }
 
+    /// Calls that must come leave no room for it.
+    pub(super) fn beside_calls(&self) -> ApiError {
+        let message = format!("'{}' and a call that must come cannot both be followed", self.field);
+        ApiError::invalid(self.field, message)
+    }
+
     /// The same, or calls of tools.
     pub(super) fn or_calls(self, calls: Calls) -> Result<Self, ApiError> {
         let Form::Schema(schema) = self.form else {
@@ -116,7 +122,13 @@ fn response_format(format: Option<&ResponseFormat>) -> Result<Option<Asked>, Api
     let field = "response_format";
     match (format.kind.as_str(), &format.json_schema) {
         ("text", _) => Ok(None),
-        ("json_object", _) => Ok(Some(Asked::new(field, Form::object()))),
+        // Older servers take a schema here; an empty one says nothing.
+        ("json_object", _) => Ok(Some(match &format.schema {
+            Some(schema) if *schema != json!({}) => {
+                Asked::new("response_format.schema", Form::Schema(schema.clone()))
+            }
+            _ => Asked::new(field, Form::object()),
+        })),
         ("json_schema", Some(given)) => {
             let schema = given.schema.clone();
             let form = schema.map_or_else(Form::object, Form::Schema);
@@ -146,8 +158,10 @@ fn vllm(common: &Common) -> Result<Vec<Asked>, ApiError> {
     ask("guided_choice", common.guided_choice.clone().map(Form::Choice));
     ask("guided_grammar", common.guided_grammar.clone().map(Form::Grammar));
     let Some(newer) = &common.structured_outputs else { return Ok(asked) };
-    if newer.structural_tag.is_some() {
-        return Err(ApiError::unsupported("structured_outputs.structural_tag"));
+    for (field, given) in newer.unsupported() {
+        if !given.as_ref().is_none_or(Weight::is_nothing) {
+            return Err(ApiError::unsupported(field));
+        }
     }
     let json = newer.json.as_ref().map(|given| schema("structured_outputs.json", given));
     ask("structured_outputs.json", json.transpose()?);

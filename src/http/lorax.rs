@@ -72,9 +72,12 @@ struct Shown {
 
 /// What is asked for, understood and within bounds.
 fn read(bytes: &[u8], path: Path) -> Result<(Wish, Shown), ApiError> {
-    let Generate { inputs, parameters, stream, adapters } = parse(bytes)?;
-    if !adapters.as_ref().is_none_or(Weight::is_nothing) {
-        return Err(ApiError::unsupported("adapters"));
+    let Generate { inputs, parameters, stream, adapters, adapter_id, model } = parse(bytes)?;
+    let elsewhere = [("adapters", adapters), ("adapter_id", adapter_id), ("model", model)];
+    if let Some((field, _)) =
+        elsewhere.iter().find(|(_, given)| !given.as_ref().is_none_or(Weight::is_nothing))
+    {
+        return Err(ApiError::unsupported(field));
     }
     let Object(mut parameters) = parameters.unwrap_or_default();
     refuse_unsupported(&parameters)?;
@@ -170,9 +173,11 @@ fn refuse_unsupported(parameters: &Parameters) -> Result<(), ApiError> {
         return Err(unsupported("best_of"));
     }
     for (field, weight) in [
+        ("adapters", &parameters.adapters),
         ("apply_chat_template", &parameters.apply_chat_template),
         ("grammar", &parameters.grammar),
         ("merged_adapters", &parameters.merged_adapters),
+        ("model", &parameters.model),
         ("schema", &parameters.schema),
         ("truncate", &parameters.truncate),
         ("watermark", &parameters.watermark),

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     answer::{End, Piece},
@@ -35,7 +35,7 @@ use super::{
         },
         object::Object,
         tools::{Named, ToolChoiceIn},
-        unsupported::{GENERATION, MESSAGE},
+        unsupported::{GENERATION, MESSAGE, RENDERED},
         usage::Usage,
     },
     wish::{Arrival, Said, Wish},
@@ -60,7 +60,7 @@ fn read(bytes: &[u8]) -> Result<Wish, ApiError> {
 
 /// The same, whether or not it says how long the answer may be.
 fn read_countable(bytes: &[u8]) -> Result<Wish, ApiError> {
-    refuse_unsupported(bytes, &[GENERATION, MESSAGE])?;
+    refuse_unsupported(bytes, &[GENERATION, RENDERED, MESSAGE])?;
     let common: Common = parse(bytes)?;
     let fields: MessageFields = parse(bytes)?;
     refuse_features(&fields)?;
@@ -68,7 +68,7 @@ fn read_countable(bytes: &[u8]) -> Result<Wish, ApiError> {
     let system = fields.system.map(|system| prompt::message(Role::System, system.0));
     let (messages, ending) = messages(fields.messages)?;
     let messages = system.into_iter().chain(messages).collect();
-    let common = Common { stop: fields.stop_sequences, ..common };
+    let common = Common { stop: fields.stop_sequences.or(common.stop), ..common };
     let mut terms = Terms::read(&common)?;
     let format = fields.output_config.and_then(|Object(config)| config.format);
     if let Some(Object(FlatFormat { kind, schema })) = format {
@@ -282,7 +282,7 @@ struct Writer {
 #[derive(Debug)]
 enum Part {
     Text(String),
-    Use { id: String, name: String, input: Value },
+    Use { id: String, name: String, input: Box<RawValue> },
 }
 
 impl Part {
@@ -328,7 +328,7 @@ impl Writer {
             (text::Said::Text(more), Some(Part::Text(text))) => text.push_str(&more),
             (text::Said::Text(text), _) => self.blocks.push(Part::Text(text)),
             (text::Said::Call { name, arguments }, _) => {
-                let input = serde_json::from_str(&arguments).unwrap_or_default();
+                let input = RawValue::from_string(arguments).unwrap_or_default();
                 self.blocks.push(Part::Use { id: request_id::new(USE), name, input });
             }
         }
@@ -360,7 +360,8 @@ impl Writer {
     fn call(&mut self, name: &str, arguments: &str) -> Vec<Data> {
         let (closed, index) = (self.close(), self.begun);
         self.begun += 1;
-        let (id, input) = (request_id::new(USE), Value::Object(Map::new()));
+        let (id, input) =
+            (request_id::new(USE), RawValue::from_string("{}".to_owned()).unwrap_or_default());
         let called = UseBlock { kind: "tool_use", id: &id, name, input: &input };
         let delta = InputDelta { kind: "input_json_delta", partial_json: arguments };
         let called = [

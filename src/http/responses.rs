@@ -26,7 +26,7 @@ use super::{
             Echoed, FlatTool, Item, Label, ResponseBody, ResponseEvent, ResponseFields, TextFormat,
             ToolChoice,
         },
-        unsupported::{GENERATION, RESPONSE},
+        unsupported::{GENERATION, RENDERED, RESPONSE},
     },
     wish::{Arrival, Said, Wish},
 };
@@ -41,7 +41,7 @@ const SCORES: &str = "message.output_text.logprobs";
 
 /// What is asked for, understood and within bounds, and what of it comes back.
 fn read(bytes: &[u8]) -> Result<(Wish, Echoed), ApiError> {
-    refuse_unsupported(bytes, &[GENERATION, RESPONSE])?;
+    refuse_unsupported(bytes, &[GENERATION, RENDERED, RESPONSE])?;
     let common: Common = parse(bytes)?;
     let fields: ResponseFields = parse(bytes)?;
     let echoed: Echoed = parse(bytes)?;

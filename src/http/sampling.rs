@@ -109,7 +109,7 @@ impl Terms {
             sampling: asked.sampling()?,
             asked,
             max_tokens: common.max_tokens,
-            min_tokens: min_tokens(common)?,
+            min_tokens: common.min_tokens.unwrap_or(0),
             form: form::Asked::read(common)?,
             walk: None,
             salt: salt(common.cache_salt.as_deref())?,
@@ -161,6 +161,19 @@ impl Terms {
         Ok(())
     }
 
+    /// Refuses an answer that is to be longer than it may be, by whichever field that is said.
+    pub(super) fn check_length(&self) -> Result<(), ApiError> {
+        match self.max_tokens {
+            Some(most) if most < self.min_tokens => {
+                let least = self.min_tokens;
+                let message =
+                    format!("'min_tokens' is {least}, more than the answer may have: {most}");
+                Err(ApiError::invalid("min_tokens", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// How the choice of this number is sampled.
     pub(super) fn sampling_of(&self, choice: usize) -> Sampling {
         let seed = self.sampling.seed.wrapping_add(choice as u64);
@@ -189,18 +202,6 @@ pub(super) fn within<T: PartialOrd + Copy + std::fmt::Display>(
 /// `yes` where the flag is set.
 fn choose<T>(flag: Option<bool>, yes: T, no: T) -> T {
     if flag == Some(true) { yes } else { no }
-}
-
-fn min_tokens(common: &Common) -> Result<usize, ApiError> {
-    let least = common.min_tokens.unwrap_or(0);
-    match common.max_tokens {
-        Some(most) if most < least => {
-            let message =
-                format!("'min_tokens' is {least}, more than 'max_tokens', which is {most}");
-            Err(ApiError::invalid("min_tokens", message))
-        }
-        _ => Ok(least),
-    }
 }
 
 /// What keeps computed prefixes apart, where the request says something.

@@ -180,6 +180,14 @@ pub(super) fn choose_mix(
     let known = |voice: Result<Voice, &str>| voice.map_err(ApiError::model_not_found);
     let Some(parts) = in_header.as_deref().or(adapters) else { return Ok(None) };
     let mix = known(names.mix(parts))?;
+    if let Voice::Mix(revisions) = &mix {
+        let twice = |at: usize| revisions[..at].iter().any(|(other, _)| *other == revisions[at].0);
+        if let Some(at) = (0..revisions.len()).find(|at| twice(*at)) {
+            let field = if in_header.is_some() { name } else { "adapters" };
+            let message = format!("'{field}' names {} twice", revisions[at].0);
+            return Err(ApiError::invalid(field, message));
+        }
+    }
     // Whatever else names an adapter must name the same.
     if let Some(adapters) = adapters {
         let conflict = || ApiError::adapter_conflict(header.unwrap_or_default(), "adapters");

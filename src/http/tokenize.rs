@@ -121,7 +121,11 @@ pub(super) async fn detokenize(
 ) -> Result<Response, ApiError> {
     let deadline = arrival.deadline;
     let prompt = async {
-        let Detokenize { model, tokens } = arrival.read(&app, parse).await?;
+        let fields = arrival.read(&app, |bytes| -> Result<Detokenize, ApiError> {
+            refuse_unsupported(bytes, &[TOKENS])?;
+            parse(bytes)
+        });
+        let Detokenize { model, tokens } = fields.await?;
         app.voice(&arrival.caller, &arrival.headers, model).await?;
         let text = app.text().clone();
         app.work(arrival.size, move |_| decode(&text, &tokens)).await

@@ -125,11 +125,12 @@ impl Tools {
                 let calls = calls(self.told.clone(), self.number);
                 asked.or_calls(calls).map(Some)
             }
-            (Choice::Required, _) => {
+            (Choice::Required | Choice::Named(_), Some(asked)) => Err(asked.beside_calls()),
+            (Choice::Required, None) => {
                 let calls = calls(self.told.clone(), self.number);
                 Ok(Some(form::Asked::new(FIELD, Form::Calls(calls, None))))
             }
-            (Choice::Named(name), _) => {
+            (Choice::Named(name), None) => {
                 let named = self.told.iter().filter(|tool| tool.name == *name).cloned();
                 let calls = calls(named.collect(), Number::One);
                 Ok(Some(form::Asked::new(FIELD, Form::Calls(calls, None))))

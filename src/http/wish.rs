@@ -111,6 +111,7 @@ impl Wish {
         if let Some(mark) = tools.mark(dialect, &encoder.text) {
             terms.show(mark);
         }
+        terms.check_length()?;
         let adapters_tokens = extras.sampling.max_tokens.map(|tokens| tokens as usize);
         let default_tokens = adapters_tokens.or(self.default_tokens);
         if let Said::Prompts(prompts, _) = &said {
@@ -118,11 +119,8 @@ impl Wish {
         }
         let brought = said.brought(app, caller.tenant, &extras).await?;
         let opening = said.opening();
-        let encode = move |asker: &Asker| {
-            terms.follow(&extras, &encoder.text)?;
-            Ok((said.encode(&encoder, brought, asker)?, terms))
-        };
-        let (prompts, terms) = app.work(size, encode).await?;
+        let terms = followed(app, terms, extras).await?;
+        let prompts = app.work(size, move |asker| said.encode(&encoder, brought, asker)).await?;
         Ok(Order {
             prompts,
             opening,
@@ -213,4 +211,14 @@ impl Said {
             }
         }
     }
+}
+
+/// The terms with what the adapter brings, and their form begun.
+async fn followed(app: &App, mut terms: Terms, extras: Arc<Extras>) -> Result<Terms, ApiError> {
+    let (text, has_form) = (app.text().clone(), terms.form.is_some());
+    let follow = move |_: &Asker| {
+        terms.follow(&extras, &text)?;
+        Ok(terms)
+    };
+    if has_form { app.compile(follow).await } else { app.work(0, follow).await }
 }

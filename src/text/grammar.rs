@@ -18,7 +18,7 @@ use llguidance::{
 use serde_json::{Value, json};
 
 use super::{
-    Text, formats, gbnf,
+    Text, formats, gbnf, intersections,
     offer::{Gate, Offer},
     pieces::Pieces,
     tools::{Calls, Dialect},
@@ -159,6 +159,7 @@ impl Grammars {
         if size > MAX_FORM {
             return Err(BadForm(format!("it has {size} bytes, at most {MAX_FORM}")));
         }
+        form.check_intersections()?;
         let follow = self.follow(form)?;
         let Form::Offered(calls) = form else { return Ok(Walk(Way::Form(follow))) };
         let (gate, opener) = match (calls.dialect, calls.dialect.opener()) {
@@ -250,6 +251,28 @@ impl Form {
     /// Any JSON object.
     pub fn object() -> Self {
         Self::Schema(json!({"type": "object"}))
+    }
+
+    /// Where schemas have more alternatives in all than may be, says so.
+    fn check_intersections(&self) -> Result<(), BadForm> {
+        let own = match self {
+            Self::Schema(schema) => Some(schema),
+            Self::Calls(_, otherwise) => otherwise.as_ref(),
+            _ => None,
+        };
+        let tools = match self {
+            Self::Calls(calls, _) | Self::Offered(calls) => &*calls.tools,
+            _ => &[],
+        };
+        let schemas = tools.iter().map(|tool| &tool.parameters).chain(own);
+        let count = schemas.map(intersections::alternatives).fold(0, u64::saturating_add);
+        if count > intersections::MOST {
+            let most = intersections::MOST;
+            return Err(BadForm(format!(
+                "what 'allOf' brings together has more than {most} alternatives"
+            )));
+        }
+        Ok(())
     }
 
     fn size(&self) -> usize {

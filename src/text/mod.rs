@@ -17,6 +17,7 @@ mod gbnf;
 mod gguf;
 mod grammar;
 mod hub;
+mod intersections;
 mod json;
 mod offer;
 mod pieces;

@@ -4,7 +4,7 @@
 //! words, and its model asked to write calls as Hermes does.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::template::{Call, Message};
 
@@ -398,19 +398,15 @@ impl Listener {
         self.known(&serde_json::from_str(json).ok()?)
     }
 
-    fn known(&self, call: &Value) -> Option<Said> {
-        let name = call.get("name")?.as_str()?;
-        let arguments = call.get("arguments").or_else(|| call.get("parameters"));
-        let empty = Value::Object(Map::new());
-        let arguments = arguments.unwrap_or(&empty);
-        let known = arguments.is_object() && self.names.iter().any(|known| known == name);
-        let call = || Said::Call { name: name.to_owned(), arguments: arguments.to_string() };
-        known.then(call)
+    fn known(&self, call: &Written<'_>) -> Option<Said> {
+        let arguments = call.arguments.or(call.parameters).map_or("{}", RawValue::get);
+        let known = arguments.starts_with('{') && self.names.contains(&call.name);
+        known.then(|| Said::Call { name: call.name.clone(), arguments: arguments.to_owned() })
     }
 
     /// All of a list, or nothing.
     fn list(&self, json: &str) -> Option<Vec<Said>> {
-        let calls: Vec<Value> = serde_json::from_str(json).ok()?;
+        let calls: Vec<Written<'_>> = serde_json::from_str(json).ok()?;
         let calls: Option<Vec<_>> = calls.iter().map(|call| self.known(call)).collect();
         calls.filter(|calls| !calls.is_empty())
     }
@@ -421,12 +417,23 @@ impl Listener {
         let mut rest = text.strip_prefix(PYTHON).unwrap_or(text).trim_start();
         let mut calls = Vec::new();
         while !rest.is_empty() {
-            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Written<'_>>();
             calls.push(self.known(&values.next()?.ok()?)?);
             rest = rest[values.byte_offset()..].trim_start_matches([';', ' ', '\n']);
         }
         (!calls.is_empty()).then_some(calls)
     }
+}
+
+/// A call as a model writes it. Its arguments are passed on as they stand there: read and written again, a number that is too
+/// large or too exact for 64 bits would be another one, or none.
+#[derive(Deserialize)]
+struct Written<'a> {
+    name: String,
+    #[serde(borrow)]
+    arguments: Option<&'a RawValue>,
+    #[serde(borrow)]
+    parameters: Option<&'a RawValue>,
 }
 
 fn text(text: String) -> Option<Said> {
@@ -472,12 +479,32 @@ mod tests {
     }
 
     #[test]
+    fn arguments_are_passed_on_as_they_are_written() {
+        for arguments in [
+            r#"{"n": 1e999}"#,
+            r#"{ "n":18446744073709551617 }"#,
+            r#"{"a":1,"a":2}"#,
+            "{\"deep\":[[[]]]}",
+        ] {
+            let mut listener = Listener::new(Dialect::Tagged, &[tool("look")]);
+            let text = format!(
+                "<tool_call>{{\"name\": \"look\", \"arguments\": {arguments}}}</tool_call>"
+            );
+            assert_eq!(listener.push(&text), [call("look", arguments)]);
+        }
+        let deep = format!("{{\"deep\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
+        let mut listener = Listener::new(Dialect::Tagged, &[tool("look")]);
+        let text = format!("<tool_call>{{\"name\": \"look\", \"arguments\": {deep}}}</tool_call>");
+        assert_eq!(listener.push(&text), [call("look", &deep)]);
+    }
+
+    #[test]
     fn tagged_calls_are_found_among_text() {
         let whole = "Let me see.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": \"</tool_call>\"}}\n</tool_call>\n\
             <tool_call>{\"name\": \"go\"}</tool_call> Done.";
         let expected = [
             text("Let me see."),
-            call("look", r#"{"at":"</tool_call>"}"#),
+            call("look", r#"{"at": "</tool_call>"}"#),
             call("go", "{}"),
             text("Done."),
         ];
@@ -505,7 +532,7 @@ mod tests {
     #[test]
     fn a_bare_call_is_the_whole_answer() {
         let go = r#"{"name": "go", "parameters": {"to": "sea"}}"#;
-        let called = call("go", r#"{"to":"sea"}"#);
+        let called = call("go", r#"{"to": "sea"}"#);
         assert_eq!(said(Dialect::Bare, &[go]), std::slice::from_ref(&called));
         let two = format!("<|python_tag|>{go}; {go}");
         assert_eq!(said(Dialect::Bare, &[&two]), [called.clone(), called]);

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 /// A module and the modules of ours that it may name. `main`, `cli` and `config` wire and see all.
-const MAY_NAME: [(&str, &[&str]); 14] = [
+const MAY_NAME: [(&str, &[&str]); 15] = [
     ("http", &["adapter", "engine", "ledger", "store", "telemetry", "tenant", "text", "words"]),
     ("engine", &["lora", "model", "telemetry"]),
     ("adapter", &["lora", "store", "telemetry", "tenant"]),
@@ -15,6 +15,7 @@ const MAY_NAME: [(&str, &[&str]); 14] = [
     ("text", &[]),
     ("words", &[]),
     ("kernels", &[]),
+    ("bench", &[]),
     ("catalog", &[]),
     ("telemetry", &["config"]),
     ("config", &["catalog", "store", "tenant"]),

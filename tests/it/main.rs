@@ -4,6 +4,7 @@
 
 mod accounts;
 mod architecture;
+mod bench;
 mod cache;
 mod cli;
 mod embeddings;

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chorus import TINY, Server, mini
+from chorus import CONFIG, TINY, WEIGHTS, Server
 
 HERE = Path(__file__).resolve().parent
 OPERATOR = "operator-" + os.urandom(16).hex()
@@ -44,9 +44,10 @@ def run(arguments):
 
             admin("", {"name": "acme"})
             key = admin("/acme/keys", {"scope": "admin"})["key"]
-            for number, name in enumerate(("sql", "support")):
-                answer = server.put(name, mini(number), headers={"Authorization": f"Bearer {key}"})
-                print(f"{name}: {answer.status_code}")
+            for name, folder in (("sql", "all-linear"), ("support", "layers-int")):
+                files = {file: (TINY / "adapters" / folder / file).read_bytes() for file in (CONFIG, WEIGHTS)}
+                answer = server.put(name, files, headers={"Authorization": f"Bearer {key}"})
+                assert answer.status_code == 201, answer.text
             of_tenant, well = cases(arguments, server, key, ("--exclude-tag", "operation"))
             of_operator, too = cases(arguments, server, OPERATOR, ("--include-tag", "operation"))
             ready = server.http.get(server.url + "/ready", timeout=5).status_code == 200

@@ -22,7 +22,7 @@ UNSAID = [re.compile(pattern, re.IGNORECASE) for pattern in [
     r"'messages\[\d+\]\.content' is missing",
     r"send either 'prompt' or 'messages'",
     r"tool_result is a part of the user's messages alone",
-    r"'min_tokens' is \d+, more than 'max_tokens'",
+    r"'min_tokens' is \d+, more than",
     r"'top_logprobs' needs 'logprobs'",
     r"'adapters' names .* twice",
     r"tool_use is a part of the assistant's messages alone",

@@ -198,7 +198,7 @@ async fn a_call_is_streamed() {
             &json!({"type": "content_block_start", "index": 1,
                 "content_block": {"type": "tool_use", "id": id, "name": "go", "input": {}}}),
             &json!({"type": "content_block_delta", "index": 1,
-                "delta": {"type": "input_json_delta", "partial_json": "{\"to\":\"sea\"}"}}),
+                "delta": {"type": "input_json_delta", "partial_json": "{\"to\": \"sea\"}"}}),
             &json!({"type": "content_block_stop", "index": 1}),
             &json!({"type": "message_delta", "delta": {"stop_reason": "tool_use", "stop_sequence": null},
                 "usage": data[9]["usage"]}),

@@ -69,10 +69,13 @@ pub(in crate::http) struct StreamOptions {
     pub(in crate::http) include_usage: Option<bool>,
 }
 
-/// `{"name": "a", "scale": 0.7}`
+/// `{"name": "a", "scale": 0.7}`. What else it had would be another mix.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(in crate::http) struct AdapterPart {
     pub(in crate::http) name: String,
+    /// `weight` says the same.
+    #[serde(alias = "weight")]
     #[schema(minimum = -16, maximum = 16)]
     pub(in crate::http) scale: Option<f32>,
 }

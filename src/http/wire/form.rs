@@ -4,6 +4,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::unsupported::Weight;
+
 /// `{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {..}}`
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct ResponseFormat {
@@ -11,6 +13,9 @@ pub(in crate::http) struct ResponseFormat {
     #[schema(pattern = "^(text|json_object|json_schema)$")]
     pub(in crate::http) kind: String,
     pub(in crate::http) json_schema: Option<JsonSchema>,
+    /// Beside `json_object`.
+    #[schema(value_type = Object)]
+    pub(in crate::http) schema: Option<Value>,
 }
 
 /// The same with the schema beside the type, as LoRAX and Anthropic write it.
@@ -39,5 +44,27 @@ pub(in crate::http) struct StructuredOutputs {
     pub(in crate::http) grammar: Option<String>,
     pub(in crate::http) json_object: Option<bool>,
     #[schema(ignore)]
-    pub(in crate::http) structural_tag: Option<Value>,
+    #[schema(ignore)]
+    structural_tag: Option<Weight>,
+    #[schema(ignore)]
+    whitespace_pattern: Option<Weight>,
+    #[schema(ignore)]
+    disable_any_whitespace: Option<Weight>,
+    #[schema(ignore)]
+    disable_additional_properties: Option<Weight>,
+}
+
+impl StructuredOutputs {
+    /// What would change the form, and is not done.
+    pub(in crate::http) fn unsupported(&self) -> [(&'static str, &Option<Weight>); 4] {
+        [
+            ("structured_outputs.structural_tag", &self.structural_tag),
+            ("structured_outputs.whitespace_pattern", &self.whitespace_pattern),
+            ("structured_outputs.disable_any_whitespace", &self.disable_any_whitespace),
+            (
+                "structured_outputs.disable_additional_properties",
+                &self.disable_additional_properties,
+            ),
+        ]
+    }
 }

@@ -16,6 +16,11 @@ pub(in crate::http) struct Generate {
     pub(in crate::http) stream: Option<bool>,
     #[schema(ignore)]
     pub(in crate::http) adapters: Option<Weight>,
+    /// `parameters` is the place for it.
+    #[schema(ignore)]
+    pub(in crate::http) adapter_id: Option<Weight>,
+    #[schema(ignore)]
+    pub(in crate::http) model: Option<Weight>,
 }
 
 /// How it is to be continued. `null` is absent; the token for hubs, and whatever else is unknown, is overlooked.
@@ -65,6 +70,10 @@ pub(in crate::http) struct Parameters {
     pub(in crate::http) response_format: Option<Object<FlatFormat>>,
     #[schema(ignore)]
     pub(in crate::http) schema: Option<Weight>,
+    #[schema(ignore)]
+    pub(in crate::http) adapters: Option<Weight>,
+    #[schema(ignore)]
+    pub(in crate::http) model: Option<Weight>,
     #[schema(ignore)]
     pub(in crate::http) truncate: Option<Weight>,
     #[schema(ignore)]

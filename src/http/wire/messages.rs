@@ -6,7 +6,7 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error, SeqAccess, Visitor},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 use utoipa::ToSchema;
 
 use super::{
@@ -240,7 +240,8 @@ pub(in crate::http) struct UseBlock<'a> {
     pub(in crate::http) kind: &'static str,
     pub(in crate::http) id: &'a str,
     pub(in crate::http) name: &'a str,
-    pub(in crate::http) input: &'a Value,
+    #[schema(value_type = Object)]
+    pub(in crate::http) input: &'a RawValue,
 }
 
 /// What an event adds to a block.

@@ -149,10 +149,16 @@ const fn unless_all(field: &'static str, harmless: &'static [&'static str]) -> U
 
 /// Refused wherever text is generated.
 pub(in crate::http) const GENERATION: &[Unsupported] = &[
+    refused("adapter"),
+    refused("adapter_id"),
     refused("allowed_token_ids"),
     refused("bad_words"),
     refused("guided_whitespace_pattern"),
     refused("logits_processors"),
+    refused("lora"),
+    refused("lora_name"),
+    refused("lora_path"),
+    refused("lora_request"),
     refused("prompt_embeds"),
     refused("prompt_logprobs"),
     refused("truncate_prompt_tokens"),
@@ -179,9 +185,14 @@ pub(in crate::http) const RENDERED: &[Unsupported] = &[
 /// Refused in responses besides.
 pub(in crate::http) const RESPONSE: &[Unsupported] = &[
     refused("background"),
-    refused("chat_template"),
-    refused("chat_template_kwargs"),
+    refused("best_of"),
+    refused("continue_final_message"),
     refused("conversation"),
+    refused("echo"),
+    refused("logprobs"),
+    refused("max_completion_tokens"),
+    refused("messages"),
+    unless_all("modalities", &["text"]),
     refused("moderation"),
     refused("prompt"),
     refused("return_token_ids"),
@@ -194,9 +205,13 @@ pub(in crate::http) const TOOL: &[Unsupported] =
 
 /// Refused in messages besides.
 pub(in crate::http) const MESSAGE: &[Unsupported] = &[
-    refused("chat_template"),
-    refused("chat_template_kwargs"),
+    refused("audio"),
+    refused("best_of"),
     refused("container"),
+    refused("continue_final_message"),
+    refused("echo"),
+    refused("logprobs"),
+    refused("max_completion_tokens"),
     refused("mcp_servers"),
     refused("output_format"),
     refused("return_token_ids"),

@@ -1,0 +1,199 @@
+//! One attempt at one request.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{
+    Client, Response,
+    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
+};
+use serde_json::Value;
+
+use super::{
+    draw::Wish,
+    measure::Outcome,
+    plan::Plan,
+    stream::{self, Lines, Said, Usage},
+};
+
+/// How long the end of a stream, after its `[DONE]`, is waited for.
+const LINGER: Duration = Duration::from_secs(1);
+/// What a refusal says is read up to here.
+const MOST_REFUSAL: usize = 64 << 10;
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) outcome: Outcome,
+    /// When each part of the answer was there.
+    pub(super) parts: Vec<Instant>,
+    /// When it was over.
+    pub(super) end: Instant,
+    pub(super) usage: Option<Usage>,
+    /// What a refusal asks for.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Attempt {
+    /// One that was given up.
+    pub(super) fn unfinished() -> Self {
+        Self {
+            outcome: Outcome::Unfinished,
+            parts: Vec::new(),
+            end: Instant::now(),
+            usage: None,
+            retry_after: None,
+        }
+    }
+}
+
+/// A client for the whole run: connections are kept open and used again, as OpenAI's clients do.
+pub(super) fn client(plan: &Plan) -> Result<Client, reqwest::Error> {
+    Client::builder()
+        .http1_only()
+        .pool_max_idle_per_host(usize::MAX)
+        // What is measured is what was asked: once, and of this server.
+        .retry(reqwest::retry::never())
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(plan.timeout)
+        .build()
+}
+
+/// Writes the request that a wish stands for.
+pub(super) fn request(client: &Client, plan: &Plan, wish: &Wish) -> reqwest::RequestBuilder {
+    let target = &plan.target;
+    let adapter = wish.adapter.as_deref();
+    let mut request = client.post(target.route()).header(CONTENT_TYPE, "application/json");
+    for (name, value) in &target.headers {
+        request = request.header(name, value);
+    }
+    if let Some((name, value)) = target.selecting(adapter) {
+        request = request.header(name, value);
+    }
+    if let Some(key) = &plan.tenants[wish.tenant].key {
+        request = request.bearer_auth(key.secret());
+    }
+    request.body(target.json(adapter, &wish.prompt, wish.output))
+}
+
+/// Sends it and reads the answer to its end. `heard` is told of each part as it comes, and how many came before it.
+pub(super) async fn attempt(
+    request: reqwest::RequestBuilder,
+    timeout: Duration,
+    heard: impl Fn(usize),
+) -> Attempt {
+    let mut attempt = Attempt::unfinished();
+    let outcome = tokio::time::timeout(timeout, exchange(request, &mut attempt, &heard)).await;
+    attempt.end = Instant::now();
+    attempt.outcome = outcome.unwrap_or_else(|_| Outcome::failed("timeout", "no end in time"));
+    attempt
+}
+
+async fn exchange(
+    request: reqwest::RequestBuilder,
+    attempt: &mut Attempt,
+    heard: &impl Fn(usize),
+) -> Outcome {
+    let response = match request.send().await {
+        Ok(response) => response,
+        Err(why) if why.is_builder() => return Outcome::failed("not a request", &causes(&why)),
+        Err(why) if why.is_connect() => {
+            return Outcome::failed(Outcome::UNREACHABLE, &causes(&why));
+        }
+        Err(why) => return Outcome::failed("no answer", &causes(&why)),
+    };
+    if !response.status().is_success() {
+        attempt.retry_after = retry_after(response.headers());
+        return refusal(response).await;
+    }
+    listen(response, attempt, heard).await
+}
+
+/// Reads a stream to its end.
+async fn listen(mut response: Response, attempt: &mut Attempt, heard: &impl Fn(usize)) -> Outcome {
+    let mut lines = Lines::default();
+    let mut finished = false;
+    loop {
+        let bytes = match response.chunk().await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) if finished && !attempt.parts.is_empty() => return Outcome::Done,
+            Ok(None) => {
+                return Outcome::failed("cut off", "the stream ended before the answer did");
+            }
+            Err(why) => return Outcome::failed("cut off", &causes(&why)),
+        };
+        // All that these bytes say was there now.
+        let now = Instant::now();
+        if lines.push(&bytes).is_err() {
+            return Outcome::failed("no stream", "a line has no end");
+        }
+        while let Some(line) = lines.next() {
+            match stream::read(line, &mut attempt.usage) {
+                Said::Nothing => {}
+                Said::Part => {
+                    heard(attempt.parts.len());
+                    attempt.parts.push(now);
+                }
+                Said::Finish => finished = true,
+                Said::End if attempt.parts.is_empty() => {
+                    return Outcome::failed("empty", "the answer has no text");
+                }
+                Said::End => {
+                    drain(response);
+                    return Outcome::Done;
+                }
+                Said::Fault(why) => return Outcome::failed("fault in the stream", &why),
+                Said::Garbage => return Outcome::failed("no stream", "an event is no JSON"),
+            }
+        }
+    }
+}
+
+/// A connection is used again only if its answer was read to the very end, which follows `[DONE]`.
+fn drain(mut response: Response) {
+    let rest = async move { while let Ok(Some(_)) = response.chunk().await {} };
+    tokio::spawn(tokio::time::timeout(LINGER, rest));
+}
+
+async fn refusal(mut response: Response) -> Outcome {
+    let status = response.status().as_u16();
+    let mut body = Vec::new();
+    while body.len() < MOST_REFUSAL {
+        match response.chunk().await {
+            Ok(Some(bytes)) => body.extend_from_slice(&bytes),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    if matches!(status, 429 | 503) {
+        return Outcome::Refused { status };
+    }
+    let error: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let error = if error["error"].is_null() { error } else { error["error"].clone() };
+    let why = match &error {
+        Value::Null => String::from_utf8_lossy(&body).chars().take(300).collect(),
+        error => stream::message(error),
+    };
+    Outcome::failed(&format!("status {status}"), &why)
+}
+
+/// In seconds; a date, which the header may have instead, is none.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: f64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// An error and what caused it, without the URL.
+fn causes(error: &reqwest::Error) -> String {
+    let mut text = String::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    if text.is_empty() { "the connection failed".to_owned() } else { text }
+}
