@@ -143,6 +143,8 @@ def check_file(binary, options):
         taken.flush()
         with served(binary, "--config", HERE / "chorus.toml"), served(binary, "--config", taken.name, "--max-context", "128"):
             pass
+    with served(binary, "--config", HERE / "kubernetes" / "chorus.toml"):
+        pass
     return knobs
 
 
@@ -160,10 +162,8 @@ def check_names(knobs, options):
         for container in containers(item):
             for option in re.findall(r"(?<!\S)--([a-z][a-z-]+)", " ".join(map(str, container.get("args") or []))):
                 expect(option in options, f"{name} starts chorus with --{option}, which it does not have")
-        for key, text in item.get("data", {}).items() if item.get("kind") == "ConfigMap" else ():
-            if key.endswith(".toml"):
-                for knob in re.findall(r"^([a-z-]+) *=", text, re.M):
-                    expect(knob in knobs, f"{name}: {key} has {knob}, which chorus does not know")
+    for knob in re.findall(r"^([a-z-]+) *=", (HERE / "kubernetes" / "chorus.toml").read_text(), re.M):
+        expect(knob in knobs, f"kubernetes/chorus.toml has {knob}, which chorus does not know")
 
 
 def everything():
@@ -234,7 +234,7 @@ def check_times(options):
         for container in containers(item):
             spec = item["spec"].get("template", {}).get("spec", item["spec"])
             before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-            if item["kind"] == "Deployment":
+            if item.get("kind") == "Deployment":
                 expect(spec.get("terminationGracePeriodSeconds", 30) > before + drain, f"{name} kills before the drain is over")
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 path = container.get(probe, {}).get("httpGet", {}).get("path")
