@@ -296,8 +296,10 @@ def check_with_programs(binary):
 
 def behind(what, binary, run):
     """Two servers behind a proxy: adapters keep to one of them, tokens come one by one, and what is not for clients is not there."""
-    store = tempfile.mkdtemp()
-    with served(binary, "--store", store) as one, served(binary, "--store", store) as two, run(one, two) as port:
+    with contextlib.ExitStack() as held:
+        store = held.enter_context(tempfile.TemporaryDirectory())
+        one, two = (held.enter_context(served(binary, "--store", store)) for _ in range(2))
+        port = held.enter_context(run(one, two))
         deadline = time.monotonic() + 20
         while ask(port, "/ready", Host="localhost")[0] != 200 and time.monotonic() < deadline:
             time.sleep(0.1)
