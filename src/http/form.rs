@@ -1,6 +1,6 @@
 //! The form that an answer must have: from a request's fields to the engine's guide.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     error::ApiError,
@@ -27,6 +27,11 @@ pub(super) struct Fields {
 }
 
 impl Fields {
+    const CHATS: Self = Self {
+        whole: "response_format",
+        kind: "response_format.type",
+        schema: "response_format.schema",
+    };
     pub(super) const RESPONSES: Self =
         Self { whole: "text.format", kind: "text.format.type", schema: "text.format.schema" };
     pub(super) const MESSAGES: Self = Self {
@@ -108,7 +113,7 @@ impl Asked {
         Ok(Self { form: Form::Calls(calls, Some(schema)), ..self })
     }
 
-    /// Begins it. That takes some milliseconds at most: the form and the work for it are bounded.
+    /// Begins it. That may take some tenths of a second, for which there is [`super::desks::Desks::compile`].
     pub(super) fn begin(&self, text: &Text) -> Result<Walk, ApiError> {
         text.form(&self.form).map_err(|bad| {
             let message = format!("'{}' cannot be followed: {bad}", self.field);
@@ -118,30 +123,18 @@ impl Asked {
 }
 
 fn response_format(format: Option<&ResponseFormat>) -> Result<Option<Asked>, ApiError> {
-    let Some(format) = format else { return Ok(None) };
-    let field = "response_format";
-    match (format.kind.as_str(), &format.json_schema) {
-        ("text", _) => Ok(None),
-        // Older servers take a schema here; an empty one says nothing.
-        ("json_object", _) => Ok(Some(match &format.schema {
-            Some(schema) if *schema != json!({}) => {
-                Asked::new("response_format.schema", Form::Schema(schema.clone()))
-            }
-            _ => Asked::new(field, Form::object()),
-        })),
+    let Some(ResponseFormat { kind, json_schema, schema }) = format else { return Ok(None) };
+    match (kind.as_str(), json_schema) {
         ("json_schema", Some(given)) => {
-            let schema = given.schema.clone();
-            let form = schema.map_or_else(Form::object, Form::Schema);
+            let form = given.schema.clone().map_or_else(Form::object, Form::Schema);
             Ok(Some(Asked::new("response_format.json_schema.schema", form)))
         }
         ("json_schema", None) => {
             let field = "response_format.json_schema";
             Err(ApiError::invalid(field, format!("'{field}' is missing")))
         }
-        (_, _) => {
-            let message = "'response_format.type' must be text, json_object or json_schema";
-            Err(ApiError::invalid("response_format.type", message))
-        }
+        // Older servers take a schema beside `json_object`.
+        (kind, _) => Asked::flat(&Fields::CHATS, kind, schema.as_ref()),
     }
 }
 
