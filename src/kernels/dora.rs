@@ -188,9 +188,15 @@ mod tests {
         (0..weights.outputs()).map(row).collect()
     }
 
-    /// The sum of squares, and how far rounding may lead away from it.
+    /// The sum of squares, and how far rounding may lead away from it: of each number, of its square, and of the sum of up to
+    /// [`BLOCK`] squares, whose every step may be off by half an epsilon of what it holds.
     fn squares(values: impl Iterator<Item = (f64, f64)>) -> (f64, f64) {
-        let terms = values.map(|(x, error)| (x * x, (2.0 * x.abs() + error) * error));
+        let step = f64::from(f32::EPSILON) / 2.0;
+        let summed = (BLOCK + 1) as f64 * step / (1.0 - (BLOCK + 1) as f64 * step);
+        let terms = values.map(|(x, error)| {
+            let (square, error) = (x * x, (2.0 * x.abs() + error) * error);
+            (square, error + (square + error) * summed)
+        });
         terms.fold((0.0, 1e-6), |(sum, bound), (x, error)| (sum + x, bound + error))
     }
 
