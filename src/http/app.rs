@@ -465,7 +465,7 @@ impl App {
     pub(super) fn router(self, guard: Guard) -> Router {
         let (router, _) = routes().split_for_parts();
         router
-            .merge(console::routes())
+            .merge(console::files())
             .fallback(no_route)
             .method_not_allowed_fallback(wrong_method)
             .layer(from_fn_with_state(self.clone(), auth::layer))
@@ -477,7 +477,7 @@ impl App {
     }
 }
 
-/// All routes but the console's, each with what `/openapi.json` says of it.
+/// All routes but those of the console's files, each with what `/openapi.json` says of it.
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::Document::openapi())
         .routes(routes!(chat::create))
@@ -486,7 +486,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(responses::find, responses::remove))
         .routes(routes!(messages::create))
         .routes(routes!(messages::count))
-        .routes(routes!(lorax::either))
+        .routes(routes!(console::page, lorax::either))
         .routes(routes!(lorax::generate))
         .routes(routes!(lorax::generate_stream))
         .routes(routes!(embeddings::create))

@@ -19,7 +19,7 @@ use axum::{
 };
 use sha2::{Digest, Sha256};
 
-use super::app::App;
+use super::{app::App, openapi::Refusals};
 
 /// Where the page is. A `POST` there is `LoRAX`'s.
 pub(super) const PAGE: &str = "/";
@@ -39,8 +39,12 @@ struct File {
     text: &'static str,
 }
 
+const INDEX: File =
+    File { path: PAGE, kind: "text/html; charset=utf-8", text: include_str!("console/index.html") };
+
+/// All of them.
 const FILES: [File; 4] = [
-    File { path: PAGE, kind: "text/html; charset=utf-8", text: include_str!("console/index.html") },
+    INDEX,
     File { path: STYLE, kind: "text/css; charset=utf-8", text: include_str!("console/style.css") },
     File {
         path: SCRIPT,
@@ -61,9 +65,22 @@ static TAG: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_str(&format!("\"{half:032x}\"")).expect("digits may stand in a header")
 });
 
-/// The page and what it loads.
-pub(super) fn routes() -> Router<App> {
-    FILES.into_iter().fold(Router::new(), |router, file| {
+/// A console, for people.
+#[utoipa::path(
+    get, path = "/", tag = "process", operation_id = "console",
+    responses(
+        (status = 200, description = "The page", body = String, content_type = "text/html"),
+        (status = 304, description = "It is the one that `If-None-Match` names"),
+        Refusals,
+    )
+)]
+pub(super) async fn page(headers: HeaderMap) -> Response {
+    INDEX.answer(&headers)
+}
+
+/// What the page loads.
+pub(super) fn files() -> Router<App> {
+    FILES.into_iter().filter(|file| file.path != PAGE).fold(Router::new(), |router, file| {
         router.route(file.path, get(async move |headers: HeaderMap| file.answer(&headers)))
     })
 }

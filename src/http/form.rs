@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     error::ApiError,
-    wire::{common::Common, form::ResponseFormat, unsupported::Weight},
+    wire::{common::Common, form::ResponseFormat, object::Object, unsupported::Weight},
 };
 use crate::{
     engine::{Allowed, Guide, Lost, TokenSet},
@@ -16,6 +16,16 @@ use crate::{
 pub(super) struct Asked {
     field: &'static str,
     form: Form,
+    reach: Reach,
+}
+
+/// What of an answer has to have a form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// Its text, which there is none of where tools are called.
+    Text,
+    /// All that the model writes.
+    Everything,
 }
 
 /// What a route's clients call a format and its parts, where the schema stands beside the type.
@@ -48,7 +58,7 @@ impl Fields {
 
 impl Asked {
     pub(super) fn new(field: &'static str, form: Form) -> Self {
-        Self { field, form }
+        Self { field, form, reach: Reach::Text }
     }
 
     /// The form that a request asks for, by one field at most.
@@ -64,6 +74,10 @@ impl Asked {
         schema: Option<&Value>,
     ) -> Result<Option<Self>, ApiError> {
         let schema = schema.filter(|schema| !schema.is_null());
+        if schema.is_some_and(|schema| !schema.is_object()) {
+            let field = fields.schema;
+            return Err(ApiError::invalid(field, format!("'{field}' must be an object")));
+        }
         match (kind, schema) {
             ("text", _) => Ok(None),
             // LoRAX writes it like that.
@@ -98,10 +112,13 @@ impl Asked {
         Ok(first)
     }
 
-    /// Calls that must come leave no room for it.
-    pub(super) fn beside_calls(&self) -> ApiError {
+    /// Refuses it where calls must come, unless it is of the text alone: there is none then.
+    pub(super) fn beside_calls(self) -> Result<(), ApiError> {
+        if self.reach == Reach::Text {
+            return Ok(());
+        }
         let message = format!("'{}' and a call that must come cannot both be followed", self.field);
-        ApiError::invalid(self.field, message)
+        Err(ApiError::invalid(self.field, message))
     }
 
     /// The same, or calls of tools.
@@ -122,10 +139,12 @@ impl Asked {
     }
 }
 
-fn response_format(format: Option<&ResponseFormat>) -> Result<Option<Asked>, ApiError> {
-    let Some(ResponseFormat { kind, json_schema, schema }) = format else { return Ok(None) };
+fn response_format(format: Option<&Object<ResponseFormat>>) -> Result<Option<Asked>, ApiError> {
+    let Some(Object(ResponseFormat { kind, json_schema, schema })) = format else {
+        return Ok(None);
+    };
     match (kind.as_str(), json_schema) {
-        ("json_schema", Some(given)) => {
+        ("json_schema", Some(Object(given))) => {
             let form = given.schema.clone().map_or_else(Form::object, Form::Schema);
             Ok(Some(Asked::new("response_format.json_schema.schema", form)))
         }
@@ -141,8 +160,9 @@ fn response_format(format: Option<&ResponseFormat>) -> Result<Option<Asked>, Api
 /// What vLLM's fields ask for, of the older kind and of the newer.
 fn vllm(common: &Common) -> Result<Vec<Asked>, ApiError> {
     let mut asked = Vec::new();
+    let reach = Reach::Everything;
     let mut ask =
-        |field, form: Option<Form>| asked.extend(form.map(|form| Asked::new(field, form)));
+        |field, form: Option<Form>| asked.extend(form.map(|form| Asked { field, form, reach }));
     ask(
         "guided_json",
         common.guided_json.as_ref().map(|given| schema("guided_json", given)).transpose()?,
@@ -150,7 +170,7 @@ fn vllm(common: &Common) -> Result<Vec<Asked>, ApiError> {
     ask("guided_regex", common.guided_regex.clone().map(Form::Regex));
     ask("guided_choice", common.guided_choice.clone().map(Form::Choice));
     ask("guided_grammar", common.guided_grammar.clone().map(Form::Grammar));
-    let Some(newer) = &common.structured_outputs else { return Ok(asked) };
+    let Some(Object(newer)) = &common.structured_outputs else { return Ok(asked) };
     for (field, given) in newer.unsupported() {
         if !given.as_ref().is_none_or(Weight::is_nothing) {
             return Err(ApiError::unsupported(field));

@@ -3,7 +3,7 @@
 //! Each route is given to the router together with what is said of it here, so that none can be without. What a schema cannot say,
 //! the text does: that a prompt and its answer must fit into the context, which names there are, which fields exclude each other.
 //!
-//! The console's files are not in it: they are for browsers, not for clients.
+//! The files that the console loads are not in it: they are for browsers, not for clients.
 
 mod refusals;
 mod requests;

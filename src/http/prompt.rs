@@ -8,6 +8,7 @@ use super::{
     wire::{
         common::AdapterPart,
         content::{MessageIn, Role},
+        object::Object,
         prompt::Prompt,
         tools::{FunctionIn, ToolCallIn},
         unsupported::Weight,
@@ -16,11 +17,11 @@ use super::{
 use crate::text::{Call, Ending, Framing, Message, Specials, Text};
 
 /// The messages as templates take them. Only the assistant may say nothing.
-pub(super) fn messages(sent: Vec<MessageIn>) -> Result<Vec<Message>, ApiError> {
+pub(super) fn messages(sent: Vec<Object<MessageIn>>) -> Result<Vec<Message>, ApiError> {
     if sent.is_empty() {
         return Err(ApiError::invalid("messages", "'messages' must have at least one message"));
     }
-    sent.into_iter().enumerate().map(|(index, message)| read(index, message)).collect()
+    sent.into_iter().enumerate().map(|(index, Object(message))| read(index, message)).collect()
 }
 
 fn read(index: usize, sent: MessageIn) -> Result<Message, ApiError> {
@@ -46,7 +47,7 @@ fn read(index: usize, sent: MessageIn) -> Result<Message, ApiError> {
     }
     let calls = tool_calls.into_iter().enumerate();
     let tool_calls = calls
-        .map(|(at, call)| self::call(&format!("messages[{index}].tool_calls[{at}]"), call))
+        .map(|(at, Object(call))| self::call(&format!("messages[{index}].tool_calls[{at}]"), call))
         .collect::<Result<_, _>>()?;
     let tool_call_id = tool_call_id.filter(|_| role == Role::Tool);
     Ok(Message { role: role.in_template().to_owned(), content, name, tool_calls, tool_call_id })
@@ -54,7 +55,7 @@ fn read(index: usize, sent: MessageIn) -> Result<Message, ApiError> {
 
 /// A call of an earlier answer. Templates show its arguments as JSON, so that they have to be some.
 fn call(field: &str, sent: ToolCallIn) -> Result<Call, ApiError> {
-    let ToolCallIn { id, kind, function: FunctionIn { name, arguments } } = sent;
+    let ToolCallIn { id, kind, function: Object(FunctionIn { name, arguments }) } = sent;
     if kind.is_some_and(|kind| kind != "function") {
         let field = format!("{field}.type");
         return Err(ApiError::invalid(&field, format!("'{field}' must be function")));
@@ -73,8 +74,8 @@ pub(super) fn arguments(field: &str, sent: Option<String>) -> Result<Value, ApiE
 }
 
 /// The adapters that are to answer together.
-pub(super) fn parts(sent: Option<Vec<AdapterPart>>) -> Result<Option<Vec<Part>>, ApiError> {
-    let part = |AdapterPart { name, scale }| Part { name, weight: scale.unwrap_or(1.0) };
+pub(super) fn parts(sent: Option<Vec<Object<AdapterPart>>>) -> Result<Option<Vec<Part>>, ApiError> {
+    let part = |Object(AdapterPart { name, scale })| Part { name, weight: scale.unwrap_or(1.0) };
     let parts = sent.map(|sent| checked(sent.into_iter().map(part).collect(), "adapters"));
     parts.transpose()
 }

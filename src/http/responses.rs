@@ -101,7 +101,8 @@ fn messages(echoed: &Echoed, items: Vec<Item>) -> Result<Vec<Message>, ApiError>
             Item::Message { role, content } => messages.push(prompt::message(role, content)),
             Item::Call { id, name, arguments } => {
                 let field = format!("input[{index}].arguments");
-                let call = Call { id, name, arguments: prompt::arguments(&field, arguments)? };
+                let call =
+                    Call { id, name, arguments: prompt::arguments(&field, Some(arguments))? };
                 add_call(&mut messages, call);
             }
             Item::Output { id, output } => messages.push(prompt::result(id, output)),

@@ -145,6 +145,10 @@ impl Terms {
             let message = format!("the vocabulary of {} tokens has no token {id}", text.vocab());
             return Err(ApiError::invalid("logit_bias", message));
         }
+        if let Some(id) = self.stop_ids.iter().find(|id| text.token_bytes(**id).is_none()) {
+            let message = format!("the vocabulary of {} tokens has no token {id}", text.vocab());
+            return Err(ApiError::invalid("stop_token_ids", message));
+        }
         self.walk = self.form.as_ref().map(|form| form.begin(text)).transpose()?;
         Ok(())
     }
@@ -215,7 +219,7 @@ pub(super) fn salt(given: Option<&str>) -> Result<Salt, ApiError> {
 }
 
 fn delivery(common: &Common) -> Delivery {
-    let usage = common.stream_options.as_ref().and_then(|options| options.include_usage);
+    let usage = common.stream_options.as_ref().and_then(|options| options.0.include_usage);
     match (common.stream, usage) {
         (Some(true), Some(true)) => Delivery::StreamWithUsage,
         (Some(true), _) => Delivery::Stream,

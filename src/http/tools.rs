@@ -8,6 +8,7 @@ use super::{
     error::ApiError,
     form, request_id,
     wire::{
+        object::Object,
         tools::{FunctionOut, ToolCallOut, ToolChoiceIn, ToolIn},
         unsupported::{Scan, TOOL},
     },
@@ -26,19 +27,22 @@ const FIELD: &str = "tools";
 pub(super) struct Parts {
     /// The type of a function.
     kind: &'static str,
-    name: &'static str,
+    /// What the others stand below.
+    above: &'static str,
     parameters: &'static str,
+    /// Whether there is no function without parameters.
+    demanded: bool,
 }
 
 impl Parts {
-    /// In chats, below `function`.
+    /// In chats.
     pub(super) const NESTED: Self =
-        Self { kind: "function", name: "function.name", parameters: "function.parameters" };
+        Self { kind: "function", above: "function.", parameters: "parameters", demanded: false };
     /// In responses.
-    pub(super) const FLAT: Self = Self { kind: "function", name: "name", parameters: "parameters" };
+    pub(super) const FLAT: Self = Self { above: "", ..Self::NESTED };
     /// In messages.
     pub(super) const SCHEMA: Self =
-        Self { kind: "custom", name: "name", parameters: "input_schema" };
+        Self { kind: "custom", above: "", parameters: "input_schema", demanded: true };
 }
 
 /// What stands beside a tool's parts and is none: the model is not told.
@@ -77,7 +81,7 @@ enum Choice {
 impl Tools {
     /// What is sent, whose fields are called as `parts` has it.
     pub(super) fn read(
-        (sent, parts): (Option<Vec<ToolIn>>, Parts),
+        (sent, parts): (Option<Vec<Object<ToolIn>>>, Parts),
         choice: Option<ToolChoiceIn>,
         parallel: Option<bool>,
     ) -> Result<Self, ApiError> {
@@ -88,7 +92,7 @@ impl Tools {
         }
         let sent = sent.into_iter().enumerate();
         let told: Vec<_> =
-            sent.map(|(index, sent)| tool(index, sent, parts)).collect::<Result<_, _>>()?;
+            sent.map(|(index, Object(sent))| tool(index, sent, parts)).collect::<Result<_, _>>()?;
         let choice = chosen(choice, &told)?;
         let number = if parallel == Some(false) { Number::One } else { Number::Several };
         Ok(Self { told, choice, number })
@@ -101,8 +105,9 @@ impl Tools {
         parallel: Option<bool>,
     ) -> Result<Self, ApiError> {
         let sent = sent.into_iter().enumerate();
-        let nested: Vec<_> =
-            sent.map(|(index, sent)| nested(index, sent, parts)).collect::<Result<_, _>>()?;
+        let nested: Vec<_> = sent
+            .map(|(index, sent)| nested(index, sent, parts).map(Object))
+            .collect::<Result<_, _>>()?;
         Self::read((Some(nested), parts), choice, parallel)
     }
 
@@ -113,6 +118,7 @@ impl Tools {
         asked: Option<form::Asked>,
     ) -> Result<Option<form::Asked>, ApiError> {
         let calls = |tools: Vec<Tool>, number| Calls { dialect, tools, number };
+        let alone = |asked: Option<form::Asked>| asked.map_or(Ok(()), form::Asked::beside_calls);
         match (&self.choice, asked) {
             (Choice::None, asked) => Ok(asked),
             // Where no schema has to be followed, or nothing shows that a call begins, calls are what the model makes of them.
@@ -125,12 +131,13 @@ impl Tools {
                 let calls = calls(self.told.clone(), self.number);
                 asked.or_calls(calls).map(Some)
             }
-            (Choice::Required | Choice::Named(_), Some(asked)) => Err(asked.beside_calls()),
-            (Choice::Required, None) => {
+            (Choice::Required, asked) => {
+                alone(asked)?;
                 let calls = calls(self.told.clone(), self.number);
                 Ok(Some(form::Asked::new(FIELD, Form::Calls(calls, None))))
             }
-            (Choice::Named(name), None) => {
+            (Choice::Named(name), asked) => {
+                alone(asked)?;
                 let named = self.told.iter().filter(|tool| tool.name == *name).cloned();
                 let calls = calls(named.collect(), Number::One);
                 Ok(Some(form::Asked::new(FIELD, Form::Calls(calls, None))))
@@ -180,25 +187,34 @@ fn nested(index: usize, sent: Map<String, Value>, parts: Parts) -> Result<ToolIn
 }
 
 fn tool(index: usize, sent: ToolIn, parts: Parts) -> Result<Tool, ApiError> {
-    let field = |name: &str| format!("{FIELD}[{index}].{name}");
     let invalid = |name: &str, problem: &str| {
-        let field = field(name);
-        Err(ApiError::invalid(&field, format!("'{field}' {problem}")))
+        let field = format!("{FIELD}[{index}].{name}");
+        ApiError::invalid(&field, format!("'{field}' {problem}"))
     };
     if sent.kind != "function" {
         let problem = "this server has no tools of its own, and calls none: send functions";
-        return invalid("type", &format!("is {:?}; {problem}", sent.kind));
+        return Err(invalid("type", &format!("is {:?}; {problem}", sent.kind)));
     }
-    let Some(function) = sent.function else { return invalid("function", "is missing") };
+    let function = sent.function.ok_or_else(|| invalid("function", "is missing"))?;
+    let invalid = |name: &str, problem: &str| invalid(&format!("{}{name}", parts.above), problem);
     let name = match function.get("name") {
         Some(Value::String(name)) if is_name(name) => name.clone(),
-        _ => return invalid(parts.name, "must have 1 to 64 letters, digits, _ or -"),
+        _ => return Err(invalid("name", "must have 1 to 64 letters, digits, _ or -")),
     };
     let parameters = match function.get("parameters") {
+        None | Some(Value::Null) if parts.demanded => {
+            return Err(invalid(parts.parameters, "is missing"));
+        }
         None | Some(Value::Null) => serde_json::json!({"type": "object", "properties": {}}),
         Some(parameters @ Value::Object(_)) => parameters.clone(),
-        Some(_) => return invalid(parts.parameters, "must be an object"),
+        Some(_) => return Err(invalid(parts.parameters, "must be an object")),
     };
+    if !matches!(function.get("description"), None | Some(Value::Null | Value::String(_))) {
+        return Err(invalid("description", "must be a string"));
+    }
+    if !matches!(function.get("strict"), None | Some(Value::Null | Value::Bool(_))) {
+        return Err(invalid("strict", "must be true or false"));
+    }
     let mut whole = Map::new();
     whole.insert("type".to_owned(), sent.kind.into());
     whole.insert("function".to_owned(), function.into());

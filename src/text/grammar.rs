@@ -313,9 +313,10 @@ impl BadForm {
     }
 }
 
-/// The first line, not too long: what follows are the insides of the parser.
+/// The first line, not too long: what follows are the insides of the parser, or options of it that nobody here can set.
 fn short(reason: &str) -> String {
-    reason.lines().next().unwrap_or_default().chars().take(REASON).collect()
+    let first = reason.lines().next().unwrap_or_default();
+    first.split(". Enable '").next().unwrap_or_default().chars().take(REASON).collect()
 }
 
 impl Walk {

@@ -274,7 +274,7 @@ def guides_that_cannot_be_are_refused():
         true("guided" in param or "structured" in param, f"param is {param}")
 
     chat(extra_body={"guided_choice": ["yes", "no"]})
-    each([{"guided_regex": "("}, {"guided_choice": []}, {"guided_grammar": "start:"}, {"guided_json": "{"},
+    each([{"guided_regex": "("}, {"guided_choice": []}, {"guided_grammar": "start: ("}, {"guided_json": "{"},
           {"guided_regex": "a", "guided_choice": ["a"]}, {"structured_outputs": {"regex": "a", "choice": ["a"]}}], check_guide)  # fmt: skip
 
 

@@ -11,9 +11,13 @@ UNSAID = [re.compile(pattern, re.IGNORECASE) for pattern in [
     # What the server's base and its adapters are.
     r"context_length_exceeded",
     r"the vocabulary of \d+ tokens has no token",
+    r"must have at least one token",
+    r"each token of '[a-z]+' must be below \d+",
+    r"'dimensions' can only be",
     r"the name is reserved for the base model",
     # How things stand.
     r"there is no operator's key yet",
+    r"no response is stored by this server",
     # Values that are right alone.
     r"resident_min_bytes is \d+ and resident_max_bytes \d+",
     r"If-Match and If-None-Match exclude each other",
@@ -23,6 +27,8 @@ UNSAID = [re.compile(pattern, re.IGNORECASE) for pattern in [
     r"send either 'prompt' or 'messages'",
     r"tool_result is a part of the user's messages alone",
     r"'min_tokens' is \d+, more than",
+    r"format(\.json_schema|\.schema)?' is missing",
+    r"'tool_choice\.name' is missing",
     r"'top_logprobs' needs 'logprobs'",
     r"'adapters' names .* twice",
     r"tool_use is a part of the assistant's messages alone",
@@ -33,6 +39,7 @@ UNSAID = [re.compile(pattern, re.IGNORECASE) for pattern in [
     # What stands in a string, in a header or in a file. Cases of coverage do not follow this header's pattern.
     r"If-Match must be \*, or tags of versions",
     r"is a text that is no JSON",
+    r"'(guided_(json|regex|grammar)|structured_outputs\.(json|regex|grammar)|[a-z_.]+\.schema|tools)' cannot be followed",
     r"'input\[\d+\]\.arguments' is not JSON",
     r"'x-adapter' (must be NAME|names)",
     r"adapter_config\.json",

@@ -125,6 +125,8 @@ pub(in crate::http) struct CompletionRequest {
 /// What the model is to answer.
 #[derive(ToSchema)]
 pub(in crate::http) struct ResponseRequest {
+    #[schema(minimum = 1, maximum = 1)]
+    n: Option<usize>,
     #[serde(flatten)]
     common: Common,
     #[serde(flatten)]
@@ -145,6 +147,8 @@ pub(in crate::http) struct MessagesRequest {
 /// The same, to be counted.
 #[derive(ToSchema)]
 pub(in crate::http) struct CountRequest {
+    #[schema(minimum = 1, maximum = 1)]
+    n: Option<usize>,
     #[serde(flatten)]
     common: Common,
     #[serde(flatten)]

@@ -153,6 +153,22 @@ async fn a_call_alone_is_the_only_item() {
     }
 }
 
+/// A format is of texts, and there is none where a call must come: clients send both. A guide is of everything.
+#[tokio::test]
+async fn a_format_beside_a_call_that_must_come_is_of_no_text() {
+    let format = json!({"type": "json_schema", "name": "x", "schema": {"type": "integer"}});
+    let required = json!({"tools": [tool("go")], "tool_choice": "required"});
+    let (app, engine) = app_with_tools([Play::say(CALL)]);
+    let request = wish(merge(required.clone(), json!({"text": {"format": format}})));
+    let (status, answer) = ask(&app, RESPONSES, request).await;
+    assert_eq!((status, &answer["output"][0]["type"]), (200, &json!("function_call")));
+    assert_eq!(answer["text"]["format"], format);
+    assert!(engine.jobs()[0].guide.is_some());
+    let request = wish(merge(required, json!({"guided_regex": "[0-9]+"})));
+    let (status, answer) = ask(&app, RESPONSES, request).await;
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("guided_regex")));
+}
+
 #[tokio::test]
 async fn a_stream_tells_calls_step_by_step() {
     let (app, _) = app_with_tools([Play::say(&format!("Hm {CALL}"))]);
@@ -369,6 +385,7 @@ async fn what_is_not_there_is_refused_by_name() {
         (json!({"tools": [tool("f g")]}), "tools[0].name"),
         (json!({"tools": [merge(tool("f"), json!({"parameters": 7}))]}), "tools[0].parameters"),
         (json!({"tools": [merge(tool("f"), json!({"async": true}))]}), "tools[0].async"),
+        (json!({"tools": [merge(tool("f"), json!({"strict": "true"}))]}), "tools[0].strict"),
         (json!({"tools": ["f"]}), "tools[0]"),
         (json!({"tools": vec![tool("f"); 129]}), "tools"),
         (json!({"tool_choice": "required"}), "tool_choice"),

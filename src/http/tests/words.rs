@@ -48,7 +48,7 @@ fn each_kind_of_problem_has_its_sentence() {
         "one of \"developer\", \"system\", \"user\", \"assistant\", \"tool\" is expected, not \"king\""
     );
     let list = r#"{"messages":[["user","hi"]]}"#;
-    assert_eq!(said::<ChatFields>(list).unwrap(), "an object is expected, not a list of 2");
+    assert_eq!(said::<ChatFields>(list).unwrap(), "an object is expected, not a list");
     assert_eq!(said::<CompletionFields>("{}").unwrap(), "the field 'prompt' is missing");
 }
 

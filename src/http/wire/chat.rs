@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::{
     content::MessageIn,
+    object::Object,
     tools::{ToolCallOut, ToolChoiceIn, ToolIn},
     usage::{Usage, UsageKey},
 };
@@ -12,8 +13,8 @@ use super::{
 /// The fields that only chats have.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct ChatFields {
-    #[schema(min_items = 1)]
-    pub(in crate::http) messages: Vec<MessageIn>,
+    #[schema(value_type = Vec<MessageIn>, min_items = 1)]
+    pub(in crate::http) messages: Vec<Object<MessageIn>>,
     #[schema(minimum = 1)]
     pub(in crate::http) max_completion_tokens: Option<usize>,
     pub(in crate::http) logprobs: Option<bool>,
@@ -21,7 +22,8 @@ pub(in crate::http) struct ChatFields {
     pub(in crate::http) top_logprobs: Option<usize>,
     pub(in crate::http) add_generation_prompt: Option<bool>,
     pub(in crate::http) continue_final_message: Option<bool>,
-    pub(in crate::http) tools: Option<Vec<ToolIn>>,
+    #[schema(value_type = Option<Vec<ToolIn>>)]
+    pub(in crate::http) tools: Option<Vec<Object<ToolIn>>>,
     pub(in crate::http) tool_choice: Option<ToolChoiceIn>,
     pub(in crate::http) parallel_tool_calls: Option<bool>,
     pub(in crate::http) return_token_ids: Option<bool>,

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::{
     form::{ResponseFormat, StructuredOutputs},
     list::{Biases, Strings},
+    object::Object,
 };
 
 /// As sent; ranges are checked where the fields get their meaning.
@@ -14,22 +15,26 @@ use super::{
 pub(in crate::http) struct Common {
     pub(in crate::http) model: Option<String>,
     /// Several adapters, in the place of one.
-    #[schema(min_items = 1, max_items = 8)]
-    pub(in crate::http) adapters: Option<Vec<AdapterPart>>,
+    #[schema(value_type = Option<Vec<AdapterPart>>, min_items = 1, max_items = 8)]
+    pub(in crate::http) adapters: Option<Vec<Object<AdapterPart>>>,
     /// Who asks, as the client tells its own users apart.
     pub(in crate::http) user: Option<String>,
     #[schema(minimum = 1, maximum = 128)]
     pub(in crate::http) n: Option<usize>,
 
-    pub(in crate::http) response_format: Option<ResponseFormat>,
-    pub(in crate::http) structured_outputs: Option<StructuredOutputs>,
+    #[schema(value_type = Option<ResponseFormat>)]
+    pub(in crate::http) response_format: Option<Object<ResponseFormat>>,
+    #[schema(value_type = Option<StructuredOutputs>)]
+    pub(in crate::http) structured_outputs: Option<Object<StructuredOutputs>>,
     pub(in crate::http) guided_json: Option<Value>,
     pub(in crate::http) guided_regex: Option<String>,
+    #[schema(min_items = 1)]
     pub(in crate::http) guided_choice: Option<Vec<String>>,
     pub(in crate::http) guided_grammar: Option<String>,
 
     pub(in crate::http) stream: Option<bool>,
-    pub(in crate::http) stream_options: Option<StreamOptions>,
+    #[schema(value_type = Option<StreamOptions>)]
+    pub(in crate::http) stream_options: Option<Object<StreamOptions>>,
 
     #[schema(minimum = 0, maximum = 2)]
     pub(in crate::http) temperature: Option<f64>,

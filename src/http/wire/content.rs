@@ -8,7 +8,7 @@ use serde::{
 };
 use utoipa::ToSchema;
 
-use super::{shape, tools::ToolCallIn, unsupported::Weight};
+use super::{object::Object, shape, tools::ToolCallIn, unsupported::Weight};
 
 /// One message as it is sent.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -16,7 +16,8 @@ pub(in crate::http) struct MessageIn {
     pub(in crate::http) role: Role,
     pub(in crate::http) content: Option<Content>,
     pub(in crate::http) name: Option<String>,
-    pub(in crate::http) tool_calls: Option<Vec<ToolCallIn>>,
+    #[schema(value_type = Option<Vec<ToolCallIn>>)]
+    pub(in crate::http) tool_calls: Option<Vec<Object<ToolCallIn>>>,
     pub(in crate::http) tool_call_id: Option<String>,
     #[schema(ignore)]
     pub(in crate::http) function_call: Option<Weight>,

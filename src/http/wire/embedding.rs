@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
-use super::{common::AdapterPart, prompt::Prompts, shape};
+use super::{common::AdapterPart, object::Object, prompt::Prompts, shape};
 
 /// The most inputs of one request: OpenAI's own bound.
 pub(in crate::http) const MAX_INPUTS: usize = 2048;
@@ -16,8 +16,8 @@ pub(in crate::http) struct EmbeddingFields {
     /// Who asks, as the client tells its own users apart.
     pub(in crate::http) user: Option<String>,
     /// Several adapters, in the place of one.
-    #[schema(min_items = 1, max_items = 8)]
-    pub(in crate::http) adapters: Option<Vec<AdapterPart>>,
+    #[schema(value_type = Option<Vec<AdapterPart>>, min_items = 1, max_items = 8)]
+    pub(in crate::http) adapters: Option<Vec<Object<AdapterPart>>>,
     #[schema(schema_with = Prompts::<MAX_INPUTS>::shape, required = true)]
     pub(in crate::http) input: Prompts<MAX_INPUTS>,
     pub(in crate::http) encoding_format: Option<Format>,

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::unsupported::Weight;
+use super::{object::Object, unsupported::Weight};
 
 /// `{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {..}}`
 #[derive(Debug, Deserialize, ToSchema)]
@@ -12,9 +12,10 @@ pub(in crate::http) struct ResponseFormat {
     #[serde(rename = "type")]
     #[schema(pattern = "^(text|json_object|json_schema)$")]
     pub(in crate::http) kind: String,
-    pub(in crate::http) json_schema: Option<JsonSchema>,
+    #[schema(value_type = Option<JsonSchema>)]
+    pub(in crate::http) json_schema: Option<Object<JsonSchema>>,
     /// Beside `json_object`.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub(in crate::http) schema: Option<Value>,
 }
 
@@ -24,14 +25,14 @@ pub(in crate::http) struct FlatFormat {
     #[serde(rename = "type")]
     #[schema(pattern = "^(text|json_object|json_schema)$")]
     pub(in crate::http) kind: String,
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub(in crate::http) schema: Option<Value>,
 }
 
 /// `{"name": "..", "schema": {..}}`; its name and `strict` change nothing here: what is answered always fits.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct JsonSchema {
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub(in crate::http) schema: Option<Value>,
 }
 
@@ -40,6 +41,7 @@ pub(in crate::http) struct JsonSchema {
 pub(in crate::http) struct StructuredOutputs {
     pub(in crate::http) json: Option<Value>,
     pub(in crate::http) regex: Option<String>,
+    #[schema(min_items = 1)]
     pub(in crate::http) choice: Option<Vec<String>>,
     pub(in crate::http) grammar: Option<String>,
     pub(in crate::http) json_object: Option<bool>,

@@ -296,7 +296,7 @@ pub(in crate::http) enum Item {
     /// `{"type": "message", "role": .., "content": ..}`, the type of which may be left out.
     Message { role: Role, content: String },
     /// `{"type": "function_call", "call_id": .., "name": .., "arguments": "{..}"}`
-    Call { id: String, name: String, arguments: Option<String> },
+    Call { id: String, name: String, arguments: String },
     /// `{"type": "function_call_output", "call_id": .., "output": ..}`
     Output { id: String, output: String },
 }
@@ -325,7 +325,7 @@ impl ItemIn {
             ItemKind::Call => Item::Call {
                 id: self.call_id.ok_or_else(|| missing("call_id"))?,
                 name: self.name.ok_or_else(|| missing("name"))?,
-                arguments: self.arguments,
+                arguments: self.arguments.ok_or_else(|| missing("arguments"))?,
             },
             ItemKind::Output => Item::Output {
                 id: self.call_id.ok_or_else(|| missing("call_id"))?,
@@ -347,7 +347,7 @@ shape::shape!(Item, "Item", {
     ];
     let output = [kind("function_call_output"), ("call_id", shape::text()), ("output", content())];
     shape::any_of([
-        shape::object(message, [kind("message")]),
+        shape::object(message, [("type", shape::word_or_null("message"))]),
         shape::object(call, []),
         shape::object(output, []),
     ])
@@ -618,12 +618,13 @@ mod tests {
         let items = r#"[
             {"type":"function_call","id":"fc_1","call_id":"1","name":"f","arguments":"{}","status":"completed"},
             {"type":"function_call_output","call_id":"1","output":[{"type":"input_text","text":"x"}]}]"#;
-        let call = Item::Call { id: "1".into(), name: "f".into(), arguments: Some("{}".into()) };
+        let call = Item::Call { id: "1".into(), name: "f".into(), arguments: "{}".into() };
         let output = Item::Output { id: "1".into(), output: "x".into() };
         assert_eq!(said(items), Ok(vec![call, output]));
         for wrong in [
             r#"[{"type":"function_call","name":"f","arguments":"{}"}]"#,
             r#"[{"type":"function_call","call_id":"1","arguments":"{}"}]"#,
+            r#"[{"type":"function_call","call_id":"1","name":"f"}]"#,
             r#"[{"type":"function_call","call_id":"1","name":"f","arguments":{}}]"#,
             r#"[{"type":"function_call_output","call_id":"1"}]"#,
             r#"[{"type":"function_call_output","output":"x"}]"#,

@@ -5,7 +5,7 @@ use utoipa::{
     PartialSchema,
     openapi::{
         RefOr,
-        schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Schema, Type},
+        schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Schema, SchemaType, Type},
     },
 };
 
@@ -19,6 +19,13 @@ pub(super) fn words(words: &[&str]) -> RefOr<Schema> {
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words.iter().copied())).into()
 }
 
+/// This string, or `null`, which is absent.
+pub(super) fn word_or_null(word: &str) -> RefOr<Schema> {
+    let kind = SchemaType::from_iter([Type::String, Type::Null]);
+    let values = Some([Value::from(word), Value::Null]);
+    ObjectBuilder::new().schema_type(kind).enum_values(values).into()
+}
+
 /// A string of at most so many characters.
 pub(super) fn short(most: usize) -> RefOr<Schema> {
     ObjectBuilder::new().schema_type(Type::String).max_length(Some(most)).into()
@@ -26,7 +33,11 @@ pub(super) fn short(most: usize) -> RefOr<Schema> {
 
 /// `true`, or nothing.
 pub(super) fn yes() -> RefOr<Schema> {
-    ObjectBuilder::new().enum_values(Some([Value::Bool(true), Value::Null])).into()
+    let kind = SchemaType::from_iter([Type::Boolean, Type::Null]);
+    ObjectBuilder::new()
+        .schema_type(kind)
+        .enum_values(Some([Value::Bool(true), Value::Null]))
+        .into()
 }
 
 /// A string that ends an answer.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{content::MessageIn, tools::ToolIn};
+use super::{content::MessageIn, object::Object, tools::ToolIn};
 
 /// Either `prompt` or `messages`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -11,8 +11,10 @@ pub(in crate::http) struct Tokenize {
     pub(in crate::http) model: Option<String>,
     pub(in crate::http) prompt: Option<String>,
     #[schema(min_items = 1)]
-    pub(in crate::http) messages: Option<Vec<MessageIn>>,
-    pub(in crate::http) tools: Option<Vec<ToolIn>>,
+    #[schema(value_type = Option<Vec<MessageIn>>)]
+    pub(in crate::http) messages: Option<Vec<Object<MessageIn>>>,
+    #[schema(value_type = Option<Vec<ToolIn>>)]
+    pub(in crate::http) tools: Option<Vec<Object<ToolIn>>>,
     pub(in crate::http) add_special_tokens: Option<bool>,
     pub(in crate::http) add_generation_prompt: Option<bool>,
     pub(in crate::http) continue_final_message: Option<bool>,

@@ -9,7 +9,7 @@ use serde::{
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::shape;
+use super::{object::Object, shape};
 
 /// `{"type": "function", "function": {"name": "..", "description": "..", "parameters": {..}}}`
 #[derive(Debug, Deserialize, ToSchema)]
@@ -76,10 +76,10 @@ impl<'de> Visitor<'de> for ToolChoiceVisitor {
         struct Choice {
             #[serde(rename = "type")]
             kind: String,
-            function: Option<Named>,
+            function: Option<Object<Named>>,
         }
         let Choice { kind, function } = Choice::deserialize(MapAccessDeserializer::new(entries))?;
-        Ok(ToolChoiceIn::Named { kind, function })
+        Ok(ToolChoiceIn::Named { kind, function: function.map(|Object(named)| named) })
     }
 }
 
@@ -89,7 +89,8 @@ pub(in crate::http) struct ToolCallIn {
     pub(in crate::http) id: Option<String>,
     #[serde(rename = "type")]
     pub(in crate::http) kind: Option<String>,
-    pub(in crate::http) function: FunctionIn,
+    #[schema(value_type = FunctionIn)]
+    pub(in crate::http) function: Object<FunctionIn>,
 }
 
 /// `{"name": "..", "arguments": "{..}"}`
