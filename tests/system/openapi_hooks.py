@@ -29,12 +29,13 @@ UNSAID = [re.compile(pattern, re.IGNORECASE) for pattern in [
     r"'min_tokens' is \d+, more than",
     r"format(\.json_schema|\.schema)?' is missing",
     r"'tool_choice\.name' is missing",
+    r"'tool_choice' needs 'tools'",
     r"'top_logprobs' needs 'logprobs'",
     r"'adapters' names .* twice",
     r"tool_use is a part of the assistant's messages alone",
     r"'messages' ends with 'tool_use'",
     # That 7.0 is 7, to a schema.
-    r"a whole number [a-z0-9 ]*is expected, not -?\d+(\.\d+)?(e[+-]?\d+)?$",
+    r"(a whole number|a token id) [a-z0-9 ]*is expected, not -?\d+(\.\d+)?(e[+-]?\d+)?$",
     r"'parameters\.decoder_input_details' is not supported",  # in a stream
     # What stands in a string, in a header or in a file. Cases of coverage do not follow this header's pattern.
     r"If-Match must be \*, or tags of versions",
