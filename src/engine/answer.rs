@@ -45,6 +45,7 @@ pub(crate) struct Answer {
     /// The vector that it is for; `None` where it is for an answer.
     pool: Option<Pool>,
     adapter: Option<Lease>,
+    lane: Lane,
     scope: Scope,
     salt: Salt,
     /// Names its full pages; `None` where prefixes are not kept.
@@ -55,6 +56,8 @@ pub(crate) struct Answer {
     /// Holds all events the job can have, so that a slow reader never stops a step.
     events: mpsc::Sender<Event>,
     clock: Clock,
+    /// See [`Answer::spare`].
+    spared: bool,
 }
 
 /// The prompt's log-probabilities until they are complete.
@@ -136,6 +139,7 @@ impl Answer {
             scores: job.prompt_logprobs.map(|top| Scores { top, scored: Vec::new() }),
             pool: job.pooling.map(Pool::new),
             adapter: job.adapter,
+            lane: job.lane,
             scope: job.scope,
             salt: job.salt,
             chain: None,
@@ -143,6 +147,7 @@ impl Answer {
             deadline: job.deadline,
             events,
             clock: Clock { submitted: now, begun: None, prompted: None },
+            spared: false,
         };
         (answer, TokenStream::new(receiver))
     }
@@ -154,11 +159,26 @@ impl Answer {
         self.chain = Some(chain);
     }
 
+    /// Whose turn it takes.
+    pub(crate) fn lane(&self) -> Lane {
+        self.lane
+    }
+
+    /// Whether it may be put in line once more after a panic: where it had not begun, and only once, since it may be the reason.
+    pub(crate) fn spare(&mut self) -> bool {
+        let spared = !self.spared && self.clock.begun.is_none();
+        self.spared = true;
+        if spared && self.chain.is_some() {
+            self.name_pages();
+        }
+        spared
+    }
+
     /// The scheduler's view of it.
-    pub(crate) fn sequence(&mut self, id: SequenceId, lane: Lane) -> Sequence {
+    pub(crate) fn sequence(&mut self, id: SequenceId) -> Sequence {
         let keys = mem::take(&mut self.keys);
         let (wanted, outcome) = self.wanted();
-        let sequence = Sequence::new(id, lane, self.digest(), self.prompt, wanted);
+        let sequence = Sequence::new(id, self.lane, self.digest(), self.prompt, wanted);
         sequence.keyed(self.scope, keys).wanting(outcome)
     }
 

@@ -32,7 +32,7 @@ pub(crate) struct Inbox {
 
 #[derive(Debug)]
 struct State {
-    arrivals: Vec<(Answer, Lane)>,
+    arrivals: Vec<Answer>,
     /// Guides that have done their work.
     guided: Vec<Guided>,
     /// As of the engine's latest step. `waiting` includes what it has taken since, not `arrivals`.
@@ -46,7 +46,7 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct News {
     /// New jobs.
-    pub(crate) arrivals: Vec<(Answer, Lane)>,
+    pub(crate) arrivals: Vec<Answer>,
     /// Guides that have done their work.
     pub(crate) guided: Vec<Guided>,
     /// How far it is to go on.
@@ -78,7 +78,7 @@ impl Inbox {
     }
 
     /// Leaves a job for the engine.
-    pub(crate) fn put(&self, answer: Answer, lane: Lane) -> Result<(), Refused> {
+    pub(crate) fn put(&self, answer: Answer) -> Result<(), Refused> {
         let mut state = self.lock();
         if state.phase > Phase::Open {
             return Err(Refused::Stopping);
@@ -86,10 +86,10 @@ impl Inbox {
         // Not by those who wait alone: a burst may come in while all places are free and a step is being computed.
         let waiting = state.waiting();
         let room = self.max_jobs.saturating_sub(state.stats.running + waiting);
-        if room == 0 || state.jobs(lane) >= room.saturating_mul(TIMES_THE_ROOM) {
+        if room == 0 || state.jobs(answer.lane()) >= room.saturating_mul(TIMES_THE_ROOM) {
             return Err(Refused::Full { waiting });
         }
-        state.arrivals.push((answer, lane));
+        state.arrivals.push(answer);
         drop(state);
         self.news.notify_one();
         Ok(())
@@ -137,8 +137,8 @@ impl Inbox {
         let arrivals = std::mem::take(&mut state.arrivals);
         let guided = std::mem::take(&mut state.guided);
         state.stats.waiting += arrivals.len();
-        for (_, lane) in &arrivals {
-            *state.jobs.entry(*lane).or_default() += 1;
+        for answer in &arrivals {
+            *state.jobs.entry(answer.lane()).or_default() += 1;
         }
         News { arrivals, guided, phase: state.phase }
     }
@@ -178,6 +178,6 @@ impl State {
 
     fn jobs(&self, lane: Lane) -> usize {
         let taken = self.jobs.get(&lane).copied().unwrap_or(0);
-        taken + self.arrivals.iter().filter(|(_, other)| *other == lane).count()
+        taken + self.arrivals.iter().filter(|answer| answer.lane() == lane).count()
     }
 }

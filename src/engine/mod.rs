@@ -153,12 +153,11 @@ impl Engine {
     /// Puts a job in line. Never waits.
     pub fn submit(&self, job: Job) -> Result<TokenStream, Refused> {
         self.check(&job.prompt, job.max_tokens)?;
-        let lane = job.lane;
         let (mut answer, stream) = Answer::new(job, Instant::now());
         if self.shared.keep_prefixes {
             answer.name_pages();
         }
-        self.shared.inbox.put(answer, lane)?;
+        self.shared.inbox.put(answer)?;
         Ok(stream)
     }
 

@@ -124,6 +124,8 @@ pub struct Stats {
     pub generated_tokens: u64,
     /// How often a sequence lost its pages to an older one.
     pub preemptions: u64,
+    /// How often the engine gave up all it had and began anew, because it had panicked.
+    pub restarts: u64,
     /// Jobs that ended, by reason.
     pub ends: Ends,
     /// From being submitted to the first row computed.

@@ -1,17 +1,17 @@
 //! The thread that owns the device: drain, plan, compute, commit, tell.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    thread,
     time::Instant,
 };
 
 use tokio::sync::watch;
 
 use super::{
-    Lane, Settings,
+    Settings,
     answer::{Answer, Farewell, Next, Undrawn},
     guide::{Guidance, Guided, Guides},
     inbox::{Inbox, News, Phase},
@@ -31,7 +31,10 @@ const MIXED_ADAPTERS: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Worker<F> {
     network: F,
+    settings: Settings,
     scheduler: Scheduler,
+    /// Told of, and not in line yet.
+    arrivals: VecDeque<(SequenceId, Answer)>,
     /// Exactly the sequences that `scheduler` knows.
     answers: BTreeMap<SequenceId, Answer>,
     /// Jobs taken so far: the next one's name.
@@ -58,7 +61,9 @@ impl<F: Forward> Worker<F> {
     ) -> Self {
         Self {
             network,
+            settings: *settings,
             scheduler: Scheduler::new(settings),
+            arrivals: VecDeque::new(),
             answers: BTreeMap::new(),
             taken: 0,
             stats: Stats::default(),
@@ -70,18 +75,57 @@ impl<F: Forward> Worker<F> {
         }
     }
 
-    /// Works until told to stop; sleeps while there is nothing to do.
+    /// Works until told to stop, and begins anew where it panics.
     pub(crate) fn run(mut self) {
+        while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
+            self.begin_anew();
+        }
+    }
+
+    /// Gives up the answers that have begun, which may be half done, and plans anew for those in line. Whatever has brought it down
+    /// is gone then: each panic has its reason in an answer, and none survives two.
+    fn begin_anew(&mut self) {
+        let answers = mem::take(&mut self.answers);
+        self.scheduler = Scheduler::new(&self.settings);
+        self.rests = false;
+        self.stats.restarts += 1;
+        let (mut given_up, mut spared) = (0, VecDeque::new());
+        for (id, mut answer) in answers {
+            if answer.spare() {
+                spared.push_back((id, answer));
+                continue;
+            }
+            given_up += 1;
+            let end = End::Failed(Failure::Step);
+            self.stats.ends.record(end);
+            // One that cannot even be ended is dropped, and its reader told so.
+            let ended = catch_unwind(AssertUnwindSafe(|| answer.end(end)));
+            let Ok((farewell, guide)) = ended else { continue };
+            self.farewells.push(farewell);
+            if let Some(guide) = guide {
+                self.guides.forget(guide);
+            }
+        }
+        tracing::error!(given_up, in_line = spared.len(), "the engine panicked and began anew");
+        spared.append(&mut self.arrivals);
+        self.arrivals = spared;
+    }
+
+    /// Works until told to stop; sleeps while there is nothing to do.
+    fn work(&mut self) {
         loop {
             self.publish();
-            if self.scheduler.is_idle() {
+            if self.scheduler.is_idle() && self.arrivals.is_empty() {
                 self.inbox.wait();
             } else if self.rests {
                 self.inbox.wait_for_guides();
             }
             let News { arrivals, guided, phase } = self.inbox.receive();
-            for (answer, lane) in arrivals {
-                self.take(answer, lane);
+            let first = self.taken;
+            self.taken += arrivals.len() as u64;
+            self.arrivals.extend((first..).map(SequenceId).zip(arrivals));
+            while let Some((id, answer)) = self.arrivals.pop_front() {
+                self.take(id, answer);
             }
             for guided in guided {
                 self.guided(guided);
@@ -98,11 +142,10 @@ impl<F: Forward> Worker<F> {
     }
 
     /// Puts a job in line.
-    fn take(&mut self, mut answer: Answer, lane: Lane) {
-        let id = SequenceId(self.taken);
-        self.taken += 1;
-        self.scheduler.add(answer.sequence(id, lane));
+    fn take(&mut self, id: SequenceId, mut answer: Answer) {
+        let sequence = answer.sequence(id);
         self.answers.insert(id, answer);
+        self.scheduler.add(sequence);
         self.ask(id);
     }
 
@@ -262,7 +305,7 @@ impl<F: Forward> Worker<F> {
     }
 
     /// Ends everybody.
-    fn abort(mut self) {
+    fn abort(&mut self) {
         let ids: Vec<_> = self.answers.keys().copied().collect();
         for id in ids {
             self.end(id, End::Failed(Failure::Stopping));
@@ -289,12 +332,8 @@ impl<F: Forward> Worker<F> {
 }
 
 impl<F> Drop for Worker<F> {
-    /// Also when a bug unwinds the thread: nobody is left waiting, nobody new is let in.
+    /// Nobody is left waiting, nobody new is let in.
     fn drop(&mut self) {
-        if thread::panicking() {
-            let sequences = self.answers.len();
-            tracing::error!(sequences, "the engine ends by a panic: it answers nobody any more");
-        }
         self.inbox.close();
     }
 }
@@ -304,7 +343,7 @@ mod tests {
     use std::{sync::mpsc, time::Duration};
 
     use super::*;
-    use crate::engine::{Engine, Event, Finish, Job, Salt, Sampling, Scope};
+    use crate::engine::{Engine, Event, Finish, Job, Lane, Salt, Sampling, Scope};
 
     /// A network whose step lasts until it is let go.
     struct Held {

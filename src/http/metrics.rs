@@ -316,6 +316,11 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
             "Sequences that lost their pages or their place to another",
             stats.preemptions,
         ),
+        (
+            "engine_restarts",
+            "Times the engine panicked, gave up what it had begun, and began anew",
+            stats.restarts,
+        ),
         ("jobs_stopped", "Jobs that ended with a stop token", stats.ends.stop),
         ("jobs_exhausted", "Jobs that ended at their length", stats.ends.length),
         ("jobs_cancelled", "Jobs whose client went away or needed no more", stats.ends.cancelled),

@@ -232,6 +232,7 @@ async fn metrics_name_adapters_only_in_what_they_have_used() {
         "chorus_prompt_tokens_total 0",
         "chorus_generation_tokens_total 0",
         "chorus_preemptions_total 0",
+        "chorus_engine_restarts_total 0",
         "chorus_steps_total 0",
         "chorus_mixed_steps_total 0",
         "chorus_time_to_first_token_seconds_count 1",

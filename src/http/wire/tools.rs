@@ -15,6 +15,7 @@ use super::{object::Object, shape};
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct ToolIn {
     #[serde(rename = "type")]
+    #[schema(pattern = "^function$")]
     pub(in crate::http) kind: String,
     /// Kept as it is: templates show all of it.
     #[schema(value_type = FunctionTool, required = true)]
