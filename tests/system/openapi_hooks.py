@@ -32,6 +32,7 @@ UNSAID = [re.compile(pattern, re.IGNORECASE) for pattern in [
     r"'tool_choice' needs 'tools'",
     r"'top_logprobs' needs 'logprobs'",
     r"'adapters' names .* twice",
+    r"only the assistant calls tools",
     r"tool_use is a part of the assistant's messages alone",
     r"'messages' ends with 'tool_use'",
     # That 7.0 is 7, to a schema.
@@ -41,7 +42,7 @@ UNSAID = [re.compile(pattern, re.IGNORECASE) for pattern in [
     r"If-Match must be \*, or tags of versions",
     r"is a text that is no JSON",
     r"'(guided_(json|regex|grammar)|structured_outputs\.(json|regex|grammar)|[a-z_.]+\.schema|tools)' cannot be followed",
-    r"'input\[\d+\]\.arguments' is not JSON",
+    r"'(input|messages)\[\d+\][a-z0-9_.\[\]]*\.arguments' is not JSON",
     r"'x-adapter' (must be NAME|names)",
     r"adapter_config\.json",
     r"the upload is not the multipart/form-data that it says",

@@ -119,7 +119,7 @@ shape::shape!(
         [("type", shape::words(&["function"])), ("name", shape::name())],
         [
             ("description", shape::of::<Option<String>>()),
-            ("parameters", shape::any_object()),
+            ("parameters", shape::object_or_null()),
             ("strict", shape::of::<Option<bool>>()),
         ]
     )

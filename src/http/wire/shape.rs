@@ -66,6 +66,12 @@ pub(super) fn any_object() -> RefOr<Schema> {
     ObjectBuilder::new().schema_type(Type::Object).into()
 }
 
+/// Any object, or `null`, which is absent.
+pub(super) fn object_or_null() -> RefOr<Schema> {
+    let kind = SchemaType::from_iter([Type::Object, Type::Null]);
+    ObjectBuilder::new().schema_type(kind).into()
+}
+
 /// One or another.
 pub(super) fn any_of(shapes: impl IntoIterator<Item = RefOr<Schema>>) -> RefOr<Schema> {
     shapes.into_iter().fold(AnyOfBuilder::new(), AnyOfBuilder::item).into()
