@@ -35,6 +35,8 @@ pub(crate) struct Worker<F> {
     scheduler: Scheduler,
     /// Told of, and not in line yet.
     arrivals: VecDeque<(SequenceId, Answer)>,
+    /// Back from their work, and not looked at yet.
+    guided: VecDeque<Guided>,
     /// Exactly the sequences that `scheduler` knows.
     answers: BTreeMap<SequenceId, Answer>,
     /// Jobs taken so far: the next one's name.
@@ -64,6 +66,7 @@ impl<F: Forward> Worker<F> {
             settings: *settings,
             scheduler: Scheduler::new(settings),
             arrivals: VecDeque::new(),
+            guided: VecDeque::new(),
             answers: BTreeMap::new(),
             taken: 0,
             stats: Stats::default(),
@@ -78,12 +81,17 @@ impl<F: Forward> Worker<F> {
     /// Works until told to stop, and begins anew where it panics.
     pub(crate) fn run(mut self) {
         while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
+            if self.answers.is_empty() && self.arrivals.is_empty() {
+                // Nothing would be different the next time.
+                tracing::error!("the engine panicked, and had nothing to do: it ends");
+                return;
+            }
             self.begin_anew();
         }
     }
 
     /// Gives up the answers that have begun, which may be half done, and plans anew for those in line. Whatever has brought it down
-    /// is gone then: each panic has its reason in an answer, and none survives two.
+    /// is gone then: a panic has its reason in an answer, and none survives two.
     fn begin_anew(&mut self) {
         let answers = mem::take(&mut self.answers);
         self.scheduler = Scheduler::new(&self.settings);
@@ -127,7 +135,8 @@ impl<F: Forward> Worker<F> {
             while let Some((id, answer)) = self.arrivals.pop_front() {
                 self.take(id, answer);
             }
-            for guided in guided {
+            self.guided.extend(guided);
+            while let Some(guided) = self.guided.pop_front() {
                 self.guided(guided);
             }
             match phase {

@@ -153,6 +153,13 @@ impl ApiError {
         Self::invalid("model", message).with_code("adapter_conflict")
     }
 
+    /// `adapters` and something else name different adapters.
+    pub(super) fn mix_conflict(other: &str) -> Self {
+        let message =
+            format!("'adapters' and {other} name different adapters: send one of the two");
+        Self::invalid("adapters", message).with_code("adapter_conflict")
+    }
+
     /// Prompt and answer do not fit. Clients key on the code, on the first sentence, or on the code in the text.
     pub(super) fn too_long(prompt: usize, answer: usize, context: usize) -> Self {
         let message = format!(

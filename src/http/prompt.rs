@@ -75,7 +75,11 @@ pub(super) fn arguments(field: &str, sent: Option<String>) -> Result<Value, ApiE
 
 /// The adapters that are to answer together.
 pub(super) fn parts(sent: Option<Vec<Object<AdapterPart>>>) -> Result<Option<Vec<Part>>, ApiError> {
-    let part = |Object(AdapterPart { name, scale })| Part { name, weight: scale.unwrap_or(1.0) };
+    #[expect(clippy::cast_possible_truncation, reason = "what is beyond is refused")]
+    let part = |Object(AdapterPart { name, scale })| {
+        let weight = scale.map_or(1.0, |scale| scale as f32);
+        Part { name, weight }
+    };
     let parts = sent.map(|sent| checked(sent.into_iter().map(part).collect(), "adapters"));
     parts.transpose()
 }

@@ -190,21 +190,23 @@ pub(super) fn choose_mix(
     }
     // Whatever else names an adapter must name the same.
     if let Some(adapters) = adapters {
-        let conflict = || ApiError::adapter_conflict(header.unwrap_or_default(), "adapters");
         let other = match header {
             Some(_) if in_header.is_some() => Some(known(names.mix(adapters))?),
             Some(value) => Some(known(names.in_header(value).ok_or(value))?),
             None => None,
         };
         if other.is_some_and(|other| other != mix) {
-            return Err(conflict());
+            return Err(ApiError::mix_conflict("the adapter header"));
         }
     }
     let Some(model) = model.filter(|model| !model.is_empty()) else { return Ok(Some(mix)) };
     match known(names.in_model(model).ok_or(model))? {
         Voice::Base => Ok(Some(mix)),
         named if named == mix => Ok(Some(mix)),
-        _ => Err(ApiError::adapter_conflict(header.unwrap_or("adapters"), model)),
+        _ => Err(match in_header.and(header) {
+            Some(header) => ApiError::adapter_conflict(header, model),
+            None => ApiError::mix_conflict("'model'"),
+        }),
     }
 }
 

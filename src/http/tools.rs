@@ -206,7 +206,8 @@ fn tool(index: usize, sent: ToolIn, parts: Parts) -> Result<Tool, ApiError> {
             return Err(invalid(parts.parameters, "is missing"));
         }
         None | Some(Value::Null) => serde_json::json!({"type": "object", "properties": {}}),
-        Some(parameters @ Value::Object(_)) => parameters.clone(),
+        Some(Value::Object(parameters)) => of_objects(parameters)
+            .ok_or_else(|| invalid(parts.parameters, "must be a schema of objects"))?,
         Some(_) => return Err(invalid(parts.parameters, "must be an object")),
     };
     if !matches!(function.get("description"), None | Some(Value::Null | Value::String(_))) {
@@ -219,6 +220,18 @@ fn tool(index: usize, sent: ToolIn, parts: Parts) -> Result<Tool, ApiError> {
     whole.insert("type".to_owned(), sent.kind.into());
     whole.insert("function".to_owned(), function.into());
     Ok(Tool { name, parameters, sent: whole.into() })
+}
+
+/// The schema with objects alone, which arguments are; `None` where it allows none. Many schemas do not say it.
+fn of_objects(schema: &Map<String, Value>) -> Option<Value> {
+    let allows = match schema.get("type") {
+        None => true,
+        Some(Value::Array(types)) => types.iter().any(|kind| kind == "object"),
+        Some(kind) => kind == "object",
+    };
+    let mut schema = schema.clone();
+    schema.insert("type".to_owned(), "object".into());
+    allows.then_some(schema.into())
 }
 
 fn is_name(name: &str) -> bool {
@@ -333,5 +346,27 @@ impl Last {
     /// An answer's last piece is the one that has its end.
     pub(super) fn with(end: Option<End>) -> Self {
         if end.is_some() { Self::Yes } else { Self::No }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_objects_whatever_their_schema_leaves_open() {
+        let of = |schema: Value| of_objects(schema.as_object().unwrap());
+        assert_eq!(of(json!({})), Some(json!({"type": "object"})));
+        let fields = json!({"a": {"type": "integer"}});
+        assert_eq!(
+            of(json!({"properties": fields})),
+            Some(json!({"properties": fields, "type": "object"}))
+        );
+        assert_eq!(of(json!({"type": ["null", "object"]})), Some(json!({"type": "object"})));
+        for none in [json!("boolean"), json!(["string", "null"]), json!([])] {
+            assert_eq!(of(json!({"type": none})), None);
+        }
     }
 }

@@ -253,7 +253,7 @@ impl Form {
         Self::Schema(json!({"type": "object"}))
     }
 
-    /// Where schemas have more alternatives in all than may be, says so.
+    /// Where schemas have more alternatives in all than may be, or more that may be left out, says so.
     fn check_intersections(&self) -> Result<(), BadForm> {
         let own = match self {
             Self::Schema(schema) => Some(schema),
@@ -265,12 +265,18 @@ impl Form {
             _ => &[],
         };
         let schemas = tools.iter().map(|tool| &tool.parameters).chain(own);
-        let count = schemas.map(intersections::alternatives).fold(0, u64::saturating_add);
+        let count = schemas.clone().map(intersections::alternatives).fold(0, u64::saturating_add);
         if count > intersections::MOST {
             let most = intersections::MOST;
             return Err(BadForm(format!(
                 "what 'allOf' brings together has more than {most} alternatives"
             )));
+        }
+        if schemas.map(intersections::pairs).fold(0, u64::saturating_add)
+            > intersections::MOST_PAIRS
+        {
+            let most = "at most some 1,500 that may be left out, or 4,000 that must be there";
+            return Err(BadForm(format!("its objects have too many properties: {most}")));
         }
         Ok(())
     }
@@ -316,7 +322,11 @@ impl BadForm {
 /// The first line, not too long: what follows are the insides of the parser, or options of it that nobody here can set.
 fn short(reason: &str) -> String {
     let first = reason.lines().next().unwrap_or_default();
-    first.split(". Enable '").next().unwrap_or_default().chars().take(REASON).collect()
+    let first = first.split(". Enable '").next().unwrap_or_default();
+    // A regex is shown and marked first.
+    let last = reason.lines().next_back().filter(|_| first.ends_with("regex parse error:"));
+    let said = [first, last.unwrap_or_default()].join(" ");
+    said.trim_end().chars().take(REASON).collect()
 }
 
 impl Walk {

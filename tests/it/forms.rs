@@ -257,11 +257,14 @@ fn hostile() -> Vec<Value> {
     let definition = |at| (format!("d{at}"), json!({"$ref": format!("#/$defs/d{}", at + 1)}));
     let mut chain: Map<String, Value> = (0..5_000).map(definition).collect();
     chain.insert("d5000".to_owned(), json!({"type": "null"}));
+    let properties: Map<String, Value> =
+        (0..13_000).map(|at| (format!("p{at}"), json!({}))).collect();
     let many: Vec<String> = (0..50_000).map(|at| format!("v{at}")).collect();
     vec![
         schema(deep),
         schema(wide),
         schema(json!({"enum": many})),
+        schema(json!({"type": "object", "properties": properties})),
         schema(json!({"$ref": "#"})),
         schema(
             json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
@@ -321,7 +324,7 @@ async fn hostile_forms_are_refused_or_end_and_hold_nobody_up() {
         .buffer_unordered(4)
         .fold(0, async |sum, refused| sum + refused);
     let refused = tokio::time::timeout(Duration::from_mins(2), refused).await.unwrap();
-    assert!(refused >= 17, "only {refused} were refused");
+    assert!(refused >= 18, "only {refused} were refused");
     let good = server
         .answer("/v1/completions", &json!({"model": "base", "prompt": "x", "max_tokens": 4}))
         .await;

@@ -386,6 +386,10 @@ async fn what_is_not_there_is_refused_by_name() {
         (json!({"tools": [merge(tool("f"), json!({"parameters": 7}))]}), "tools[0].parameters"),
         (json!({"tools": [merge(tool("f"), json!({"async": true}))]}), "tools[0].async"),
         (json!({"tools": [merge(tool("f"), json!({"strict": "true"}))]}), "tools[0].strict"),
+        (
+            json!({"tools": [merge(tool("f"), json!({"parameters": {"type": "boolean"}}))]}),
+            "tools[0].parameters",
+        ),
         (json!({"tools": ["f"]}), "tools[0]"),
         (json!({"tools": vec![tool("f"); 129]}), "tools"),
         (json!({"tool_choice": "required"}), "tool_choice"),

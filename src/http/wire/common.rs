@@ -82,5 +82,5 @@ pub(in crate::http) struct AdapterPart {
     /// `weight` says the same.
     #[serde(alias = "weight")]
     #[schema(minimum = -16, maximum = 16)]
-    pub(in crate::http) scale: Option<f32>,
+    pub(in crate::http) scale: Option<f64>,
 }
