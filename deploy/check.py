@@ -141,7 +141,7 @@ def check_file(binary, options):
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as taken:
         taken.write(re.sub(r"^#([a-z][a-z-]* = )", r"\1", text, flags=re.M))
         taken.flush()
-        with served(binary, "--config", HERE / "chorus.toml"), served(binary, "--config", taken.name, "--max-context", "128"):
+        with served(binary, "--config", HERE / "chorus.toml"), served(binary, "--config", taken.name, "--max-context", "128", "--metrics-listen", "127.0.0.1:0"):
             pass
     with served(binary, "--config", HERE / "kubernetes" / "chorus.toml"):
         pass

@@ -110,6 +110,10 @@ pub struct Knobs {
     /// Address and port to listen on [default: 127.0.0.1:8080]
     #[arg(long, env = "CHORUS_LISTEN", value_name = "IP:PORT")]
     listen: Option<Listen>,
+    /// Address and port of a listener for scrapers: it has /metrics, /health and /ready, and nothing else
+    /// [default: none; they are on the main one]
+    #[arg(long, env = "CHORUS_METRICS_LISTEN", value_name = "IP:PORT")]
+    metrics_listen: Option<Listen>,
     /// Further names, comma-separated, by which clients or a proxy may call this server in `Host`
     /// and `Origin` [default: localhost and loopback addresses]
     #[arg(long, env = "CHORUS_ALLOWED_HOSTS", value_name = "HOST,..")]
@@ -216,6 +220,7 @@ impl Knobs {
             journals: self.journals.or(under.journals),
             lora_root: self.lora_root.or(under.lora_root),
             listen: self.listen.or(under.listen),
+            metrics_listen: self.metrics_listen.or(under.metrics_listen),
             allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
             open: self.open.or(under.open),
             metrics_open: self.metrics_open.or(under.metrics_open),
@@ -401,6 +406,8 @@ pub struct Engine {
 pub struct Http {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Where it listens for scrapers besides.
+    pub metrics_listen: Option<SocketAddr>,
     /// Beyond this machine too, although there are no keys.
     pub open: bool,
     /// The metrics may be read without a key.
@@ -476,6 +483,15 @@ pub enum ConfigError {
     /// The store has no place.
     #[error("store: {0}")]
     Store(#[from] BadLocation),
+    /// Clients and scrapers at one address.
+    #[error(
+        "metrics-listen = {address} is the address of --listen: leave it out, /metrics is there as well, or give \
+         scrapers another port"
+    )]
+    OneAddress {
+        /// Both.
+        address: SocketAddr,
+    },
     /// More threads than any machine has.
     #[error(
         "threads = {threads} is more than {MOST_THREADS}: leave it out to use all cores of this \
@@ -515,6 +531,11 @@ impl Serve {
     /// Fills in the defaults and checks what concerns more than one knob.
     fn from_knobs(knobs: Knobs) -> Result<Self, ConfigError> {
         let listen = knobs.listen.map_or(LISTEN, |Listen(address)| address);
+        let metrics_listen = knobs.metrics_listen.map(|Listen(address)| address);
+        // Port 0 is a port of its own each time.
+        if let Some(address) = metrics_listen.filter(|own| *own == listen && own.port() != 0) {
+            return Err(ConfigError::OneAddress { address });
+        }
         let threads = match knobs.threads {
             Some(Count(threads)) if threads.get() > MOST_THREADS => {
                 return Err(ConfigError::Threads { threads: threads.get() });
@@ -563,6 +584,7 @@ impl Serve {
             },
             http: Http {
                 listen,
+                metrics_listen,
                 open: knobs.open.is_some_and(|Switch(open)| open),
                 metrics_open: knobs.metrics_open.is_some_and(|Switch(open)| open),
                 lora_root: knobs.lora_root,

@@ -46,6 +46,7 @@ fn every_knob_can_be_written_in_the_file() {
         served-model-name = "ours"
         adapters = "a"
         listen = "0.0.0.0:9"
+        metrics-listen = "10.0.0.1:9"
         allowed-hosts = "llm.example.org, llm"
         open = true
         device = "cpu"
@@ -157,6 +158,18 @@ fn localhost_is_an_address() {
     let name = Serve::try_from(typed(&["--listen", "localhost:80"])).unwrap();
     assert_eq!(name.http.listen, SocketAddr::from((Ipv4Addr::LOCALHOST, 80)));
     assert!(Serve::try_from(typed(&["--open"])).unwrap().http.open && !name.http.open);
+}
+
+#[test]
+fn scrapers_have_an_address_of_their_own() {
+    let both = |listen, metrics| {
+        Serve::try_from(typed(&["--listen", listen, "--metrics-listen", metrics]))
+    };
+    let apart = both("127.0.0.1:80", "127.0.0.1:81").unwrap().http;
+    assert_eq!(apart.metrics_listen, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 81))));
+    let one = both("127.0.0.1:80", "localhost:80").unwrap_err().to_string();
+    assert!(one.contains("127.0.0.1:80") && one.contains("--listen"), "{one}");
+    assert!(both("127.0.0.1:0", "127.0.0.1:0").is_ok());
 }
 
 #[test]

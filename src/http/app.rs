@@ -464,8 +464,17 @@ impl App {
     /// All routes, behind the guard.
     pub(super) fn router(self, guard: Guard) -> Router {
         let (router, _) = routes().split_for_parts();
+        self.behind(guard, router.merge(console::files()))
+    }
+
+    /// The routes of those who only watch, behind theirs.
+    pub(super) fn watched(self, guard: Guard) -> Router {
+        let (router, _) = watched_routes().split_for_parts();
+        self.behind(guard, router)
+    }
+
+    fn behind(self, guard: Guard, router: Router<Self>) -> Router {
         router
-            .merge(console::files())
             .fallback(no_route)
             .method_not_allowed_fallback(wrong_method)
             .layer(from_fn_with_state(self.clone(), auth::layer))
@@ -520,6 +529,14 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(ops::version))
         .routes(routes!(ops::metrics))
         .routes(routes!(openapi::show))
+}
+
+/// What those need who watch the process.
+fn watched_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(ops::health))
+        .routes(routes!(ops::ready))
+        .routes(routes!(ops::metrics))
 }
 
 /// This program, also where its file has been replaced meanwhile.

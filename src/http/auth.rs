@@ -13,7 +13,7 @@ use super::{
     app::App,
     console,
     error::ApiError,
-    guard::{Reach, is_direct},
+    guard::{Door, Reach, is_direct},
     metrics::Detail,
 };
 use crate::tenant::{Caller, Right, Scope};
@@ -128,7 +128,8 @@ impl FromRequestParts<App> for Operator {
 }
 
 /// Whoever may read the metrics, and how much of them. Those that name tenants are the operator's, where there is one; so are all
-/// on the network, and behind a proxy on this machine, which anybody may be in front of.
+/// on the network, and behind a proxy on this machine, which anybody may be in front of. Whoever reaches the listener for watchers
+/// was let into its network by the operator, and reads what names nobody without a key.
 #[derive(Debug)]
 pub(super) struct Watcher(pub(super) Detail);
 
@@ -140,8 +141,9 @@ impl FromRequestParts<App> for Watcher {
         if app.settings().metrics_open || caller.is_some_and(Caller::is_operator) {
             return Ok(Self(Detail::Named));
         }
+        let invited = parts.extensions.get() == Some(&Door::Watchers);
         let at_home = parts.extensions.get() == Some(&Reach::Loopback);
-        if at_home && is_direct(&parts.headers, &parts.uri) {
+        if invited || at_home && is_direct(&parts.headers, &parts.uri) {
             return Ok(Self(Detail::Unnamed));
         }
         Err(match caller {

@@ -80,5 +80,5 @@ mod tests;
 
 pub use self::{
     app::{AdapterHeader, App, BadHeader, BaseModel, Settings, Stored},
-    serve::{serve, starting},
+    serve::{Listeners, serve, starting},
 };

@@ -199,6 +199,39 @@ async fn metrics_name_tenants_to_the_operator_alone_and_say_nothing_behind_a_pro
 }
 
 #[tokio::test]
+async fn scrapers_read_without_a_key_what_names_nobody() {
+    let (app, _) = app([Play::say("abc")]);
+    let _ = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
+    let scraped = async |key: Option<&str>, path: &str| {
+        let request = Request::get(path).header(HOST, "10.0.0.1:9090").body(Body::empty()).unwrap();
+        let request = match key {
+            Some(key) => with_header(request, "authorization", &format!("Bearer {key}")),
+            // What a proxy adds makes no difference here.
+            None => with_header(request, "x-forwarded-for", "203.0.113.7"),
+        };
+        let guard = Guard::of_watchers(Reach::Network, vec!["api.example.com".into()]);
+        let response = app.clone().watched(guard).oneshot(request).await.unwrap();
+        (response.status().as_u16(), text(response).await)
+    };
+    let (status, open) = scraped(None, "/metrics").await;
+    assert!(status == 200 && open.contains("adapter=\"sql\""), "{open}");
+    let name = TenantName::parse("acme").unwrap();
+    let operator = app.tenants().create("me", &name).await.unwrap().operator.unwrap();
+    let (tenants, _) = app.tenants().add_key("me", &name, Scope::Admin, None).await.unwrap();
+    for key in [None, Some("wrong"), Some(tenants.reveal())] {
+        let (status, rest) = scraped(key, "/metrics").await;
+        assert!(status == 200 && rest.contains("chorus_requests_running 3"), "{rest}");
+        assert!(!rest.contains("usage") && !rest.contains("sql"), "{rest}");
+    }
+    let (status, all) = scraped(Some(operator.reveal()), "/metrics").await;
+    assert!(status == 200 && all.contains("adapter=\"sql\""), "{all}");
+    for (path, status) in [("/health", 200), ("/ready", 200), ("/v1/models", 401)] {
+        assert_eq!(scraped(None, path).await.0, status, "{path}");
+    }
+    assert_eq!(scraped(Some(operator.reveal()), "/v1/models").await.0, 404);
+}
+
+#[tokio::test]
 async fn metrics_name_adapters_only_in_what_they_have_used() {
     let (app, _) = app([Play::say("abc")]);
     let _ = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
