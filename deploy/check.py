@@ -197,7 +197,7 @@ def check_metrics(binary):
     source = (ROOT / "src" / "http" / "metrics.rs").read_text()
     used = {}
     for name, text in everything().items():
-        for metric in set(re.findall(r"\bchorus_[a-z0-9_]*[a-z0-9]", text)):
+        for metric in set(re.findall(r"\b(?:chorus_|vllm:)[a-z0-9_]*[a-z0-9]", text)):
             used.setdefault(metric, name)
             expect(metric in names, f"{name} names the metric {metric}, which chorus does not show")
     for name, expression in expressions():

@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 pub use self::values::{
     AdapterDtype, ByteSize, Count, Device, HeaderField, Hosts, Kernels, KvDtype, Listen, LogFormat,
-    ModelId, Precision, Span, Switch,
+    LoraInfo, ModelId, Precision, Span, Switch,
 };
 use crate::{
     catalog::{self, HubAccess},
@@ -124,6 +124,10 @@ pub struct Knobs {
     /// Let everybody who reaches this server read all of /metrics, not only the operator
     #[arg(long, env = "CHORUS_METRICS_OPEN", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     metrics_open: Option<Switch>,
+    /// How /metrics lists the adapters in memory for gateways: names; digests, which tell nothing of tenants; off; or
+    /// auto, names where there are no API keys and off otherwise [default: auto]
+    #[arg(long, env = "CHORUS_LORA_INFO", value_name = "HOW")]
+    lora_info: Option<LoraInfo>,
     /// What computes: auto or cpu [default: auto]
     #[arg(long, env = "CHORUS_DEVICE", value_name = "DEVICE")]
     device: Option<Device>,
@@ -224,6 +228,7 @@ impl Knobs {
             allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
             open: self.open.or(under.open),
             metrics_open: self.metrics_open.or(under.metrics_open),
+            lora_info: self.lora_info.or(under.lora_info),
             prefix_cache: self.prefix_cache.or(under.prefix_cache),
             device: self.device.or(under.device),
             precision: self.precision.or(under.precision),
@@ -412,6 +417,8 @@ pub struct Http {
     pub open: bool,
     /// The metrics may be read without a key.
     pub metrics_open: bool,
+    /// As what they list adapters.
+    pub lora_info: LoraInfo,
     /// Where the operator may load adapters from by their path.
     pub lora_root: Option<PathBuf>,
     /// The operator's key, where one was set.
@@ -587,6 +594,7 @@ impl Serve {
                 metrics_listen,
                 open: knobs.open.is_some_and(|Switch(open)| open),
                 metrics_open: knobs.metrics_open.is_some_and(|Switch(open)| open),
+                lora_info: knobs.lora_info.unwrap_or_default(),
                 lora_root: knobs.lora_root,
                 operator_key: operator_key()?,
                 allowed_hosts: knobs.allowed_hosts.map_or_else(Vec::new, |hosts| hosts.0),

@@ -369,6 +369,12 @@ fn http_settings(config: &Serve) -> Result<http::Settings, CliError> {
         drain: http.drain_time,
         max_connections: http.max_connections,
         metrics_open: http.metrics_open,
+        lora_info: match http.lora_info {
+            config::LoraInfo::Auto => http::LoraInfo::Auto,
+            config::LoraInfo::Names => http::LoraInfo::Names,
+            config::LoraInfo::Digests => http::LoraInfo::Digests,
+            config::LoraInfo::Off => http::LoraInfo::Off,
+        },
         lora_root: lora_root(http.lora_root.as_deref())?,
         allowed_hosts: http.allowed_hosts.clone(),
     })

@@ -62,6 +62,7 @@ fn every_knob_can_be_written_in_the_file() {
         journals = "/var/lib/journals"
         lora-root = "/srv/loras"
         metrics-open = true
+        lora-info = "digests"
         adapter-cache-bytes = "2GiB"
         adapter-dtype = "int8"
         adapter-wait = 7
@@ -198,6 +199,7 @@ fn bad_command_lines_say_what_is_expected() {
         (["--served-model-name", "default"], "mean something else"),
         (["--threads", "0"], "whole number from 1"),
         (["--log-format", "xml"], "json"),
+        (["--lora-info", "all"], "auto, names, digests or off"),
         (["--tenants", "3"], "--tenants"),
     ] {
         let message = refused(&words);

@@ -75,6 +75,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Whether the metrics may be read over the network without the operator's key.
     pub metrics_open: bool,
+    /// Whether, and as what, the metrics list the adapters that are in memory.
+    pub lora_info: LoraInfo,
     /// Where the operator may load adapters from, as with vLLM; nowhere where it is `None`.
     pub lora_root: Option<LoraRoot>,
     /// Host names besides loopback ones that `Host` and `Origin` may have (without port).
@@ -91,10 +93,25 @@ impl Default for Settings {
             drain: Duration::from_secs(30),
             max_connections: 4096,
             metrics_open: false,
+            lora_info: LoraInfo::default(),
             lora_root: None,
             allowed_hosts: Vec::new(),
         }
     }
+}
+
+/// What the metrics call the adapters that are in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoraInfo {
+    /// By their names where there are no keys; where there are, they are not listed.
+    #[default]
+    Auto,
+    /// By their names, those of all tenants, to whoever may see names.
+    Names,
+    /// By the beginning of their digests.
+    Digests,
+    /// They are not listed.
+    Off,
 }
 
 /// The name of the header that chooses the adapter.
@@ -188,6 +205,7 @@ impl App {
             Arc::clone(&generator),
             adapters.clone(),
             (ledger.clone(), tenants.clone()),
+            settings.lora_info,
         );
         let shared = Shared {
             base,

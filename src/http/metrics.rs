@@ -1,5 +1,8 @@
 //! What is counted, under names that begin with `chorus_`. Tenants and adapters are named in what they have used, and there only
 //! as many as the ledger tells apart.
+//!
+//! The text is `OpenMetrics`, and such that it can be read as Prometheus' older format too, as gateways do: no type is one that it
+//! does not know.
 
 use std::{
     fmt,
@@ -18,11 +21,15 @@ use prometheus_client::{
         DescriptorEncoder, EncodeLabelSet, NoLabelSet,
         text::{encode_eof, encode_registry},
     },
-    metrics::{MetricType, counter::Counter, family::Family, histogram::Histogram, info::Info},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
-use super::{app::App, generator::Generator};
+use super::{
+    app::{App, LoraInfo},
+    gateway::{Load, Loras},
+    generator::Generator,
+};
 use crate::{
     adapter::{self, Adapters},
     engine::{self, Event},
@@ -55,8 +62,16 @@ pub(super) struct Metrics {
     registry: Registry,
     /// What names tenants and adapters.
     named: Registry,
+    gateway: Gateway,
     requests: Family<RequestLabels, Counter>,
     latencies: Latencies,
+}
+
+/// What has names of others, which have no prefix.
+#[derive(Debug)]
+struct Gateway {
+    unnamed: Registry,
+    named: Registry,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -80,10 +95,12 @@ impl Metrics {
         generator: Arc<dyn Generator>,
         adapters: Adapters,
         (ledger, tenants): (Ledger, Tenants),
+        shown: LoraInfo,
     ) -> Self {
         let mut registry = Registry::with_prefix("chorus");
-        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "The running release", build);
+        let build = Family::<_, Gauge>::default();
+        build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
+        registry.register("build_info", "The running release", build);
         let requests = Family::default();
         registry.register("requests", "HTTP requests answered", requests.clone());
         let latencies = Latencies {
@@ -102,10 +119,11 @@ impl Metrics {
         ] {
             registry.register(name, help, histogram.clone());
         }
+        let gateway = Gateway::new(&generator, (&adapters, &tenants), shown);
         registry.register_collector(Box::new(Snapshots { generator, adapters }));
         let mut named = Registry::with_prefix("chorus");
         named.register_collector(Box::new(Usage { ledger, tenants }));
-        Self { registry, named, requests, latencies }
+        Self { registry, named, gateway, requests, latencies }
     }
 
     /// A stopwatch for one choice.
@@ -117,8 +135,10 @@ impl Metrics {
     pub(super) fn encode(&self, detail: Detail) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.gateway.unnamed)?;
         if detail == Detail::Named {
             encode_registry(&mut text, &self.named)?;
+            encode_registry(&mut text, &self.gateway.named)?;
         }
         encode_eof(&mut text)?;
         Ok(text)
@@ -127,6 +147,23 @@ impl Metrics {
     fn answered(&self, endpoint: &str, code: u16) {
         let labels = RequestLabels { endpoint: endpoint.to_owned(), code };
         self.requests.get_or_create(&labels).inc();
+    }
+}
+
+impl Gateway {
+    fn new(
+        generator: &Arc<dyn Generator>,
+        (adapters, tenants): (&Adapters, &Tenants),
+        shown: LoraInfo,
+    ) -> Self {
+        let loras =
+            |detail| Box::new(Loras::new((adapters.clone(), tenants.clone()), shown, detail));
+        let (mut unnamed, mut named) = (Registry::default(), Registry::default());
+        let load = Load { generator: Arc::clone(generator), adapters: adapters.clone() };
+        unnamed.register_collector(Box::new(load));
+        unnamed.register_collector(loras(Detail::Unnamed));
+        named.register_collector(loras(Detail::Named));
+        Self { unnamed, named }
     }
 }
 

@@ -13,6 +13,7 @@
 //! - `embeddings` reads and generates nothing; `lend` is what all of these have an adapter by.
 //! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
 //! - `console` is a page for people that asks these routes from their browser; its files are part of the binary.
+//! - `metrics` counts and shows what others count, in `gateway` also under the names by which gateways ask.
 //! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read;
 //!   in `linger` clients that are still sending get to read why they were refused.
 //!
@@ -42,6 +43,7 @@ mod embeddings;
 mod envelope;
 mod error;
 mod form;
+mod gateway;
 mod generate;
 mod generator;
 mod guard;
@@ -79,6 +81,6 @@ mod double;
 mod tests;
 
 pub use self::{
-    app::{AdapterHeader, App, BadHeader, BaseModel, Settings, Stored},
+    app::{AdapterHeader, App, BadHeader, BaseModel, LoraInfo, Settings, Stored},
     serve::{Listeners, serve, starting},
 };

@@ -5,6 +5,8 @@ mod connections;
 mod console;
 mod doors;
 mod embeddings;
+mod exposition;
+mod gateway;
 mod lorax;
 mod messages;
 mod operations;
