@@ -33,7 +33,7 @@ use super::{
     metrics::{self, Metrics},
     models, openapi, ops,
     prompt::Encoder,
-    request_id, responses,
+    report, request_id, responses,
     select::{self, Names, Part, Voice},
     tokenize,
     upload::Places,
@@ -499,6 +499,7 @@ impl App {
             .layer(from_fn_with_state(guard, guard::layer))
             .layer(from_fn(dialect::layer))
             .layer(from_fn_with_state(self.clone(), metrics::layer))
+            .layer(from_fn_with_state(self.clone(), report::layer))
             .layer(from_fn(request_id::layer))
             .with_state(self)
     }

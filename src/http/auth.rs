@@ -15,6 +15,7 @@ use super::{
     error::ApiError,
     guard::{Door, Reach, is_direct},
     metrics::Detail,
+    report::Report,
 };
 use crate::tenant::{Caller, Right, Scope};
 
@@ -39,6 +40,9 @@ pub(super) async fn layer(State(app): State<App>, mut request: Request, next: Ne
     let key = key(request.headers());
     match app.tenants().identify(key, SystemTime::now()) {
         Ok(caller) => {
+            if let Some(report) = request.extensions().get::<Report>() {
+                report.asked_by(&caller);
+            }
             request.extensions_mut().insert(caller);
         }
         Err(_) if is_public(&request) => {}

@@ -29,6 +29,7 @@ use super::{
     app::{App, LoraInfo},
     gateway::{Load, Loras},
     generator::Generator,
+    report::{Report, Times},
 };
 use crate::{
     adapter::{self, Adapters},
@@ -126,9 +127,11 @@ impl Metrics {
         Self { registry, named, gateway, requests, latencies }
     }
 
-    /// A stopwatch for one choice.
-    pub(super) fn latency(&self, began: Instant) -> Latency {
-        Latency { latencies: self.latencies.clone(), began, latest: None }
+    /// A stopwatch for one choice that has been submitted now; what it shows in the end is told to the report.
+    pub(super) fn latency(&self, report: Report) -> Latency {
+        let began = Instant::now();
+        let times = Times { submitted: Some(began), ..Times::default() };
+        Latency { latencies: self.latencies.clone(), began, times, report }
     }
 
     /// So much of it in Prometheus' text format.
@@ -172,8 +175,8 @@ impl Gateway {
 pub(super) struct Latency {
     latencies: Latencies,
     began: Instant,
-    /// When the latest token came.
-    latest: Option<Instant>,
+    times: Times,
+    report: Report,
 }
 
 impl Latency {
@@ -181,17 +184,28 @@ impl Latency {
     pub(super) fn observe(&mut self, event: &Event) {
         let now = Instant::now();
         let whole = |since: Duration| since.as_secs_f64();
+        let latest = self.times.last.replace(now);
         match event {
             Event::Token { .. } => {
                 let Latencies { first_token, next_token, .. } = &self.latencies;
-                match self.latest.replace(now) {
+                match latest.filter(|_| self.times.first.is_some()) {
                     None => first_token.observe(whole(now - self.began)),
                     Some(latest) => next_token.observe(whole(now - latest)),
                 }
+                self.times.first.get_or_insert(now);
             }
+            Event::Pooled(_) => self.times.first = Some(now),
             Event::Finished(_) => self.latencies.whole.observe(whole(now - self.began)),
-            Event::Begun { .. } | Event::Prompt(_) | Event::Pooled(_) | Event::Failed(_) => {}
+            Event::Begun { .. } => self.times.begun = Some(now),
+            Event::Prompt(_) | Event::Failed(_) => {}
         }
+    }
+}
+
+impl Drop for Latency {
+    /// Also of a choice that is given up.
+    fn drop(&mut self) {
+        self.report.took(self.times);
     }
 }
 

@@ -11,6 +11,7 @@ mod lorax;
 mod messages;
 mod operations;
 mod refusals;
+mod report;
 mod responses;
 mod words;
 
