@@ -141,7 +141,7 @@ def check_file(binary, options):
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as taken:
         taken.write(re.sub(r"^#([a-z][a-z-]* = )", r"\1", text, flags=re.M))
         taken.flush()
-        with served(binary, "--config", HERE / "chorus.toml"), served(binary, "--config", taken.name, "--max-context", "128"):
+        with served(binary, "--config", HERE / "chorus.toml"), served(binary, "--config", taken.name, "--max-context", "128", "--metrics-listen", "127.0.0.1:0"):
             pass
     with served(binary, "--config", HERE / "kubernetes" / "chorus.toml"):
         pass
@@ -197,7 +197,7 @@ def check_metrics(binary):
     source = (ROOT / "src" / "http" / "metrics.rs").read_text()
     used = {}
     for name, text in everything().items():
-        for metric in set(re.findall(r"\bchorus_[a-z0-9_]*[a-z0-9]", text)):
+        for metric in set(re.findall(r"\b(?:chorus_|vllm:)[a-z0-9_]*[a-z0-9]", text)):
             used.setdefault(metric, name)
             expect(metric in names, f"{name} names the metric {metric}, which chorus does not show")
     for name, expression in expressions():

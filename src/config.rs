@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 pub use self::values::{
     AdapterDtype, ByteSize, Count, Device, HeaderField, Hosts, Kernels, KvDtype, Listen, LogFormat,
-    ModelId, Precision, Span, Switch,
+    LoraInfo, ModelId, Precision, Span, Switch,
 };
 use crate::{
     catalog::{self, HubAccess},
@@ -110,6 +110,10 @@ pub struct Knobs {
     /// Address and port to listen on [default: 127.0.0.1:8080]
     #[arg(long, env = "CHORUS_LISTEN", value_name = "IP:PORT")]
     listen: Option<Listen>,
+    /// Address and port of a listener for scrapers: it has /metrics, /health and /ready, and nothing else
+    /// [default: none; they are on the main one]
+    #[arg(long, env = "CHORUS_METRICS_LISTEN", value_name = "IP:PORT")]
+    metrics_listen: Option<Listen>,
     /// Further names, comma-separated, by which clients or a proxy may call this server in `Host`
     /// and `Origin` [default: localhost and loopback addresses]
     #[arg(long, env = "CHORUS_ALLOWED_HOSTS", value_name = "HOST,..")]
@@ -120,6 +124,10 @@ pub struct Knobs {
     /// Let everybody who reaches this server read all of /metrics, not only the operator
     #[arg(long, env = "CHORUS_METRICS_OPEN", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     metrics_open: Option<Switch>,
+    /// How /metrics lists the adapters in memory for gateways: names; digests, which tell nothing of tenants; off; or
+    /// auto, names where there are no API keys and off otherwise [default: auto]
+    #[arg(long, env = "CHORUS_LORA_INFO", value_name = "HOW")]
+    lora_info: Option<LoraInfo>,
     /// What computes: auto or cpu [default: auto]
     #[arg(long, env = "CHORUS_DEVICE", value_name = "DEVICE")]
     device: Option<Device>,
@@ -216,9 +224,11 @@ impl Knobs {
             journals: self.journals.or(under.journals),
             lora_root: self.lora_root.or(under.lora_root),
             listen: self.listen.or(under.listen),
+            metrics_listen: self.metrics_listen.or(under.metrics_listen),
             allowed_hosts: self.allowed_hosts.or(under.allowed_hosts),
             open: self.open.or(under.open),
             metrics_open: self.metrics_open.or(under.metrics_open),
+            lora_info: self.lora_info.or(under.lora_info),
             prefix_cache: self.prefix_cache.or(under.prefix_cache),
             device: self.device.or(under.device),
             precision: self.precision.or(under.precision),
@@ -401,10 +411,14 @@ pub struct Engine {
 pub struct Http {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Where it listens for scrapers besides.
+    pub metrics_listen: Option<SocketAddr>,
     /// Beyond this machine too, although there are no keys.
     pub open: bool,
     /// The metrics may be read without a key.
     pub metrics_open: bool,
+    /// As what they list adapters.
+    pub lora_info: LoraInfo,
     /// Where the operator may load adapters from by their path.
     pub lora_root: Option<PathBuf>,
     /// The operator's key, where one was set.
@@ -476,6 +490,15 @@ pub enum ConfigError {
     /// The store has no place.
     #[error("store: {0}")]
     Store(#[from] BadLocation),
+    /// Clients and scrapers at one address.
+    #[error(
+        "metrics-listen = {address} is the address of --listen: leave it out, /metrics is there as well, or give \
+         scrapers another port"
+    )]
+    OneAddress {
+        /// Both.
+        address: SocketAddr,
+    },
     /// More threads than any machine has.
     #[error(
         "threads = {threads} is more than {MOST_THREADS}: leave it out to use all cores of this \
@@ -515,6 +538,11 @@ impl Serve {
     /// Fills in the defaults and checks what concerns more than one knob.
     fn from_knobs(knobs: Knobs) -> Result<Self, ConfigError> {
         let listen = knobs.listen.map_or(LISTEN, |Listen(address)| address);
+        let metrics_listen = knobs.metrics_listen.map(|Listen(address)| address);
+        // Port 0 is a port of its own each time.
+        if let Some(address) = metrics_listen.filter(|own| *own == listen && own.port() != 0) {
+            return Err(ConfigError::OneAddress { address });
+        }
         let threads = match knobs.threads {
             Some(Count(threads)) if threads.get() > MOST_THREADS => {
                 return Err(ConfigError::Threads { threads: threads.get() });
@@ -563,8 +591,10 @@ impl Serve {
             },
             http: Http {
                 listen,
+                metrics_listen,
                 open: knobs.open.is_some_and(|Switch(open)| open),
                 metrics_open: knobs.metrics_open.is_some_and(|Switch(open)| open),
+                lora_info: knobs.lora_info.unwrap_or_default(),
                 lora_root: knobs.lora_root,
                 operator_key: operator_key()?,
                 allowed_hosts: knobs.allowed_hosts.map_or_else(Vec::new, |hosts| hosts.0),

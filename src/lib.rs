@@ -38,7 +38,7 @@
 //!      -> lease: the adapter is in memory until the lease is dropped
 //!      -> encode -> Engine::submit(Job) -> TokenStream
 //! engine thread: drain the inbox -> plan -> forward(rows, kv, lora) -> sample per row -> commit -> events
-//! http: TokenStream -> Detok -> Stops -> the ledger has a line of it -> the last of JSON or SSE
+//! http: TokenStream -> Detok -> Stops -> the ledger has a line of it -> the last of JSON or SSE -> the log has one
 //! ```
 //!
 //! Dropping the response drops the stream, and with it the sequence, its pages and its lease: that is the clean-up.

@@ -4,7 +4,8 @@
 
 use std::io::{self, IsTerminal as _};
 
-use tracing_subscriber::{EnvFilter, filter::ParseError};
+use tracing::{Subscriber, subscriber::set_global_default};
+use tracing_subscriber::{EnvFilter, filter::ParseError, fmt::MakeWriter};
 
 use crate::config::{Log, LogFormat};
 
@@ -24,16 +25,35 @@ pub struct BadFilter {
 
 /// Sends events to standard error from here on. Only the first call of a process has an effect.
 pub fn start(log: &Log) -> Result<(), BadFilter> {
+    let events = subscriber(log, io::stderr)?;
+    // Fails where a subscriber is installed already, as in a test that starts two servers.
+    drop(set_global_default(events));
+    Ok(())
+}
+
+/// What writes events that pass the filter to `writer`, as JSON.
+#[cfg(test)]
+pub(crate) fn json(
+    filter: &str,
+    writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static,
+) -> Box<dyn Subscriber + Send + Sync> {
+    let log = Log { filter: filter.to_owned(), format: LogFormat::Json };
+    subscriber(&log, writer).expect("tests know how filters are written")
+}
+
+/// What writes events to `writer`.
+fn subscriber(
+    log: &Log,
+    writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static,
+) -> Result<Box<dyn Subscriber + Send + Sync>, BadFilter> {
     let filter = EnvFilter::builder()
         .parse(format!("{QUIET},{}", log.filter))
         .map_err(|source| BadFilter { filter: log.filter.clone(), source })?;
-    let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // Fails where a subscriber is installed already, as in a test that starts two servers.
-    drop(match log.format {
-        LogFormat::Pretty => events.with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => events.json().flatten_event(true).try_init(),
-    });
-    Ok(())
+    let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    Ok(match log.format {
+        LogFormat::Pretty => Box::new(events.with_ansi(io::stderr().is_terminal()).finish()),
+        LogFormat::Json => Box::new(events.json().flatten_event(true).finish()),
+    })
 }
 
 #[cfg(test)]

@@ -112,6 +112,11 @@ impl<S: Source> Cache<S> {
         self.shared.with(|line| line.holds(owner, digest))
     }
 
+    /// What is in memory, and what is waited for, the most wanted first.
+    pub(super) fn census(&self, now: Instant) -> (Vec<Digest>, Vec<Digest>) {
+        self.shared.with(|line| line.census(now))
+    }
+
     /// Numbers for the operator.
     pub(super) fn stats(&self) -> (Standing, Histogram) {
         let state = self.shared.state.lock().expect(NO_PANIC);

@@ -17,6 +17,7 @@
 //!   load for others takes an owner's adapters below what is kept for it.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     num::NonZeroUsize,
     sync::Arc,
@@ -502,6 +503,28 @@ impl<V, W> Line<V, W> {
             waiting: self.waiting,
             counts: self.counts,
         }
+    }
+
+    /// What is in memory, those that are lent first and then those that would stay the longest; and what requests wait for,
+    /// in the order in which they get it.
+    pub(super) fn census(&self, now: Instant) -> (Vec<Digest>, Vec<Digest>) {
+        let ranked = self
+            .resident
+            .iter()
+            .map(|(digest, entry)| ((entry.leases > 0, self.rank(digest, entry, now)), *digest));
+        let mut ranked: Vec<_> = ranked.collect();
+        ranked.sort_unstable_by_key(|(rank, _)| Reverse(*rank));
+        let resident: Vec<_> = ranked.into_iter().map(|(_, digest)| digest).collect();
+        let loading = self.loading.iter().filter(|(_, loading)| !loading.waiters.is_empty());
+        let held = self.held_up.iter().flat_map(|owner| &self.accounts[owner].held);
+        let places = self.places.iter().map(|place| place.digest);
+        let wanted = loading.map(|(digest, _)| *digest).chain(places);
+        let mut seen = HashSet::new();
+        let awaited = wanted
+            .chain(held.map(|waiter| waiter.want.digest))
+            .filter(|digest| !self.resident.contains_key(digest) && seen.insert(*digest));
+        let awaited = awaited.collect();
+        (resident, awaited)
     }
 
     /// Why its last load failed, if that was a moment ago.

@@ -22,6 +22,7 @@ use tokio::{
 pub use self::{
     audit::Changed,
     canary::{Canary, Lot},
+    census::Census,
     changes::{Expected, FileBytes, NotChanged, Target},
     check::{Smoke, Trial, Unfit, Unproved},
     files::BadFile,
@@ -45,7 +46,7 @@ use self::{
     shelf::Shelf,
     upload::Spool,
 };
-pub use crate::lora::{Adapter, Defaults, Extras, Lease, NotMixable, SmokeTest, ranges};
+pub use crate::lora::{Adapter, Defaults, Digest, Extras, Lease, NotMixable, SmokeTest, ranges};
 use crate::{
     lora::{Base, Limits, Matrices},
     store::{Log, Outdated, Store, StoreError},
@@ -56,6 +57,7 @@ mod aside;
 mod audit;
 mod cache;
 mod canary;
+mod census;
 mod changes;
 mod check;
 mod files;
@@ -552,6 +554,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_census_has_what_is_in_memory_under_the_names_that_requests_use() {
+        let (root, [pirate, sql]) = world();
+        let adapters = open(root.path(), 2 * sql + pirate).await;
+        let empty = adapters.census();
+        let mean = usize::midpoint(pirate, sql);
+        assert_eq!((empty.resident.len(), empty.room), (0, (2 * sql + pirate) / mean));
+        let revision = pin(&adapters, "sql");
+        drop(adapters.lease(ME, &revision).await.unwrap());
+        let held = adapters.lease(ME, &pin(&adapters, "pirate")).await.unwrap();
+        let census = adapters.census();
+        assert_eq!(census.resident, [held.digest(), revision.digest], "what is lent comes first");
+        assert_eq!((census.awaited.len(), census.room), (0, 2 + sql / mean));
+        let ids = adapters.ids(&census.resident);
+        assert_eq!(ids[&revision.digest].iter().collect::<Vec<_>>(), ["sql"]);
+        assert_eq!(ids.len(), 2);
+        assert!(adapters.ids(&[]).is_empty());
+    }
+
+    #[tokio::test]
     async fn refusals_say_why_and_name_no_path() {
         let (root, [pirate, sql]) = world();
         let adapters = open(root.path(), sql - 1).await;
@@ -565,7 +586,7 @@ mod tests {
         assert!(!failed.contains(root.path().to_str().unwrap()), "{failed}");
         assert_eq!(adapters.stats().load_failures, 1);
 
-        let unknown = Revision { digest: crate::lora::Digest::of(b"", b""), ..revision };
+        let unknown = Revision { digest: Digest::of(b"", b""), ..revision };
         assert!(matches!(adapters.lease(ME, &unknown).await, Err(NotLent::Gone)));
         assert_eq!(adapters.stats().resident_bytes, 0, "{pirate} bytes were reserved");
     }

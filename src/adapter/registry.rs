@@ -1,7 +1,7 @@
 //! Which adapters there are, for whom, and what each name points to: the fold of the records, over what a folder has.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{
         Arc, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -20,7 +20,7 @@ use crate::{
 
 /// Names and their histories.
 ///
-/// Every look-up takes the tenant and sees that tenant's names only. The lock is held for a look-up or one change,
+/// Every look-up takes the tenant and sees that tenant's names only, but for what the operator is shown of all. The lock is held for a look-up or one change,
 /// never while a file is read or anything is awaited.
 #[derive(Debug, Default)]
 pub(super) struct Registry(RwLock<State>);
@@ -329,6 +329,30 @@ impl State {
     pub(super) fn extent(&self) -> (usize, u64) {
         let bytes = self.contents.values().map(|held| held.content.facts.bytes);
         (self.contents.len(), bytes.sum())
+    }
+
+    /// How many contents there are, and the memory that all would take.
+    pub(super) fn memory(&self) -> (usize, usize) {
+        let bytes = self.contents.values().map(|held| held.content.memory());
+        (self.contents.len(), bytes.fold(0, usize::saturating_add))
+    }
+
+    /// What these contents are called by those whose they are.
+    pub(super) fn ids(&self, contents: &BTreeSet<Digest>) -> HashMap<Digest, BTreeSet<String>> {
+        let mut ids: HashMap<_, BTreeSet<_>> = HashMap::new();
+        for (name, history) in self.names.values().flatten() {
+            let of = |version: &Version| version.content.facts.digest;
+            let active = history.active().map(|number| of(&history.versions[&number]));
+            for (number, version) in &history.versions {
+                let digest = of(version);
+                if contents.contains(&digest) {
+                    let is_active = active == Some(digest);
+                    let id = if is_active { name.to_string() } else { format!("{name}@v{number}") };
+                    ids.entry(digest).or_default().insert(id);
+                }
+            }
+        }
+        ids
     }
 
     /// The number that the name's next version gets: none that it ever had.

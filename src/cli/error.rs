@@ -88,8 +88,8 @@ pub(crate) enum CliError {
         "listening on {address} lets everybody who reaches this machine use the server, which has no API keys: listen on 127.0.0.1, set CHORUS_OPERATOR_KEY and make keys, or pass --open if that is meant"
     )]
     Open { address: SocketAddr },
-    #[error("cannot listen on {address}; choose another address with --listen")]
-    Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot listen on {address}; choose another address with {option}")]
+    Listen { address: SocketAddr, option: &'static str, source: io::Error },
     #[error("the server stopped")]
     Serve(#[source] io::Error),
     #[error("the system refused what a server needs")]
@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn causes_follow_on_the_same_line() {
         let source = io::Error::new(io::ErrorKind::AddrInUse, "Address already\n in use");
-        let error = CliError::Listen { address: ([127, 0, 0, 1], 80).into(), source };
+        let (address, option) = (([127, 0, 0, 1], 80).into(), "--listen");
+        let error = CliError::Listen { address, option, source };
         let line = "cannot listen on 127.0.0.1:80; choose another address with --listen: \
                     Address already; in use";
         assert_eq!(error.one_line(), line);

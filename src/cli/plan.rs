@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     /// How many there are; `None` where there are no keys.
     pub(crate) tenants: Option<usize>,
     pub(crate) address: SocketAddr,
+    /// Where scrapers have a listener of their own.
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// Where a store is.
@@ -128,6 +130,9 @@ impl fmt::Display for Plan {
         match self.tenants {
             None => writeln!(f, "  tenants   none: no keys are asked for")?,
             Some(count) => writeln!(f, "  tenants   {count}, with keys")?,
+        }
+        if let Some(metrics) = self.metrics {
+            writeln!(f, "  metrics   http://{metrics}/metrics")?;
         }
         writeln!(f, "  address   http://{}", self.address)?;
         writeln!(f, "\nTry it:\n{}", self.curl())
@@ -246,6 +251,7 @@ mod tests {
             store: Place::Known("s3://bucket".into()),
             tenants: None,
             address: ([0, 0, 0, 0], 8080).into(),
+            metrics: None,
         }
     }
 
@@ -283,6 +289,13 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} is not in\n{shown}");
         }
+    }
+
+    #[test]
+    fn where_scrapers_are_listened_for_the_plan_says_so() {
+        assert!(!plan().to_string().contains("/metrics"));
+        let shown = Plan { metrics: Some(([10, 0, 0, 1], 9).into()), ..plan() }.to_string();
+        assert!(shown.contains("\n  metrics   http://10.0.0.1:9/metrics\n"), "{shown}");
     }
 
     #[test]

@@ -66,15 +66,15 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), CliError> {
 async fn serve(config: Serve) -> Result<(), CliError> {
     let mut signals = Signals::listen().map_err(CliError::System)?;
     // First of all, because a port in use should not cost a download.
-    let address = config.http.listen;
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| CliError::Listen { address, source })?;
-    let address = listener.local_addr().map_err(CliError::System)?;
+    let listeners = listen(&config.http).await?;
+    let address = listeners.clients.local_addr().map_err(CliError::System)?;
+    let watchers = listeners.watchers.as_ref().map(TcpListener::local_addr).transpose();
+    let metrics = watchers.map_err(CliError::System)?;
     let started = tokio::select! {
-        started = http::starting(&listener, start(&config)) => started?,
+        started = http::starting(&listeners, start(&config)) => started?,
         _ = signals.next() => return Ok(()),
     };
-    let plan = Plan { address, ..started.plan };
+    let plan = Plan { address, metrics, ..started.plan };
     write!(io::stdout(), "{plan}").map_err(CliError::Output)?;
     // The engine ends when it is told to. Where it does so by itself, only a new process brings it back.
     let (engine, ledger, mut asked) = (started.engine, started.ledger, false);
@@ -84,7 +84,7 @@ async fn serve(config: Serve) -> Result<(), CliError> {
             () = engine.stopped() => {}
         }
     };
-    http::serve(listener, started.app, end).await.map_err(CliError::Serve)?;
+    http::serve(listeners, started.app, end).await.map_err(CliError::Serve)?;
     match tokio::time::timeout(LAST_SHEET, ledger.put()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "usage waits here for the next start"),
@@ -93,12 +93,26 @@ async fn serve(config: Serve) -> Result<(), CliError> {
     if asked { Ok(()) } else { Err(CliError::EngineEnded) }
 }
 
+/// Takes the addresses.
+async fn listen(http: &config::Http) -> Result<http::Listeners, CliError> {
+    let bind = async |address, option| {
+        let bound = TcpListener::bind(address).await;
+        bound.map_err(|source| CliError::Listen { address, option, source })
+    };
+    let clients = bind(http.listen, "--listen").await?;
+    let watchers = match http.metrics_listen {
+        Some(address) => Some(bind(address, "--metrics-listen").await?),
+        None => None,
+    };
+    Ok(http::Listeners { clients, watchers })
+}
+
 /// Everything that a listener still lacks.
 struct Started {
     app: http::App,
     engine: Engine,
     ledger: Ledger,
-    /// With the address that was asked for, which may leave the port to the system.
+    /// With the addresses that were asked for, which may leave the port to the system.
     plan: Plan,
 }
 
@@ -163,6 +177,7 @@ fn build(
         store: place(config, &store),
         tenants: if tenants.are_open() { None } else { Some(tenants.list().len()) },
         address: config.http.listen,
+        metrics: config.http.metrics_listen,
     };
     let model = Arc::new(model);
     let base: Arc<dyn crate::lora::Base> = Arc::<Llama>::clone(&model);
@@ -354,6 +369,12 @@ fn http_settings(config: &Serve) -> Result<http::Settings, CliError> {
         drain: http.drain_time,
         max_connections: http.max_connections,
         metrics_open: http.metrics_open,
+        lora_info: match http.lora_info {
+            config::LoraInfo::Auto => http::LoraInfo::Auto,
+            config::LoraInfo::Names => http::LoraInfo::Names,
+            config::LoraInfo::Digests => http::LoraInfo::Digests,
+            config::LoraInfo::Off => http::LoraInfo::Off,
+        },
         lora_root: lora_root(http.lora_root.as_deref())?,
         allowed_hosts: http.allowed_hosts.clone(),
     })

@@ -46,6 +46,7 @@ fn every_knob_can_be_written_in_the_file() {
         served-model-name = "ours"
         adapters = "a"
         listen = "0.0.0.0:9"
+        metrics-listen = "10.0.0.1:9"
         allowed-hosts = "llm.example.org, llm"
         open = true
         device = "cpu"
@@ -61,6 +62,7 @@ fn every_knob_can_be_written_in_the_file() {
         journals = "/var/lib/journals"
         lora-root = "/srv/loras"
         metrics-open = true
+        lora-info = "digests"
         adapter-cache-bytes = "2GiB"
         adapter-dtype = "int8"
         adapter-wait = 7
@@ -160,6 +162,18 @@ fn localhost_is_an_address() {
 }
 
 #[test]
+fn scrapers_have_an_address_of_their_own() {
+    let both = |listen, metrics| {
+        Serve::try_from(typed(&["--listen", listen, "--metrics-listen", metrics]))
+    };
+    let apart = both("127.0.0.1:80", "127.0.0.1:81").unwrap().http;
+    assert_eq!(apart.metrics_listen, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 81))));
+    let one = both("127.0.0.1:80", "localhost:80").unwrap_err().to_string();
+    assert!(one.contains("127.0.0.1:80") && one.contains("--listen"), "{one}");
+    assert!(both("127.0.0.1:0", "127.0.0.1:0").is_ok());
+}
+
+#[test]
 fn misspelt_variables_are_found_among_those_that_others_set() {
     let set = ["CHORUS_THREADS", "CHORUS_THREAD", "CHORUS_PORT", "CHORUS_SERVICE_HOST", "PATH"];
     let found = without_meaning(set.into_iter().map(str::to_owned));
@@ -185,6 +199,7 @@ fn bad_command_lines_say_what_is_expected() {
         (["--served-model-name", "default"], "mean something else"),
         (["--threads", "0"], "whole number from 1"),
         (["--log-format", "xml"], "json"),
+        (["--lora-info", "all"], "auto, names, digests or off"),
         (["--tenants", "3"], "--tenants"),
     ] {
         let message = refused(&words);

@@ -101,6 +101,34 @@ impl fmt::Display for Kernels {
     }
 }
 
+/// As what the metrics list the adapters that are in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoraInfo {
+    /// By their names where there are no keys, and not at all where there are.
+    #[default]
+    Auto,
+    /// By their names.
+    Names,
+    /// By the beginning of their digests.
+    Digests,
+    /// Not at all.
+    Off,
+}
+
+impl FromStr for LoraInfo {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "names" => Ok(Self::Names),
+            "digests" => Ok(Self::Digests),
+            "off" => Ok(Self::Off),
+            _ => Err("choose auto, names, digests or off".to_owned()),
+        }
+    }
+}
+
 /// The type in which keys and values are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvDtype {
@@ -495,6 +523,7 @@ deserialize_as_typed!(
     Kernels,
     KvDtype,
     LogFormat,
+    LoraInfo,
     ModelId,
     Precision,
     Span,

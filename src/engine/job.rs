@@ -170,6 +170,19 @@ pub enum Failure {
     Stopping,
 }
 
+impl Failure {
+    /// The same in one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Deadline => "deadline",
+            Self::NotANumber => "not_a_number",
+            Self::Guide => "guide",
+            Self::Step => "step",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
 /// Why a job was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {

@@ -60,7 +60,8 @@ pub use self::{
     stats::{Ends, Histogram, Stats},
     stream::TokenStream,
 };
-use crate::model::{KvType, Llama, PAGE};
+pub use crate::model::PAGE;
+use crate::model::{KvType, Llama};
 
 /// How large the engine is. Each number is at least 1; 0 is taken as 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,7 +33,7 @@ use super::{
     metrics::{self, Metrics},
     models, openapi, ops,
     prompt::Encoder,
-    request_id, responses,
+    report, request_id, responses,
     select::{self, Names, Part, Voice},
     tokenize,
     upload::Places,
@@ -75,6 +75,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Whether the metrics may be read over the network without the operator's key.
     pub metrics_open: bool,
+    /// Whether, and as what, the metrics list the adapters that are in memory.
+    pub lora_info: LoraInfo,
     /// Where the operator may load adapters from, as with vLLM; nowhere where it is `None`.
     pub lora_root: Option<LoraRoot>,
     /// Host names besides loopback ones that `Host` and `Origin` may have (without port).
@@ -91,10 +93,25 @@ impl Default for Settings {
             drain: Duration::from_secs(30),
             max_connections: 4096,
             metrics_open: false,
+            lora_info: LoraInfo::default(),
             lora_root: None,
             allowed_hosts: Vec::new(),
         }
     }
+}
+
+/// What the metrics call the adapters that are in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoraInfo {
+    /// By their names where there are no keys; where there are, they are not listed.
+    #[default]
+    Auto,
+    /// By their names, those of all tenants, to whoever may see names.
+    Names,
+    /// By the beginning of their digests.
+    Digests,
+    /// They are not listed.
+    Off,
 }
 
 /// The name of the header that chooses the adapter.
@@ -188,6 +205,7 @@ impl App {
             Arc::clone(&generator),
             adapters.clone(),
             (ledger.clone(), tenants.clone()),
+            settings.lora_info,
         );
         let shared = Shared {
             base,
@@ -464,14 +482,24 @@ impl App {
     /// All routes, behind the guard.
     pub(super) fn router(self, guard: Guard) -> Router {
         let (router, _) = routes().split_for_parts();
+        self.behind(guard, router.merge(console::files()))
+    }
+
+    /// The routes of those who only watch, behind theirs.
+    pub(super) fn watched(self, guard: Guard) -> Router {
+        let (router, _) = watched_routes().split_for_parts();
+        self.behind(guard, router)
+    }
+
+    fn behind(self, guard: Guard, router: Router<Self>) -> Router {
         router
-            .merge(console::files())
             .fallback(no_route)
             .method_not_allowed_fallback(wrong_method)
             .layer(from_fn_with_state(self.clone(), auth::layer))
             .layer(from_fn_with_state(guard, guard::layer))
             .layer(from_fn(dialect::layer))
             .layer(from_fn_with_state(self.clone(), metrics::layer))
+            .layer(from_fn_with_state(self.clone(), report::layer))
             .layer(from_fn(request_id::layer))
             .with_state(self)
     }
@@ -520,6 +548,14 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(ops::version))
         .routes(routes!(ops::metrics))
         .routes(routes!(openapi::show))
+}
+
+/// What those need who watch the process.
+fn watched_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(ops::health))
+        .routes(routes!(ops::ready))
+        .routes(routes!(ops::metrics))
 }
 
 /// This program, also where its file has been replaced meanwhile.

@@ -13,8 +13,9 @@ use super::{
     app::App,
     console,
     error::ApiError,
-    guard::{Reach, is_direct},
+    guard::{Door, Reach, is_direct},
     metrics::Detail,
+    report::Report,
 };
 use crate::tenant::{Caller, Right, Scope};
 
@@ -39,6 +40,9 @@ pub(super) async fn layer(State(app): State<App>, mut request: Request, next: Ne
     let key = key(request.headers());
     match app.tenants().identify(key, SystemTime::now()) {
         Ok(caller) => {
+            if let Some(report) = request.extensions().get::<Report>() {
+                report.asked_by(&caller);
+            }
             request.extensions_mut().insert(caller);
         }
         Err(_) if is_public(&request) => {}
@@ -128,7 +132,8 @@ impl FromRequestParts<App> for Operator {
 }
 
 /// Whoever may read the metrics, and how much of them. Those that name tenants are the operator's, where there is one; so are all
-/// on the network, and behind a proxy on this machine, which anybody may be in front of.
+/// on the network, and behind a proxy on this machine, which anybody may be in front of. Whoever reaches the listener for watchers
+/// was let into its network by the operator, and reads what names nobody without a key.
 #[derive(Debug)]
 pub(super) struct Watcher(pub(super) Detail);
 
@@ -140,8 +145,9 @@ impl FromRequestParts<App> for Watcher {
         if app.settings().metrics_open || caller.is_some_and(Caller::is_operator) {
             return Ok(Self(Detail::Named));
         }
+        let invited = parts.extensions.get() == Some(&Door::Watchers);
         let at_home = parts.extensions.get() == Some(&Reach::Loopback);
-        if at_home && is_direct(&parts.headers, &parts.uri) {
+        if invited || at_home && is_direct(&parts.headers, &parts.uri) {
             return Ok(Self(Detail::Unnamed));
         }
         Err(match caller {

@@ -89,7 +89,7 @@ fn messages_type(error: &ApiError) -> &'static str {
 pub(super) async fn layer(request: Request, next: Next) -> Response {
     let dialect = Dialect::of(request.method(), request.uri().path());
     let mut response = next.run(request).await;
-    let error = response.extensions_mut().remove::<ApiError>();
+    let error = response.extensions().get::<ApiError>().cloned();
     if let Some(error) = error.filter(|_| dialect != Dialect::OpenAi) {
         response.headers_mut().remove(CONTENT_LENGTH);
         *response.body_mut() = Body::from(dialect.write(&error).into_line());

@@ -172,6 +172,7 @@ pub(super) struct Scripted {
     plays: Mutex<VecDeque<Play>>,
     jobs: Mutex<Vec<Job>>,
     hanging: Mutex<Vec<(mpsc::Sender<Event>, Option<Lease>)>>,
+    shown: Mutex<Option<Stats>>,
 }
 
 impl Scripted {
@@ -189,6 +190,11 @@ impl Scripted {
 }
 
 impl Scripted {
+    /// From now on its numbers are these.
+    pub(super) fn show(&self, stats: Stats) {
+        *self.shown.lock().unwrap() = Some(stats);
+    }
+
     /// Ends all jobs that hang.
     pub(super) fn end(&self, last: &Event) {
         for (sender, _lease) in self.hanging.lock().unwrap().drain(..) {
@@ -241,7 +247,8 @@ impl Generator for Scripted {
     }
 
     fn stats(&self) -> Stats {
-        Stats { running: 3, ..Stats::default() }
+        let shown = self.shown.lock().unwrap().clone();
+        shown.unwrap_or_else(|| Stats { running: 3, ..Stats::default() })
     }
 
     fn stop_now(&self) {

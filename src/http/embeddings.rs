@@ -21,6 +21,7 @@ use super::{
     openapi::{Choosing, Unanswered},
     prompt::{self, Encoder},
     rates,
+    report::Report,
     sampling::salt,
     select::{Part, Voice},
     tally::{Counts, Tally},
@@ -124,7 +125,7 @@ pub(super) async fn create(State(app): State<App>, arrival: Arrival) -> Result<R
 
 async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
     let wanted = arrival.read(app, Wanted::read).await?;
-    let Arrival { deadline, headers, caller, permit, size, .. } = arrival;
+    let Arrival { deadline, headers, caller, permit, size, report, .. } = arrival;
     let named = (wanted.model.clone(), wanted.user.as_deref());
     let (voice, requested) =
         app.choose_of(&caller, &headers, named, wanted.adapters.as_deref()).await?;
@@ -137,8 +138,9 @@ async fn answer(app: &App, mut arrival: Arrival) -> Result<Response, ApiError> {
         app.generator().check(input, 0).map_err(refused)?;
     }
     let tokens = inputs.iter().map(Vec::len).sum();
-    let lease = lend(app, caller.tenant, (&voice, &requested)).await?;
-    let reading = Reading { pooling, lease, salt, tenant: caller.tenant, deadline };
+    let lending = lend(app, caller.tenant, (&voice, &requested));
+    let lease = report.lending(&voice, lending).await?;
+    let reading = Reading { pooling, lease, salt, tenant: caller.tenant, deadline, report };
     let vectors = reading.vectors(app, inputs, (&voice, &permit)).await?;
     let size = vectors.iter().map(Vec::len).sum::<usize>().saturating_mul(NUMBER_BYTES);
     let usage = EmbeddingUsage { prompt_tokens: tokens, total_tokens: tokens };
@@ -185,6 +187,7 @@ struct Reading {
     salt: Salt,
     tenant: TenantId,
     deadline: Deadline,
+    report: Report,
 }
 
 impl Reading {
@@ -211,9 +214,10 @@ impl Reading {
                 };
                 permit.spend(input.len(), Instant::now());
                 // From the first job on something is used.
-                let tally = tally
-                    .get_or_insert_with(|| Tally::new(app.ledger().clone(), self.tenant, voice));
-                let latency = app.metrics().latency(Instant::now());
+                let (ledger, report) = (app.ledger(), &self.report);
+                let begin = || Tally::new(ledger.clone(), self.tenant, voice, report);
+                let tally = tally.get_or_insert_with(begin);
+                let latency = app.metrics().latency(report.clone());
                 let (index, tokens) = (*index, input.len());
                 let input = Input { index, tokens, events, latency, counts: tally.counts() };
                 running.push(input.vector());

@@ -514,13 +514,21 @@ impl ApiError {
         &self.message
     }
 
+    /// What tells it from others.
+    pub(super) fn word(&self) -> &'static str {
+        self.code.unwrap_or_else(|| self.kind())
+    }
+
+    fn kind(&self) -> &'static str {
+        let by_status =
+            if self.status.is_server_error() { "server_error" } else { "invalid_request_error" };
+        self.kind.unwrap_or(by_status)
+    }
+
     /// What is sent: as a body, or as the last event of a stream that has begun; by some routes in the words of another
     /// [`Dialect`](super::dialect::Dialect).
     pub(super) fn body(&self) -> ErrorBody<'_> {
-        let by_status =
-            if self.status.is_server_error() { "server_error" } else { "invalid_request_error" };
-        let kind = self.kind.unwrap_or(by_status);
-        let (param, code) = (self.param.as_deref(), self.code);
+        let (kind, param, code) = (self.kind(), self.param.as_deref(), self.code);
         ErrorBody { error: ErrorDetail { message: &self.message, kind, param, code } }
     }
 }

@@ -13,7 +13,7 @@ use futures_util::{
 };
 
 use super::{
-    answer::{Answer, Piece},
+    answer::{Answer, End, Piece},
     app::App,
     deadline::Deadline,
     envelope::Envelope,
@@ -21,6 +21,7 @@ use super::{
     form::FormGuide,
     lend::{lend, share},
     metrics::Latency,
+    report::Report,
     sampling::{Ends, Terms},
     select::Voice,
     tally::{Counts, Tally},
@@ -58,6 +59,8 @@ pub(super) struct Order {
     /// How the voice was asked for.
     pub(super) requested: String,
     pub(super) deadline: Deadline,
+    /// What the log will say of it.
+    pub(super) report: Report,
 }
 
 /// How the text of an answer stands to its prompt.
@@ -93,6 +96,7 @@ pub(super) struct Answers {
     per_prompt: usize,
     usage: Usage,
     tally: Tally,
+    report: Report,
 }
 
 impl Answers {
@@ -105,7 +109,9 @@ impl Answers {
             .iter()
             .map(|prompt| order.budget(prompt.len(), context))
             .collect::<Result<_, _>>()?;
-        let lease = lend(app, order.tenant, (&order.voice, &order.requested)).await?;
+        let (voice, report) = (&order.voice, &order.report);
+        let lending = lend(app, order.tenant, (voice, &order.requested));
+        let lease = report.lending(voice, lending).await?;
         let prompt_tokens = order.prompts.iter().map(Vec::len).sum();
         let mut tally = None;
         let mut choices: Vec<BoxStream<'static, Numbered>> = Vec::new();
@@ -122,7 +128,7 @@ impl Answers {
                     prompt: (choice == 0).then_some(prompt.len()),
                     tokens,
                     answer: Answer::new(detok.clone(), stops, order.terms.min_tokens),
-                    latency: app.metrics().latency(Instant::now()),
+                    latency: app.metrics().latency(report.clone()),
                     permit: Arc::clone(&order.permit),
                     counts: tally.counts(),
                 };
@@ -139,6 +145,7 @@ impl Answers {
             per_prompt: order.terms.choices,
             usage: Usage::of_prompts(prompt_tokens),
             tally,
+            report: report.clone(),
         })
     }
 
@@ -153,7 +160,12 @@ impl Answers {
     /// The next piece of any choice; `None` when all have ended. What they have used is noted before the last piece is given.
     pub(super) async fn next(&mut self) -> Option<Numbered> {
         let numbered = self.pieces.next().await?;
-        if !matches!(numbered.1, Ok(Piece { end: None, .. })) {
+        let why = match &numbered.1 {
+            Ok(piece) => piece.end.map(End::reason),
+            Err(failure) => Some(failure.word()),
+        };
+        if let Some(why) = why {
+            self.report.finished(why);
             self.running = self.running.saturating_sub(1);
             if self.running == 0 {
                 self.tally.settle().await;
@@ -211,7 +223,7 @@ impl Order {
     }
 
     fn tally(&self, app: &App) -> Tally {
-        Tally::new(app.ledger().clone(), self.tenant, &self.voice)
+        Tally::new(app.ledger().clone(), self.tenant, &self.voice, &self.report)
     }
 
     fn job(

@@ -6,9 +6,14 @@
 //! - on any other listener every `Host` is right, unless the operator allowed some: then only those and the loopback names;
 //! - an `Origin`, which only browsers send, must be a loopback or allowed name, or, on a listener that is not loopback, the very `Host`.
 //!
+//! Scrapers ask by an address, which none of these need know: their listener answers to every IP address besides. A page has no such
+//! name: rebinding turns a name into an address of ours, and what the browser then asks for is the name.
+//!
 //! Of several `Origin`s each must be right. Several `Host`s are no request: whoever reads the other one is deceived.
 //!
 //! No CORS header is ever sent.
+
+use std::net::IpAddr;
 
 use axum::{
     extract::{Request, State},
@@ -27,7 +32,17 @@ use super::error::ApiError;
 #[derive(Clone, Debug)]
 pub(super) struct Guard {
     reach: Reach,
+    door: Door,
     allowed: Vec<String>,
+}
+
+/// Whom a listener is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Door {
+    /// Everybody.
+    Clients,
+    /// Those who watch the process, in a network that its operator has chosen for that.
+    Watchers,
 }
 
 /// Where connections can come from.
@@ -42,7 +57,12 @@ pub(super) enum Reach {
 impl Guard {
     /// `allowed` are host names without port.
     pub(super) fn new(reach: Reach, allowed: Vec<String>) -> Self {
-        Self { reach, allowed }
+        Self { reach, door: Door::Clients, allowed }
+    }
+
+    /// The same for the listener of those who watch.
+    pub(super) fn of_watchers(reach: Reach, allowed: Vec<String>) -> Self {
+        Self { door: Door::Watchers, ..Self::new(reach, allowed) }
     }
 
     fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
@@ -68,7 +88,9 @@ impl Guard {
     }
 
     fn knows(&self, host: &str) -> bool {
-        is_loopback(host) || self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
+        is_loopback(host)
+            || self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
+            || self.door == Door::Watchers && address(host).is_some()
     }
 }
 
@@ -84,9 +106,13 @@ pub(super) fn is_direct(headers: &HeaderMap, uri: &Uri) -> bool {
 
 /// `localhost`, 127.0.0.0/8 or `[::1]`.
 fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")
-        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        || address(host).is_some_and(|address| address.is_loopback())
+}
+
+/// The address that a host is, where it is no name.
+fn address(host: &str) -> Option<IpAddr> {
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
 /// The host that the request is for: in the request line where it is there, as a proxy's is, else in the header.
@@ -116,6 +142,7 @@ pub(super) async fn layer(
     match guard.check(request.headers(), request.uri()) {
         Ok(()) => {
             request.extensions_mut().insert(guard.reach);
+            request.extensions_mut().insert(guard.door);
             next.run(request).await
         }
         Err(refusal) => refusal.into_response(),
@@ -227,6 +254,25 @@ mod tests {
         assert!(!passes(&guard, &["a.example"], Some("http://b.example")));
         assert!(!passes(&guard, &["a.example"], Some("null")));
         assert!(!passes(&guard, &[], Some("null")));
+    }
+
+    #[test]
+    fn scrapers_ask_by_any_address_and_by_no_foreign_name() {
+        let allowed = || vec!["api.example.com".to_owned()];
+        for guard in [
+            Guard::of_watchers(Reach::Loopback, vec![]),
+            Guard::of_watchers(Reach::Network, allowed()),
+        ] {
+            for host in ["10.0.0.1:9090", "[fd00::1]:9090", "localhost:9090", "127.0.0.1"] {
+                assert!(passes(&guard, &[host], None), "{host}");
+            }
+            assert!(!passes(&guard, &["evil.example"], None));
+            assert!(!passes(&guard, &["10.0.0.1:9090"], Some("http://evil.example")));
+        }
+        let named = Guard::of_watchers(Reach::Network, allowed());
+        assert!(passes(&named, &["api.example.com:9090"], None));
+        let any = Guard::of_watchers(Reach::Network, vec![]);
+        assert!(passes(&any, &["chorus.namespace.svc:9090"], None));
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! What is counted, under names that begin with `chorus_`. Tenants and adapters are named in what they have used, and there only
 //! as many as the ledger tells apart.
+//!
+//! The text is `OpenMetrics`, and such that it can be read as Prometheus' older format too, as gateways do: no type is one that it
+//! does not know.
 
 use std::{
     fmt,
@@ -18,11 +21,16 @@ use prometheus_client::{
         DescriptorEncoder, EncodeLabelSet, NoLabelSet,
         text::{encode_eof, encode_registry},
     },
-    metrics::{MetricType, counter::Counter, family::Family, histogram::Histogram, info::Info},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
-use super::{app::App, generator::Generator};
+use super::{
+    app::{App, LoraInfo},
+    gateway::{Load, Loras},
+    generator::Generator,
+    report::{Report, Times},
+};
 use crate::{
     adapter::{self, Adapters},
     engine::{self, Event},
@@ -55,8 +63,16 @@ pub(super) struct Metrics {
     registry: Registry,
     /// What names tenants and adapters.
     named: Registry,
+    gateway: Gateway,
     requests: Family<RequestLabels, Counter>,
     latencies: Latencies,
+}
+
+/// What has names of others, which have no prefix.
+#[derive(Debug)]
+struct Gateway {
+    unnamed: Registry,
+    named: Registry,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -80,10 +96,12 @@ impl Metrics {
         generator: Arc<dyn Generator>,
         adapters: Adapters,
         (ledger, tenants): (Ledger, Tenants),
+        shown: LoraInfo,
     ) -> Self {
         let mut registry = Registry::with_prefix("chorus");
-        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "The running release", build);
+        let build = Family::<_, Gauge>::default();
+        build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
+        registry.register("build_info", "The running release", build);
         let requests = Family::default();
         registry.register("requests", "HTTP requests answered", requests.clone());
         let latencies = Latencies {
@@ -102,23 +120,28 @@ impl Metrics {
         ] {
             registry.register(name, help, histogram.clone());
         }
+        let gateway = Gateway::new(&generator, (&adapters, &tenants), shown);
         registry.register_collector(Box::new(Snapshots { generator, adapters }));
         let mut named = Registry::with_prefix("chorus");
         named.register_collector(Box::new(Usage { ledger, tenants }));
-        Self { registry, named, requests, latencies }
+        Self { registry, named, gateway, requests, latencies }
     }
 
-    /// A stopwatch for one choice.
-    pub(super) fn latency(&self, began: Instant) -> Latency {
-        Latency { latencies: self.latencies.clone(), began, latest: None }
+    /// A stopwatch for one choice that has been submitted now; what it shows in the end is told to the report.
+    pub(super) fn latency(&self, report: Report) -> Latency {
+        let began = Instant::now();
+        let times = Times { submitted: Some(began), ..Times::default() };
+        Latency { latencies: self.latencies.clone(), began, times, report }
     }
 
     /// So much of it in Prometheus' text format.
     pub(super) fn encode(&self, detail: Detail) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.gateway.unnamed)?;
         if detail == Detail::Named {
             encode_registry(&mut text, &self.named)?;
+            encode_registry(&mut text, &self.gateway.named)?;
         }
         encode_eof(&mut text)?;
         Ok(text)
@@ -130,13 +153,30 @@ impl Metrics {
     }
 }
 
+impl Gateway {
+    fn new(
+        generator: &Arc<dyn Generator>,
+        (adapters, tenants): (&Adapters, &Tenants),
+        shown: LoraInfo,
+    ) -> Self {
+        let loras =
+            |detail| Box::new(Loras::new((adapters.clone(), tenants.clone()), shown, detail));
+        let (mut unnamed, mut named) = (Registry::default(), Registry::default());
+        let load = Load { generator: Arc::clone(generator), adapters: adapters.clone() };
+        unnamed.register_collector(Box::new(load));
+        unnamed.register_collector(loras(Detail::Unnamed));
+        named.register_collector(loras(Detail::Named));
+        Self { unnamed, named }
+    }
+}
+
 /// Measures one choice.
 #[derive(Debug)]
 pub(super) struct Latency {
     latencies: Latencies,
     began: Instant,
-    /// When the latest token came.
-    latest: Option<Instant>,
+    times: Times,
+    report: Report,
 }
 
 impl Latency {
@@ -144,17 +184,28 @@ impl Latency {
     pub(super) fn observe(&mut self, event: &Event) {
         let now = Instant::now();
         let whole = |since: Duration| since.as_secs_f64();
+        let latest = self.times.last.replace(now);
         match event {
             Event::Token { .. } => {
                 let Latencies { first_token, next_token, .. } = &self.latencies;
-                match self.latest.replace(now) {
+                match latest.filter(|_| self.times.first.is_some()) {
                     None => first_token.observe(whole(now - self.began)),
                     Some(latest) => next_token.observe(whole(now - latest)),
                 }
+                self.times.first.get_or_insert(now);
             }
+            Event::Pooled(_) => self.times.first = Some(now),
             Event::Finished(_) => self.latencies.whole.observe(whole(now - self.began)),
-            Event::Begun { .. } | Event::Prompt(_) | Event::Pooled(_) | Event::Failed(_) => {}
+            Event::Begun { .. } => self.times.begun = Some(now),
+            Event::Prompt(_) | Event::Failed(_) => {}
         }
+    }
+}
+
+impl Drop for Latency {
+    /// Also of a choice that is given up.
+    fn drop(&mut self) {
+        self.report.took(self.times);
     }
 }
 

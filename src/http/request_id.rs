@@ -49,9 +49,20 @@ pub(super) fn of(headers: &HeaderMap) -> String {
     theirs.and_then(|value| value.to_str().ok()).map_or_else(unique, str::to_owned)
 }
 
+/// What a request is called in the log and for its client.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(String);
+
+impl RequestId {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// Adds the headers to whatever answer the request gets, and the id to what is logged meanwhile.
-pub(super) async fn layer(request: Request, next: Next) -> Response {
+pub(super) async fn layer(mut request: Request, next: Next) -> Response {
     let id = format!("req-{}", unique());
+    request.extensions_mut().insert(RequestId(id.clone()));
     let span = tracing::info_span!("request", id);
     let own = HeaderValue::try_from(id).expect("hexadecimal digits");
     let theirs = request.headers().get(REQUEST_ID).filter(|value| value.len() <= LONGEST).cloned();

@@ -15,7 +15,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::JoinSet,
     time::timeout,
 };
@@ -30,10 +30,10 @@ use super::{
 
 /// How long a client may take over a request's head, and how long an idle connection is kept.
 const HEAD_TIME: Duration = Duration::from_secs(10);
-/// Connections at once before there is a server.
-const STARTING_CONNECTIONS: usize = 64;
+/// Connections at once before there is a server, and of those who watch it.
+const FEW_CONNECTIONS: usize = 64;
 /// How long the last of them may take: each gets a few bytes.
-const STARTING_PATIENCE: Duration = Duration::from_millis(500);
+const SHORT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a client may take nothing of what is written to it.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 /// How long the end of answers that are given up may take: a step of the engine, and the way to the client.
@@ -41,20 +41,41 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Pause after an error that accepting again at once would only repeat, as with too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Where connections come in.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Everybody's.
+    pub clients: TcpListener,
+    /// That of those who only watch, where they have one of their own: `/metrics`, `/health` and `/ready`. It ends last, so
+    /// that a server which drains can still be seen.
+    pub watchers: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// The next connection to any of them.
+    async fn accept(&self, places: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
+        let Some(watchers) = &self.watchers else { return accept(&self.clients, places).await };
+        tokio::select! {
+            accepted = accept(&self.clients, places) => accepted,
+            accepted = accept(watchers, places) => accepted,
+        }
+    }
+}
+
 /// Answers for a server that is not there yet: `/health` with 200, everything else with 503, until `started` is ready.
 ///
 /// Whoever watches the process then sees it live while a base is fetched or read.
-pub async fn starting<T>(listener: &TcpListener, started: impl Future<Output = T>) -> T {
+pub async fn starting<T>(listeners: &Listeners, started: impl Future<Output = T>) -> T {
     let mut connections = Connections::new(ops::starting(), WRITE_TIME);
-    let places = Arc::new(Semaphore::new(STARTING_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(FEW_CONNECTIONS));
     let mut started = pin!(started);
     let started = loop {
         tokio::select! {
             started = &mut started => break started,
-            (stream, place) = accept(listener, &places) => connections.add(stream, place),
+            (stream, place) = listeners.accept(&places) => connections.add(stream, place),
         }
     };
-    connections.finish(STARTING_PATIENCE, || Duration::ZERO).await;
+    connections.finish(SHORT_PATIENCE, || Duration::ZERO).await;
     started
 }
 
@@ -63,32 +84,45 @@ pub async fn starting<T>(listener: &TcpListener, started: impl Future<Output = T
 /// HTTP/1.1 only: without TLS there is no agreement on HTTP/2, and telling the two apart by their first bytes would let
 /// a silent client wait for ever.
 pub async fn serve(
-    listener: TcpListener,
+    Listeners { clients, watchers }: Listeners,
     app: App,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    serve_patiently(listener, app, shutdown, WRITE_TIME).await
+    let Some(watchers) = watchers else {
+        return serve_patiently(clients, app, shutdown, WRITE_TIME).await;
+    };
+    let (served, is_served) = oneshot::channel::<()>();
+    let watching = watch(watchers, app.clone(), async { drop(is_served.await) });
+    let serving = async {
+        let result = serve_patiently(clients, app, shutdown, WRITE_TIME).await;
+        drop(served);
+        result
+    };
+    let (served, watched) = tokio::join!(serving, watching);
+    served.and(watched)
 }
 
-/// The same, with another bound than [`WRITE_TIME`].
+/// Answers those who watch, until `end` is ready. Their connections are few, and do not count among those of clients: a server
+/// that is full of these can still be looked at.
+async fn watch(listener: TcpListener, app: App, end: impl Future<Output = ()>) -> io::Result<()> {
+    let guard = Guard::of_watchers(reach(&listener)?, app.settings().allowed_hosts.clone());
+    let mut connections = Connections::new(app.watched(guard), WRITE_TIME);
+    connections.take(&listener, FEW_CONNECTIONS, end).await;
+    drop(listener);
+    connections.finish(SHORT_PATIENCE, || Duration::ZERO).await;
+    Ok(())
+}
+
+/// The same as [`serve`] for clients alone, with another bound than [`WRITE_TIME`].
 pub(super) async fn serve_patiently(
     listener: TcpListener,
     app: App,
     shutdown: impl Future<Output = ()>,
     write_time: Duration,
 ) -> io::Result<()> {
-    let loopback = listener.local_addr()?.ip().is_loopback();
-    let reach = if loopback { Reach::Loopback } else { Reach::Network };
-    let guard = Guard::new(reach, app.settings().allowed_hosts.clone());
+    let guard = Guard::new(reach(&listener)?, app.settings().allowed_hosts.clone());
     let mut connections = Connections::new(app.clone().router(guard), write_time);
-    let places = Arc::new(Semaphore::new(app.settings().max_connections));
-    let mut shutdown = pin!(shutdown);
-    loop {
-        tokio::select! {
-            () = &mut shutdown => break,
-            (stream, place) = accept(&listener, &places) => connections.add(stream, place),
-        }
-    }
+    connections.take(&listener, app.settings().max_connections, shutdown).await;
     app.drain();
     drop(listener);
     let give_up = || {
@@ -97,6 +131,11 @@ pub(super) async fn serve_patiently(
     };
     connections.finish(app.settings().drain, give_up).await;
     Ok(())
+}
+
+fn reach(listener: &TcpListener) -> io::Result<Reach> {
+    let loopback = listener.local_addr()?.ip().is_loopback();
+    Ok(if loopback { Reach::Loopback } else { Reach::Network })
 }
 
 /// The next connection, once there is a place for it.
@@ -134,6 +173,18 @@ impl Connections {
         let service = TowerToHyperService::new(router);
         let (graceful, tasks) = (GracefulShutdown::new(), JoinSet::new());
         Self { protocol, service, write_time, graceful, tasks }
+    }
+
+    /// Adds those that come, so many at once, until `end` is ready.
+    async fn take(&mut self, listener: &TcpListener, most: usize, end: impl Future<Output = ()>) {
+        let places = Arc::new(Semaphore::new(most));
+        let mut end = pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return,
+                (stream, place) = accept(listener, &places) => self.add(stream, place),
+            }
+        }
     }
 
     fn add(&mut self, stream: TcpStream, place: OwnedSemaphorePermit) {

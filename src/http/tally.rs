@@ -8,7 +8,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::select::Voice;
+use super::{report::Report, select::Voice};
 use crate::{
     engine::Event,
     ledger::{Account, Entry, Ledger, Spent, Used},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What all mixes of a tenant's adapters are called in its account.
-const MIXES: &str = "(mixes)";
+pub(super) const MIXES: &str = "(mixes)";
 
 /// Adds up a request whose jobs are running. Where it is dropped before it is settled, the client has gone: what was computed
 /// until then is noted.
@@ -51,11 +51,21 @@ impl Counts {
             _ => {}
         }
     }
+
+    /// The tokens until now.
+    pub(super) fn so_far(&self) -> Spent {
+        Spent {
+            prompt_tokens: self.prompt.load(Ordering::Relaxed),
+            cached_tokens: self.cached.load(Ordering::Relaxed),
+            generated_tokens: self.generated.load(Ordering::Relaxed),
+            ..Spent::default()
+        }
+    }
 }
 
 impl Tally {
     /// Of a request whose first job has been submitted.
-    pub(super) fn new(ledger: Ledger, tenant: TenantId, voice: &Voice) -> Self {
+    pub(super) fn new(ledger: Ledger, tenant: TenantId, voice: &Voice, report: &Report) -> Self {
         let adapter = match voice {
             Voice::Base => None,
             Voice::Adapter(revision) => {
@@ -65,6 +75,7 @@ impl Tally {
         };
         let account = Account { tenant, adapter };
         let counts = Arc::default();
+        report.counted_in(&counts);
         Self { ledger, account, counts, settled: false }
     }
 
@@ -82,13 +93,7 @@ impl Tally {
     }
 
     fn entry(&self) -> Entry {
-        let spent = Spent {
-            requests: 1,
-            prompt_tokens: self.counts.prompt.load(Ordering::Relaxed),
-            cached_tokens: self.counts.cached.load(Ordering::Relaxed),
-            generated_tokens: self.counts.generated.load(Ordering::Relaxed),
-            ..Spent::default()
-        };
+        let spent = Spent { requests: 1, ..self.counts.so_far() };
         Entry { at: now(), account: self.account.clone(), spent }
     }
 }

@@ -5,10 +5,13 @@ mod connections;
 mod console;
 mod doors;
 mod embeddings;
+mod exposition;
+mod gateway;
 mod lorax;
 mod messages;
 mod operations;
 mod refusals;
+mod report;
 mod responses;
 mod words;
 

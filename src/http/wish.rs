@@ -18,6 +18,7 @@ use super::{
     error::ApiError,
     generate::{Opening, Order},
     prompt::Encoder,
+    report::Report,
     sampling::Terms,
     select::Part,
     tools::Tools,
@@ -37,6 +38,8 @@ pub(super) struct Arrival {
     pub(super) caller: Caller,
     pub(super) permit: Arc<Permit>,
     body: Bytes,
+    /// What the log will say of it.
+    pub(super) report: Report,
     /// Bytes of the body, by which work on it is measured.
     pub(super) size: usize,
 }
@@ -48,11 +51,12 @@ impl FromRequest<App> for Arrival {
         let (mut head, body) = request.into_parts();
         let By(caller) = By::from_request_parts(&mut head, app).await?;
         let headers = head.headers.clone();
+        let report = head.extensions.get().cloned().unwrap_or_default();
         let Payload(body) = Payload::from_request(Request::from_parts(head, body), app).await?;
         need(&caller, Scope::Infer)?;
         let deadline = Deadline::read(&headers, app.settings().request_timeout)?;
         let permit = app.admit(&caller)?;
-        Ok(Self { deadline, headers, caller, permit, size: body.len(), body })
+        Ok(Self { deadline, headers, caller, permit, size: body.len(), body, report })
     }
 }
 
@@ -101,7 +105,7 @@ impl Wish {
     /// Finds who answers, and the tokens of the prompts.
     pub(super) async fn order(self, app: &App, arrival: Arrival) -> Result<Order, ApiError> {
         let Self { model, user, adapters, said, tools, mut terms, .. } = self;
-        let Arrival { deadline, headers, caller, permit, size, .. } = arrival;
+        let Arrival { deadline, headers, caller, permit, size, report, .. } = arrival;
         let named = (model, user.as_deref());
         let (voice, requested) =
             app.choose_of(&caller, &headers, named, adapters.as_deref()).await?;
@@ -135,6 +139,7 @@ impl Wish {
             permit,
             requested,
             deadline,
+            report,
         })
     }
 }

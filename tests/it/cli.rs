@@ -76,7 +76,8 @@ fn a_start_that_fails_says_why_in_one_line() {
         (vec!["--config", "/dev/zero"], "longer than 1 MiB"),
         (vec!["--config", "/absent/chorus.toml"], "/absent/chorus.toml"),
         (vec!["--log", "chorus=loud"], "chorus=loud"),
-        (vec!["--listen", &taken], "choose another address"),
+        (vec!["--listen", &taken], "choose another address with --listen"),
+        (vec!["--metrics-listen", &taken], "choose another address with --metrics-listen"),
     ] {
         let mut line = vec!["serve"];
         line.extend(any.iter().filter(|_| words[0] != "--listen"));

@@ -370,6 +370,25 @@ fn a_leased_adapter_stays_and_its_return_lets_the_next_in() {
 }
 
 #[test]
+fn a_census_has_what_is_lent_first_and_what_is_waited_for_once() {
+    let mut world = World::new(2, 9, 1);
+    let lists = |world: &World| {
+        let (resident, awaited) = world.line.census(world.now);
+        [resident, awaited].map(|list| list.into_iter().map(letter).collect::<String>())
+    };
+    world.ask('a').unwrap();
+    assert_eq!(lists(&world), ["", "a"]);
+    world.load('a', Ok(()));
+    world.used(ME, 'b');
+    assert_eq!(lists(&world), ["ab", ""], "b was used last, and a is lent");
+    world.ask('b').unwrap();
+    for _ in 0..2 {
+        world.ask('c').unwrap();
+    }
+    assert_eq!(lists(&world)[1], "c");
+}
+
+#[test]
 fn nobody_overtakes_the_head() {
     let mut world = World::new(4, 9, 2);
     world.sizes.insert('x', 3);

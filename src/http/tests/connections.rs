@@ -15,7 +15,7 @@ use super::{
         app::Settings,
         body::LARGE_BODIES,
         double::{Play, Scripted, app, app_with},
-        serve::serve_patiently,
+        serve::{Listeners, serve, serve_patiently, starting},
     },
     *,
 };
@@ -134,6 +134,55 @@ async fn a_stream_outlives_the_shutdown_signal() {
     assert!(text.contains("data: [DONE]\n\n"), "{text}");
     ended(server.task).await;
     assert!(TcpStream::connect(server.address).await.is_err());
+}
+
+/// The status of an answer to a scraper, and what it read.
+async fn scraped(address: SocketAddr, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nHost: 10.0.0.1:9090\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let text = rest(stream).await;
+    (text["HTTP/1.1 ".len()..][..3].to_owned(), text)
+}
+
+async fn listeners() -> (Listeners, [SocketAddr; 2]) {
+    let bind = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (clients, watchers) = (bind().await, bind().await);
+    let addresses = [&clients, &watchers].map(|listener| listener.local_addr().unwrap());
+    (Listeners { clients, watchers: Some(watchers) }, addresses)
+}
+
+#[tokio::test]
+async fn scrapers_see_a_server_start_and_drain_and_end() {
+    let (listeners, [clients, watchers]) = listeners().await;
+    let asked = async {
+        assert_eq!(scraped(watchers, "/health").await.0, "200");
+        assert_eq!(scraped(watchers, "/ready").await.0, "503");
+    };
+    starting(&listeners, asked).await;
+    // One connection of a client is all that there may be.
+    let settings = Settings { max_connections: 1, ..Settings::default() };
+    let (app, engine) = app_with([Play::hang("a")], settings);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(serve(listeners, app, async { drop(stopped.await) }));
+    let mut stream = TcpStream::connect(clients).await.unwrap();
+    let body = chat(json!({"stream": true})).to_string();
+    stream.write_all((head(body.len()) + &body).as_bytes()).await.unwrap();
+    until(jobs_begun(&engine, 1)).await;
+    assert_eq!(scraped(watchers, "/ready").await.0, "200");
+    for path in ["/", "/v1/models", "/openapi.json", "/version"] {
+        assert_eq!(scraped(watchers, path).await.0, "404", "{path}");
+    }
+    stop.send(()).unwrap();
+    until(|| std::net::TcpStream::connect(clients).is_err()).await;
+    assert_eq!(scraped(watchers, "/ready").await.0, "503");
+    assert_eq!(scraped(watchers, "/health").await.0, "200");
+    let (status, text) = scraped(watchers, "/metrics").await;
+    assert!(status == "200" && text.contains("chorus_requests_running 3"), "{text}");
+    engine.end(&Event::Finished(Finish::Stop));
+    assert!(rest(stream).await.contains("data: [DONE]"));
+    ended(task).await;
+    assert!(TcpStream::connect(watchers).await.is_err());
 }
 
 #[tokio::test]

@@ -174,7 +174,7 @@ async fn metrics_name_tenants_to_the_operator_alone_and_say_nothing_behind_a_pro
     for own in [None, key("Bearer wrong"), key(&tenants)] {
         let (status, rest) = shown(&app, "localhost", own).await;
         assert!(status == 200 && rest.contains("chorus_requests_running 3"), "{rest}");
-        assert!(!rest.contains("usage") && !rest.contains("sql"), "{rest}");
+        assert!(!rest.contains("chorus_usage") && !rest.contains("sql"), "{rest}");
         assert!(rest.ends_with("# EOF\n"), "{rest}");
     }
     let (status, all) = shown(&app, "localhost", key(&operator)).await;
@@ -196,6 +196,39 @@ async fn metrics_name_tenants_to_the_operator_alone_and_say_nothing_behind_a_pro
     app.tenants().create("me", &name).await.unwrap();
     let (status, all) = shown(&app, "api.example.com", Some(forwarded[0])).await;
     assert!(status == 200 && all.contains("adapter=\"sql\""), "{all}");
+}
+
+#[tokio::test]
+async fn scrapers_read_without_a_key_what_names_nobody() {
+    let (app, _) = app([Play::say("abc")]);
+    let _ = ask(&app, CHAT, chat(json!({"model": "sql"}))).await;
+    let scraped = async |key: Option<&str>, path: &str| {
+        let request = Request::get(path).header(HOST, "10.0.0.1:9090").body(Body::empty()).unwrap();
+        let request = match key {
+            Some(key) => with_header(request, "authorization", &format!("Bearer {key}")),
+            // What a proxy adds makes no difference here.
+            None => with_header(request, "x-forwarded-for", "203.0.113.7"),
+        };
+        let guard = Guard::of_watchers(Reach::Network, vec!["api.example.com".into()]);
+        let response = app.clone().watched(guard).oneshot(request).await.unwrap();
+        (response.status().as_u16(), text(response).await)
+    };
+    let (status, open) = scraped(None, "/metrics").await;
+    assert!(status == 200 && open.contains("adapter=\"sql\""), "{open}");
+    let name = TenantName::parse("acme").unwrap();
+    let operator = app.tenants().create("me", &name).await.unwrap().operator.unwrap();
+    let (tenants, _) = app.tenants().add_key("me", &name, Scope::Admin, None).await.unwrap();
+    for key in [None, Some("wrong"), Some(tenants.reveal())] {
+        let (status, rest) = scraped(key, "/metrics").await;
+        assert!(status == 200 && rest.contains("chorus_requests_running 3"), "{rest}");
+        assert!(!rest.contains("chorus_usage") && !rest.contains("sql"), "{rest}");
+    }
+    let (status, all) = scraped(Some(operator.reveal()), "/metrics").await;
+    assert!(status == 200 && all.contains("adapter=\"sql\""), "{all}");
+    for (path, status) in [("/health", 200), ("/ready", 200), ("/v1/models", 401)] {
+        assert_eq!(scraped(None, path).await.0, status, "{path}");
+    }
+    assert_eq!(scraped(Some(operator.reveal()), "/v1/models").await.0, 404);
 }
 
 #[tokio::test]
@@ -242,11 +275,13 @@ async fn metrics_name_adapters_only_in_what_they_have_used() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
-    assert!(text.contains("chorus_build_info{version="));
+    let build = "# TYPE chorus_build_info gauge\nchorus_build_info{version=";
+    assert!(text.contains(build), "the older format has no type of its own for it");
     assert!(text.contains("chorus_adapter_resident_bytes "));
     let used = "chorus_usage_requests_total{tenant=\"default\",adapter=\"sql\"} 1";
     assert!(text.lines().any(|found| found == used), "{text}");
-    // Only what was used is named.
-    let others = text.lines().filter(|line| !line.starts_with("chorus_usage_"));
+    // Only what was used, or is in memory, is named.
+    let naming = ["chorus_usage_", "vllm:lora_requests_info{"];
+    let others = text.lines().filter(|line| !naming.iter().any(|own| line.starts_with(own)));
     assert!(others.into_iter().all(|line| !line.contains("sql")) && !text.contains("nobody"));
 }
