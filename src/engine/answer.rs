@@ -232,8 +232,9 @@ impl Answer {
             return None;
         }
         self.clock.begun = Some(now);
-        self.send(Event::Begun { cached: first });
-        Some(now.saturating_duration_since(self.clock.submitted))
+        let waited = now.saturating_duration_since(self.clock.submitted);
+        self.send(Event::Begun { cached: first, waited });
+        Some(waited)
     }
 
     /// Its rows up to the one at `end - 1` are computed at `now`; its prompt's length and how long that took, if they

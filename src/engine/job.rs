@@ -1,6 +1,9 @@
 //! What the engine is asked for, and what it answers: token ids and numbers, nothing else.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::guide::Guide;
 use crate::lora::Lease;
@@ -123,6 +126,8 @@ pub enum Event {
     Begun {
         /// Tokens of the prompt that need not be computed, because their keys and values were at hand.
         cached: usize,
+        /// How long it was in the queue. Whoever reads this may have been late in doing so.
+        waited: Duration,
     },
     /// Scores of the prompt's tokens from the second on (nothing predicts the first).
     Prompt(Vec<Logprob>),

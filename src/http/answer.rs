@@ -121,7 +121,7 @@ impl Answer {
     /// What the event adds. After a piece with an end nothing more may come.
     pub(super) fn take(&mut self, event: Event) -> Result<Piece, Failure> {
         match event {
-            Event::Begun { cached } => {
+            Event::Begun { cached, .. } => {
                 self.cached = cached;
                 Ok(Piece::default())
             }

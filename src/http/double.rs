@@ -139,7 +139,7 @@ impl Play {
 
     /// A vector.
     pub(super) fn pooled(numbers: [f32; SITES.hidden]) -> Self {
-        let events = [Event::Begun { cached: 0 }, Event::Pooled(numbers.to_vec())];
+        let events = [begun(0), Event::Pooled(numbers.to_vec())];
         Self::Events(events.into_iter().chain([Event::Finished(Finish::Length)]).collect())
     }
 
@@ -159,6 +159,11 @@ fn tokens(text: &str) -> impl Iterator<Item = Event> {
         .into_iter()
         .zip(1u8..)
         .map(|(id, place)| Event::Token { id, logprob: Some(score(id, -f32::from(place))) })
+}
+
+/// A job begins that has been in the queue for ten microseconds, with so many tokens at hand.
+pub(super) fn begun(cached: usize) -> Event {
+    Event::Begun { cached, waited: Duration::from_micros(10) }
 }
 
 /// A score whose likeliest token is the token itself.

@@ -196,7 +196,7 @@ impl Latency {
             }
             Event::Pooled(_) => self.times.first = Some(now),
             Event::Finished(_) => self.latencies.whole.observe(whole(now - self.began)),
-            Event::Begun { .. } => self.times.begun = Some(now),
+            Event::Begun { waited, .. } => self.times.begun = Some(self.began + *waited),
             Event::Prompt(_) | Event::Failed(_) => {}
         }
     }

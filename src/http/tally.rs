@@ -41,7 +41,7 @@ impl Counts {
     pub(super) fn count(&self, event: &Event, prompt: Option<usize>) {
         let add = |sum: &AtomicU64, more: usize| sum.fetch_add(more as u64, Ordering::Relaxed);
         match (event, prompt) {
-            (Event::Begun { cached }, Some(prompt)) => {
+            (Event::Begun { cached, .. }, Some(prompt)) => {
                 add(&self.prompt, prompt);
                 add(&self.cached, *cached);
             }

@@ -1,7 +1,7 @@
 //! `/v1/messages`, as Anthropic's clients read it.
 
 use super::{
-    super::double::{Play, app, app_with_tools, ids},
+    super::double::{Play, app, app_with_tools, begun, ids},
     *,
 };
 use crate::engine::{Event, Failure, Finish};
@@ -46,7 +46,7 @@ async fn a_message_is_answered_whole() {
 #[tokio::test]
 async fn what_was_computed_before_is_counted_apart() {
     let Play::Events(answer) = Play::say("x") else { panic!("an answer is events") };
-    let begun = Event::Begun { cached: 16 };
+    let begun = begun(16);
     let (app, _) = app([Play::Events([begun].into_iter().chain(answer).collect())]);
     let (_, answer) = ask(&app, MESSAGES, wish(json!({}))).await;
     assert_eq!(answer["usage"]["input_tokens"], 2);

@@ -8,7 +8,7 @@ use std::{
 use tracing::subscriber::{DefaultGuard, set_default};
 
 use super::{
-    super::double::{Play, app, ids},
+    super::double::{Play, app, begun, ids},
     *,
 };
 use crate::{
@@ -65,7 +65,7 @@ impl Captured {
 /// A prompt of which four tokens were at hand, and an answer of so many bytes.
 fn answer(text: &str, last: Event) -> Vec<Event> {
     let tokens = ids(text).into_iter().map(|id| Event::Token { id, logprob: None });
-    [Event::Begun { cached: 4 }].into_iter().chain(tokens).chain([last]).collect()
+    [begun(4)].into_iter().chain(tokens).chain([last]).collect()
 }
 
 fn said(text: &str) -> Play {
@@ -106,8 +106,12 @@ async fn a_request_has_one_line_that_tells_what_it_was_and_took() {
     let short = line["digest"].as_str().unwrap();
     assert!(short.len() == 12 && digest.contains(&format!("sha256={short}")), "{digest}: {line}");
     assert!(TIMES.iter().all(|time| line[time].as_f64().unwrap() >= 0.0), "{line}");
+    assert!(
+        (line["queue_ms"].as_f64().unwrap() - 0.01).abs() < 1e-9,
+        "as the engine has it: {line}"
+    );
     let sum: f64 = TIMES[..4].iter().map(|time| line[time].as_f64().unwrap()).sum();
-    assert!(sum <= line["total_ms"].as_f64().unwrap() + 0.01, "{line}");
+    assert!(sum <= line["total_ms"].as_f64().unwrap() + 0.02, "{line}");
     // The base has neither, and nothing to wait for.
     let _ = ask(&app, CHAT, chat(json!({}))).await;
     let line = log.line();
@@ -169,8 +173,7 @@ async fn nothing_that_is_secret_is_logged_at_any_level() {
 #[tokio::test]
 async fn a_stream_is_logged_when_it_ends_or_is_cut() {
     let log = Captured::begin("info");
-    let (app, engine) =
-        app([said("abc"), Play::Hang(vec![Event::Begun { cached: 0 }]), Play::hang("")]);
+    let (app, engine) = app([said("abc"), Play::Hang(vec![begun(0)]), Play::hang("")]);
     let stream = || post(CHAT, &chat(json!({"stream": true})));
     let response = send(&app, stream()).await;
     assert!(log.lines().is_empty());
