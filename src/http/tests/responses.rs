@@ -368,14 +368,19 @@ async fn nothing_is_stored() {
     assert_eq!(engine.jobs().len(), 1);
 }
 
+/// Whole and streamed.
+async fn check_refusal(more: &Value, param: &str) {
+    for stream in [false, true] {
+        let (app, engine) = app([]);
+        let request = merge(wish(json!({"stream": stream})), more.clone());
+        let (status, answer) = ask(&app, RESPONSES, request).await;
+        assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{answer}");
+        assert!(engine.jobs().is_empty());
+    }
+}
+
 #[tokio::test]
-async fn what_is_not_there_is_refused_by_name() {
-    let image = json!([{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]);
-    let call = json!([{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{"}]);
-    let output = json!([{"role": "user", "content": "x"},
-        {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_image"}]}]);
-    let labels: Value =
-        (0..17).map(|n| (n.to_string(), json!("x"))).collect::<serde_json::Map<_, _>>().into();
+async fn tools_that_cannot_be_are_refused_by_name() {
     for (more, param) in [
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
         (json!({"tools": [{"type": "custom", "name": "f"}]}), "tools[0].type"),
@@ -399,6 +404,20 @@ async fn what_is_not_there_is_refused_by_name() {
             "tool_choice",
         ),
         (json!({"tool_choice": {"type": "web_search"}, "tools": [tool("f")]}), "tool_choice"),
+    ] {
+        check_refusal(&more, param).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_refused_by_name() {
+    let image = json!([{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]);
+    let call = json!([{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{"}]);
+    let output = json!([{"role": "user", "content": "x"},
+        {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_image"}]}]);
+    let labels: Value =
+        (0..17).map(|n| (n.to_string(), json!("x"))).collect::<serde_json::Map<_, _>>().into();
+    for (more, param) in [
         (json!({"text": {"format": {"type": "xml"}}}), "text.format.type"),
         (json!({"text": {"format": {"type": "json_schema", "name": "x"}}}), "text.format.schema"),
         (
@@ -435,12 +454,6 @@ async fn what_is_not_there_is_refused_by_name() {
         (json!({"bad_words": ["x"]}), "bad_words"),
         (json!({"return_token_ids": true}), "return_token_ids"),
     ] {
-        for stream in [false, true] {
-            let (app, engine) = app([]);
-            let request = merge(wish(json!({"stream": stream})), more.clone());
-            let (status, answer) = ask(&app, RESPONSES, request).await;
-            assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{answer}");
-            assert!(engine.jobs().is_empty());
-        }
+        check_refusal(&more, param).await;
     }
 }
