@@ -1,6 +1,8 @@
-//! Logs: events of the `tracing` crate, on standard error.
+//! Logs: events of the `tracing` crate, on standard error. And [`traces`], where the operator asks for them.
 //!
-//! A prompt, an answer or a key is never an event's field, at any level.
+//! A prompt, an answer or a key is never a field of either, at any level.
+
+pub mod traces;
 
 use std::io::{self, IsTerminal as _};
 

@@ -10,7 +10,7 @@ use crate::{
     config::{ConfigError, Kernels},
     http, model,
     store::{NotCopied, OpenError, StoreError},
-    telemetry::BadFilter,
+    telemetry::{BadFilter, traces::BadEndpoint},
     text,
 };
 
@@ -80,6 +80,10 @@ pub(crate) enum CliError {
     CopyOntoItself,
     #[error(transparent)]
     Header(#[from] http::BadHeader),
+    #[error("TLS: {0}")]
+    Tls(#[from] http::TlsError),
+    #[error(transparent)]
+    Traces(#[from] BadEndpoint),
     #[error("the engine did not start")]
     Engine(#[from] candle_core::Error),
     #[error("the engine ended by a fault that the log tells; start the server again")]

@@ -10,6 +10,7 @@ mod error;
 mod plan;
 mod progress;
 mod pull;
+mod reload;
 mod remote;
 mod render;
 mod serve;

@@ -29,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) store: Place,
     /// How many there are; `None` where there are no keys.
     pub(crate) tenants: Option<usize>,
+    /// `http`, or `https`.
+    pub(crate) scheme: &'static str,
     pub(crate) address: SocketAddr,
     /// Where scrapers have a listener of their own.
     pub(crate) metrics: Option<SocketAddr>,
@@ -134,7 +136,7 @@ impl fmt::Display for Plan {
         if let Some(metrics) = self.metrics {
             writeln!(f, "  metrics   http://{metrics}/metrics")?;
         }
-        writeln!(f, "  address   http://{}", self.address)?;
+        writeln!(f, "  address   {}://{}", self.scheme, self.address)?;
         writeln!(f, "\nTry it:\n{}", self.curl())
     }
 }
@@ -193,28 +195,32 @@ impl Plan {
             Some(adapter) => format!(" \\\n    -H '{}: {}'", self.adapters.header, adapter.name),
             None => String::new(),
         };
-        let (address, id) = (reachable(self.address), quoted(&self.base.id));
+        let (address, id) = (self.reachable(), quoted(&self.base.id));
         format!(
-            "  curl -s http://{address}/v1/chat/completions -H 'Content-Type: application/json'\
+            "  curl -s {address}/v1/chat/completions -H 'Content-Type: application/json'\
              {header} \\\n    -d '{{\"model\": {id}, \"max_tokens\": 48, \"messages\": \
              [{{\"role\": \"user\", \"content\": \"How do I cook rice?\"}}]}}'"
         )
+    }
+
+    /// The URL by which this machine reaches it. A certificate is for a name.
+    fn reachable(&self) -> String {
+        let ip = match self.address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        let (scheme, port) = (self.scheme, self.address.port());
+        if scheme == "https" && ip.is_loopback() {
+            return format!("{scheme}://localhost:{port}");
+        }
+        format!("{scheme}://{}", SocketAddr::new(ip, port))
     }
 }
 
 /// A JSON string that may stand between the single quotes of a shell.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\'', "\\u0027")
-}
-
-/// The address by which this machine reaches what listens on `address`.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 #[cfg(test)]
@@ -250,6 +256,7 @@ mod tests {
             },
             store: Place::Known("s3://bucket".into()),
             tenants: None,
+            scheme: "http",
             address: ([0, 0, 0, 0], 8080).into(),
             metrics: None,
         }
@@ -313,6 +320,13 @@ mod tests {
         plan.adapters.dtype = AdapterDtype::Int8;
         let shown = plan.to_string();
         assert!(shown.contains("1.0 MiB when all are loaded as int8; budget 1.0 GiB"), "{shown}");
+    }
+
+    #[test]
+    fn where_tls_is_spoken_the_line_to_paste_asks_for_the_name() {
+        let shown = Plan { scheme: "https", ..plan() }.to_string();
+        assert!(shown.contains("address   https://0.0.0.0:8080\n"), "{shown}");
+        assert!(shown.contains("curl -s https://localhost:8080/v1/chat/completions"), "{shown}");
     }
 
     #[test]

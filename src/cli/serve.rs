@@ -18,7 +18,8 @@ use super::{
     base::{Located, locate},
     error::CliError,
     plan::{self, Plan},
-    signals::Signals,
+    reload::{Reloaded, reload_on},
+    signals::{Hangups, Signals},
 };
 use crate::{
     adapter::{self, Adapters, Folder, LoraRoot, Rules},
@@ -30,7 +31,7 @@ use crate::{
     lora::{Limits, Matrices},
     model::{Kv, KvType, Llama, PAGE},
     store::Store,
-    telemetry,
+    telemetry::{self, traces::Traces},
     tenant::Tenants,
     text::Text,
 };
@@ -44,6 +45,8 @@ const ADAPTER_LOADERS: NonZeroUsize = NonZeroUsize::new(2).expect("not 0");
 
 /// How long the end waits for the store to take what was used.
 const LAST_SHEET: Duration = Duration::from_secs(5);
+/// How long it waits for the last spans to be sent.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Serves until a signal ends it.
 pub(crate) fn run(args: ServeArgs) -> Result<(), CliError> {
@@ -65,6 +68,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), CliError> {
 
 async fn serve(config: Serve) -> Result<(), CliError> {
     let mut signals = Signals::listen().map_err(CliError::System)?;
+    let hangups = Hangups::listen().map_err(CliError::System)?;
     // First of all, because a port in use should not cost a download.
     let listeners = listen(&config.http).await?;
     let address = listeners.clients.local_addr().map_err(CliError::System)?;
@@ -76,6 +80,9 @@ async fn serve(config: Serve) -> Result<(), CliError> {
     };
     let plan = Plan { address, metrics, ..started.plan };
     write!(io::stdout(), "{plan}").map_err(CliError::Output)?;
+    let (tenants, adapters) = started.stored;
+    let reloaded = Reloaded { tls: listeners.tls.clone(), tenants, adapters };
+    let reloading = tokio::spawn(reload_on(hangups, reloaded));
     // The engine ends when it is told to. Where it does so by itself, only a new process brings it back.
     let (engine, ledger, mut asked) = (started.engine, started.ledger, false);
     let end = async {
@@ -85,10 +92,15 @@ async fn serve(config: Serve) -> Result<(), CliError> {
         }
     };
     http::serve(listeners, started.app, end).await.map_err(CliError::Serve)?;
+    reloading.abort();
     match tokio::time::timeout(LAST_SHEET, ledger.put()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "usage waits here for the next start"),
         Err(_) => tracing::warn!("the store is slow: usage waits here for the next start"),
+    }
+    if let Some(traces) = started.traces {
+        // Blocking is all right there, and where it fails all spans are lost and nothing else.
+        drop(tokio::task::spawn_blocking(move || traces.end(LAST_SPANS)).await);
     }
     if asked { Ok(()) } else { Err(CliError::EngineEnded) }
 }
@@ -104,7 +116,9 @@ async fn listen(http: &config::Http) -> Result<http::Listeners, CliError> {
         Some(address) => Some(bind(address, "--metrics-listen").await?),
         None => None,
     };
-    Ok(http::Listeners { clients, watchers })
+    let tls = http.tls.clone().map(|(certificate, key)| http::TlsFiles { certificate, key });
+    let tls = tls.map(http::Tls::open).transpose()?;
+    Ok(http::Listeners { clients, watchers, tls })
 }
 
 /// Everything that a listener still lacks.
@@ -112,6 +126,9 @@ struct Started {
     app: http::App,
     engine: Engine,
     ledger: Ledger,
+    /// What other servers change as well.
+    stored: (Tenants, Adapters),
+    traces: Option<Traces>,
     /// With the addresses that were asked for, which may leave the port to the system.
     plan: Plan,
 }
@@ -176,6 +193,7 @@ fn build(
         adapters: adapters_plan(&config.adapters, &folder),
         store: place(config, &store),
         tenants: if tenants.are_open() { None } else { Some(tenants.list().len()) },
+        scheme: if config.http.tls.is_some() { "https" } else { "http" },
         address: config.http.listen,
         metrics: config.http.metrics_listen,
     };
@@ -190,10 +208,14 @@ fn build(
     let adapters = runtime.block_on(Adapters::open(folder, foundation, shared, settings))?;
     let kv_type = kv_type(&config.engine, &model);
     let engine = Engine::start(model, kv_type, engine_settings(&config.engine, kv))?;
-    let settings = http_settings(config)?;
+    let traces = config.traces.endpoint.as_ref();
+    let traces = traces.map(|endpoint| Traces::start(endpoint.as_str())).transpose()?;
+    let tracer = traces.as_ref().map(Traces::tracer);
+    let settings = http::Settings { tracer, ..http_settings(config)? };
+    let shared = (tenants.clone(), adapters.clone());
     let stored = http::Stored { adapters, tenants, ledger: ledger.clone() };
     let app = http::App::new(base_model, text, stored, engine.clone(), settings);
-    Ok(Started { app, engine, ledger, plan })
+    Ok(Started { app, engine, ledger, stored: shared, traces, plan })
 }
 
 fn place(config: &Serve, store: &Store) -> plan::Place {
@@ -377,6 +399,7 @@ fn http_settings(config: &Serve) -> Result<http::Settings, CliError> {
         },
         lora_root: lora_root(http.lora_root.as_deref())?,
         allowed_hosts: http.allowed_hosts.clone(),
+        tracer: None,
     })
 }
 
@@ -396,6 +419,7 @@ fn engine_settings(config: &config::Engine, kv: plan::Kv) -> engine::Settings {
         step_tokens: config.step_tokens,
         max_running: config.max_running,
         max_waiting: config.max_waiting,
+        max_wait: config.max_wait,
         slots: config.adapter_slots,
         keep_prefixes: config.prefix_cache,
     }

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the first asks for a graceful end, the second ends at once.
+//! SIGTERM and SIGINT: the first asks for a graceful end, the second ends at once. SIGHUP: what was read is read again.
 
 use std::{io, process};
 
@@ -35,6 +35,23 @@ impl Signals {
             let second = self.next().await;
             exit_at_once(second);
         });
+    }
+}
+
+/// SIGHUP, by which supervisors ask for that.
+#[derive(Debug)]
+pub(crate) struct Hangups(Signal);
+
+impl Hangups {
+    /// From here on the signal no longer ends the process by itself.
+    pub(crate) fn listen() -> io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        // A stream of signals has no end as long as there is a runtime.
+        self.0.recv().await;
     }
 }
 

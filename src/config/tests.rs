@@ -47,6 +47,8 @@ fn every_knob_can_be_written_in_the_file() {
         adapters = "a"
         listen = "0.0.0.0:9"
         metrics-listen = "10.0.0.1:9"
+        tls-cert = "tls.crt"
+        tls-key = "tls.key"
         allowed-hosts = "llm.example.org, llm"
         open = true
         device = "cpu"
@@ -74,6 +76,7 @@ fn every_knob_can_be_written_in_the_file() {
         step-tokens = 6
         max-running = 7
         max-waiting = 8
+        max-wait = "3s"
         request-timeout = "2m"
         drain-time = "1.5s"
         chat-tokens = 9
@@ -81,6 +84,7 @@ fn every_knob_can_be_written_in_the_file() {
         max-body-bytes = "1MB"
         log = "warn"
         log-format = "json"
+        otlp-traces-endpoint = "http://127.0.0.1:4318/v1/traces"
     "#;
     let dir = tempfile::tempdir().unwrap();
     let written = Serve::try_from(typed(&["--config", &file(&dir, text)])).unwrap();
@@ -174,6 +178,16 @@ fn scrapers_have_an_address_of_their_own() {
 }
 
 #[test]
+fn a_certificate_needs_a_key_and_a_key_a_certificate() {
+    for (given, missing) in [("tls-cert", "tls-key"), ("tls-key", "tls-cert")] {
+        let half = Serve::try_from(typed(&[&format!("--{given}"), "tls.pem"])).unwrap_err();
+        let shown = half.to_string();
+        assert!(shown.contains(&format!("{given} is there and {missing} is not")), "{shown}");
+    }
+    assert_eq!(Serve::try_from(typed(&[])).unwrap().http.tls, None);
+}
+
+#[test]
 fn misspelt_variables_are_found_among_those_that_others_set() {
     let set = ["CHORUS_THREADS", "CHORUS_THREAD", "CHORUS_PORT", "CHORUS_SERVICE_HOST", "PATH"];
     let found = without_meaning(set.into_iter().map(str::to_owned));
@@ -200,6 +214,8 @@ fn bad_command_lines_say_what_is_expected() {
         (["--threads", "0"], "whole number from 1"),
         (["--log-format", "xml"], "json"),
         (["--lora-info", "all"], "auto, names, digests or off"),
+        (["--otlp-traces-endpoint", "127.0.0.1:4318"], "http://127.0.0.1:4318/v1/traces"),
+        (["--otlp-traces-endpoint", "https:///v1/traces"], "http://127.0.0.1:4318/v1/traces"),
         (["--tenants", "3"], "--tenants"),
     ] {
         let message = refused(&words);

@@ -392,6 +392,33 @@ impl FromStr for HeaderField {
     }
 }
 
+/// Where something is sent to over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint(String);
+
+impl Endpoint {
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let after = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+        let host = after.and_then(|rest| rest.split(['/', '?', '#']).next());
+        let odd = |text: char| text.is_whitespace() || text.is_control();
+        match host {
+            Some(host) if !host.is_empty() && !host.starts_with(':') && !text.contains(odd) => {
+                Ok(Self(text.to_owned()))
+            }
+            _ => Err("not a URL such as http://127.0.0.1:4318/v1/traces".to_owned()),
+        }
+    }
+}
+
 /// A number of bytes: `512MiB`, `1.5 GB`, `4096`. KiB to PiB count in 1024s; kB to PB in 1000s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
@@ -517,6 +544,7 @@ deserialize_as_typed!(
     ByteSize,
     Count,
     Device,
+    Endpoint,
     HeaderField,
     Hosts,
     Listen,

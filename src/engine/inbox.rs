@@ -3,12 +3,14 @@
 use std::{
     collections::BTreeMap,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use super::{
     answer::Answer,
     guide::Guided,
     job::{Lane, Refused},
+    pace,
     stats::Stats,
 };
 
@@ -26,8 +28,35 @@ pub(crate) struct Inbox {
     state: Mutex<State>,
     /// A job, a guide or a new phase is there.
     news: Condvar,
-    /// Most jobs that may run and wait together.
-    max_jobs: usize,
+    bounds: Bounds,
+}
+
+/// What is let in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Most jobs that run.
+    pub(crate) running: usize,
+    /// Most that wait while so many run.
+    pub(crate) waiting: usize,
+    /// How long one may have to wait.
+    pub(crate) wait: Duration,
+}
+
+/// How many jobs a lane has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Jobs {
+    pub(crate) running: usize,
+    pub(crate) waiting: usize,
+}
+
+/// All that the engine tells of itself after a step.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Public {
+    pub(crate) stats: Stats,
+    /// Of each lane that has any.
+    pub(crate) jobs: BTreeMap<Lane, Jobs>,
+    /// Answers a second, while more are wanted than there is room for; `None` where that is not known.
+    pub(crate) pace: Option<f64>,
 }
 
 #[derive(Debug)]
@@ -35,10 +64,8 @@ struct State {
     arrivals: Vec<Answer>,
     /// Guides that have done their work.
     guided: Vec<Guided>,
-    /// As of the engine's latest step. `waiting` includes what it has taken since, not `arrivals`.
-    stats: Stats,
-    /// Jobs of each lane, likewise.
-    jobs: BTreeMap<Lane, usize>,
+    /// As of the engine's latest step. Those that wait include what it has taken since, not `arrivals`.
+    public: Public,
     phase: Phase,
 }
 
@@ -66,15 +93,14 @@ pub(crate) enum Phase {
 
 impl Inbox {
     /// Open and empty.
-    pub(crate) fn new(max_jobs: usize) -> Self {
+    pub(crate) fn new(bounds: Bounds) -> Self {
         let state = State {
             arrivals: Vec::new(),
             guided: Vec::new(),
-            stats: Stats::default(),
-            jobs: BTreeMap::new(),
+            public: Public::default(),
             phase: Phase::Open,
         };
-        Self { state: Mutex::new(state), news: Condvar::new(), max_jobs }
+        Self { state: Mutex::new(state), news: Condvar::new(), bounds }
     }
 
     /// Leaves a job for the engine.
@@ -83,12 +109,7 @@ impl Inbox {
         if state.phase > Phase::Open {
             return Err(Refused::Stopping);
         }
-        // Not by those who wait alone: a burst may come in while all places are free and a step is being computed.
-        let waiting = state.waiting();
-        let room = self.max_jobs.saturating_sub(state.stats.running + waiting);
-        if room == 0 || state.jobs(answer.lane()) >= room.saturating_mul(TIMES_THE_ROOM) {
-            return Err(Refused::Full { waiting });
-        }
+        state.admit(answer.lane(), &self.bounds)?;
         state.arrivals.push(answer);
         drop(state);
         self.news.notify_one();
@@ -136,24 +157,22 @@ impl Inbox {
         let mut state = self.lock();
         let arrivals = std::mem::take(&mut state.arrivals);
         let guided = std::mem::take(&mut state.guided);
-        state.stats.waiting += arrivals.len();
+        state.public.stats.waiting += arrivals.len();
         for answer in &arrivals {
-            *state.jobs.entry(answer.lane()).or_default() += 1;
+            state.public.jobs.entry(answer.lane()).or_default().waiting += 1;
         }
         News { arrivals, guided, phase: state.phase }
     }
 
-    /// Replaces the numbers, and those of each lane's jobs.
-    pub(crate) fn publish(&self, stats: &Stats, jobs: BTreeMap<Lane, usize>) {
-        let mut state = self.lock();
-        state.stats.clone_from(stats);
-        state.jobs = jobs;
+    /// Replaces the numbers.
+    pub(crate) fn publish(&self, public: Public) {
+        self.lock().public = public;
     }
 
     /// The numbers.
     pub(crate) fn stats(&self) -> Stats {
         let state = self.lock();
-        Stats { waiting: state.waiting(), ..state.stats.clone() }
+        Stats { waiting: state.waiting(), ..state.public.stats.clone() }
     }
 
     /// The engine has ended: jobs it has not taken are dropped, which tells their readers.
@@ -172,12 +191,107 @@ impl Inbox {
 }
 
 impl State {
-    fn waiting(&self) -> usize {
-        self.stats.waiting + self.arrivals.len()
+    /// Refuses one more job of a lane where there is no room for it, or where it would take too long until there is.
+    fn admit(&self, lane: Lane, bounds: &Bounds) -> Result<(), Refused> {
+        let &Bounds { running: max_running, waiting: max_waiting, wait: most } = bounds;
+        let (running, waiting) = (self.public.stats.running, self.waiting());
+        // Not by those who wait alone: a burst may come in while all places are free and a step is being computed.
+        let room = max_running.saturating_add(max_waiting).saturating_sub(running + waiting);
+        let lanes = self.lanes();
+        let own = lanes.get(&lane).copied().unwrap_or_default();
+        if room == 0 || own.running + own.waiting >= room.saturating_mul(TIMES_THE_ROOM) {
+            return Err(Refused::Full { waiting });
+        }
+        let Some(pace) = self.public.pace else { return Ok(()) };
+        // Where nobody waits those that come now take free places first.
+        let free = match self.public.stats.waiting {
+            0 => max_running.saturating_sub(running),
+            _ => 0,
+        };
+        // Lanes take turns, so that one waits for its own and for as many of each other lane, where these have so many.
+        let before = lanes.iter().map(|(other, jobs)| {
+            let turns = if *other == lane { usize::MAX } else { own.waiting + 1 };
+            jobs.waiting.min(turns)
+        });
+        let ahead = (before.sum::<usize>() + 1).saturating_sub(free);
+        let wait = pace::wait(ahead, pace);
+        if wait > most { Err(Refused::Slow { waiting, wait, most }) } else { Ok(()) }
     }
 
-    fn jobs(&self, lane: Lane) -> usize {
-        let taken = self.jobs.get(&lane).copied().unwrap_or(0);
-        taken + self.arrivals.iter().filter(|answer| answer.lane() == lane).count()
+    fn waiting(&self) -> usize {
+        self.public.stats.waiting + self.arrivals.len()
+    }
+
+    /// Jobs of each lane that has any, with those that have just come.
+    fn lanes(&self) -> BTreeMap<Lane, Jobs> {
+        let mut lanes = self.public.jobs.clone();
+        for answer in &self.arrivals {
+            lanes.entry(answer.lane()).or_default().waiting += 1;
+        }
+        lanes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { running: 4, waiting: 1000, wait: Duration::from_secs(10) };
+
+    /// An engine whose four places are taken by the first lane, with so many that wait, of which two end in a second.
+    fn busy(waiting: &[usize]) -> State {
+        let jobs = |(lane, waiting): (usize, &usize)| {
+            let running = if lane == 0 { 4 } else { 0 };
+            (Lane(u32::try_from(lane).unwrap()), Jobs { running, waiting: *waiting })
+        };
+        let stats = Stats { running: 4, waiting: waiting.iter().sum(), ..Stats::default() };
+        let jobs = waiting.iter().enumerate().map(jobs).collect();
+        let public = Public { stats, jobs, pace: Some(2.0) };
+        State { arrivals: Vec::new(), guided: Vec::new(), public, phase: Phase::Open }
+    }
+
+    fn wait(state: &State, lane: u32) -> Option<u64> {
+        match state.admit(Lane(lane), &BOUNDS) {
+            Ok(()) => None,
+            Err(Refused::Slow { wait, most, .. }) => {
+                assert_eq!(most, BOUNDS.wait);
+                Some(wait.as_secs())
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn who_would_wait_too_long_is_refused_at_once() {
+        assert_eq!(wait(&busy(&[19]), 0), None);
+        assert_eq!(wait(&busy(&[21]), 0), Some(11));
+        let unknown =
+            State { public: Public { pace: None, ..busy(&[500]).public }, ..busy(&[500]) };
+        assert_eq!(wait(&unknown, 0), None, "nobody knows how long that takes");
+    }
+
+    #[test]
+    fn who_has_a_long_line_makes_nobody_else_wait() {
+        let state = busy(&[500]);
+        assert_eq!(wait(&state, 0), Some(250));
+        assert_eq!(wait(&state, 1), None, "one of the other lane comes before it");
+        // One after the other of each of three lanes.
+        assert_eq!(wait(&busy(&[500, 4, 7]), 1), None);
+        assert_eq!(wait(&busy(&[500, 6, 7]), 1), Some(10));
+        assert_eq!(wait(&busy(&[0, 500]), 0), None);
+    }
+
+    #[test]
+    fn free_places_are_no_wait_however_slow_it_was() {
+        let mut state = busy(&[0]);
+        state.public.pace = Some(0.01);
+        assert_eq!(wait(&state, 0), Some(100));
+        state.public.stats.running = 3;
+        assert_eq!(wait(&state, 0), None);
+        state.public.stats.waiting = 1;
+        assert!(
+            wait(&state, 0).is_some(),
+            "a place is free, and there is a reason why nobody has it"
+        );
     }
 }

@@ -197,6 +197,16 @@ pub enum Refused {
         /// Jobs in the queue.
         waiting: usize,
     },
+    /// By the pace of the last seconds it would wait for longer than jobs may.
+    #[error("{waiting} requests are waiting, and a further one would for about {} s", wait.as_secs())]
+    Slow {
+        /// Jobs in the queue.
+        waiting: usize,
+        /// How long it would wait.
+        wait: Duration,
+        /// How long it may.
+        most: Duration,
+    },
     /// Prompt and answer do not fit into the context.
     #[error("{tokens} tokens are asked for and the context holds {context}")]
     TooLong {

@@ -19,6 +19,7 @@ mod counters;
 mod guide;
 mod inbox;
 mod job;
+mod pace;
 mod pages;
 mod pooling;
 mod prefix;
@@ -42,7 +43,7 @@ use std::{
     fmt, mem,
     sync::Arc,
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -50,7 +51,7 @@ use tokio::sync::watch;
 use self::{
     answer::Answer,
     guide::Guides,
-    inbox::{Inbox, Phase},
+    inbox::{Bounds, Inbox, Phase},
     step::{Forward, Network},
     worker::Worker,
 };
@@ -77,6 +78,9 @@ pub struct Settings {
     /// Most jobs in the queue while `max_running` run, that is, most jobs beyond so many; the next one is refused. A lane has
     /// at most seven eighths of all.
     pub max_waiting: usize,
+    /// How long a job may have to wait, by the pace of the last seconds and in turn with other lanes; one that would wait
+    /// longer is refused.
+    pub max_wait: Duration,
     /// Most different adapters among the running sequences.
     pub slots: usize,
     /// Whether computed prefixes are kept for others, in pages that nobody needs.
@@ -94,6 +98,7 @@ impl Settings {
             // Each running sequence may decode, so that none of them waits for rows.
             max_running: self.max_running.clamp(1, step_tokens),
             max_waiting: self.max_waiting.max(1),
+            max_wait: self.max_wait,
             slots: self.slots.max(1),
             keep_prefixes: self.keep_prefixes,
         }
@@ -136,8 +141,8 @@ impl Engine {
         settings: Settings,
     ) -> Result<Self, candle_core::Error> {
         let settings = settings.sound();
-        let max_jobs = settings.max_running.saturating_add(settings.max_waiting);
-        let inbox = Arc::new(Inbox::new(max_jobs));
+        let Settings { max_running: running, max_waiting: waiting, max_wait: wait, .. } = settings;
+        let inbox = Arc::new(Inbox::new(Bounds { running, waiting, wait }));
         let (vocab, hidden, context) = (network.vocab(), network.hidden(), network.context());
         let (sender, alive) = watch::channel(());
         let guides = Guides::start(&inbox)?;

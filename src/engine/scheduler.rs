@@ -25,6 +25,7 @@ use std::{
 use super::{
     Settings,
     counters::Counters,
+    inbox::Jobs,
     job::Lane,
     pages::{Pages, pages_for},
     prefix::Key,
@@ -243,13 +244,20 @@ impl Scheduler {
     }
 
     /// Sequences of each lane that has any.
-    pub(crate) fn jobs(&self) -> BTreeMap<Lane, usize> {
-        let mut jobs = BTreeMap::new();
-        let running = self.running.iter().map(|sequence| (sequence.lane(), 1));
-        for (lane, count) in running.chain(self.waiting.lanes()) {
-            *jobs.entry(lane).or_default() += count;
+    pub(crate) fn jobs(&self) -> BTreeMap<Lane, Jobs> {
+        let mut jobs = BTreeMap::<_, Jobs>::new();
+        for sequence in &self.running {
+            jobs.entry(sequence.lane()).or_default().running += 1;
+        }
+        for (lane, count) in self.waiting.lanes() {
+            jobs.entry(lane).or_default().waiting += count;
         }
         jobs
+    }
+
+    /// Whether more is wanted than there is room for, so that how fast answers end is how fast they can.
+    pub(crate) fn is_full(&self) -> bool {
+        self.waiting() > 0 || self.running.len() == self.max_running
     }
 
     /// Nothing runs and nothing waits.

@@ -150,6 +150,7 @@ fn settings() -> Settings {
         step_tokens: 32,
         max_running: 8,
         max_waiting: 64,
+        max_wait: Duration::MAX,
         slots: 4,
         keep_prefixes: true,
     }
@@ -253,7 +254,7 @@ proptest! {
         (pages, step_tokens) in (9..24_usize, 1..80_usize),
         (max_running, slots, keep_prefixes) in (1..9_usize, 1..4_usize, any::<bool>()),
     ) {
-        let settings = Settings { pages, context: usize::MAX, step_tokens, max_running, max_waiting: 64, slots, keep_prefixes };
+        let settings = Settings { pages, context: usize::MAX, step_tokens, max_running, max_waiting: 64, max_wait: Duration::MAX, slots, keep_prefixes };
         let (engine, watch) = engine(settings);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let streams: Vec<_> =

@@ -14,8 +14,9 @@ use super::{
     Settings,
     answer::{Answer, Farewell, Next, Undrawn},
     guide::{Guidance, Guided, Guides},
-    inbox::{Inbox, News, Phase},
+    inbox::{Inbox, News, Phase, Public},
     job::Failure,
+    pace::Pace,
     scheduler::{Plan, Scheduler},
     sequence::{Part, SequenceId},
     stats::{End, Stats},
@@ -43,6 +44,10 @@ pub(crate) struct Worker<F> {
     taken: u64,
     /// As it will be published before and after this step.
     stats: Stats,
+    /// How fast answers end.
+    pace: Pace,
+    /// When that was looked at, and how many had ended then.
+    paced: (Instant, u64),
     /// To be sent once their ends are published.
     farewells: Vec<Farewell>,
     inbox: Arc<Inbox>,
@@ -70,6 +75,8 @@ impl<F: Forward> Worker<F> {
             answers: BTreeMap::new(),
             taken: 0,
             stats: Stats::default(),
+            pace: Pace::default(),
+            paced: (Instant::now(), 0),
             farewells: Vec::new(),
             inbox,
             guides,
@@ -106,12 +113,13 @@ impl<F: Forward> Worker<F> {
             given_up += 1;
             let end = End::Failed(Failure::Step);
             self.stats.ends.record(end);
+            let lane = answer.lane();
             // One that cannot even be ended is dropped, and its reader told so.
             let ended = catch_unwind(AssertUnwindSafe(|| answer.end(end)));
             let Ok((farewell, guide)) = ended else { continue };
             self.farewells.push(farewell);
             if let Some(guide) = guide {
-                self.guides.forget(guide);
+                self.guides.forget(lane, guide);
             }
         }
         tracing::error!(given_up, in_line = spared.len(), "the engine panicked and began anew");
@@ -146,7 +154,13 @@ impl<F: Forward> Worker<F> {
             }
             let now = Instant::now();
             self.sweep(now);
+            let was_full = self.scheduler.is_full();
             self.step(now);
+            let (now, ended) = (Instant::now(), self.stats.ends.total());
+            let (since, before) = mem::replace(&mut self.paced, (now, ended));
+            // How fast answers end says how fast they can where nobody more could be computed.
+            let ended = was_full.then_some(ended - before);
+            self.pace.pass(now.saturating_duration_since(since), ended);
         }
     }
 
@@ -160,17 +174,19 @@ impl<F: Forward> Worker<F> {
 
     /// Asks the guide of an answer, where it has one that is not asked yet, what may come next.
     fn ask(&mut self, id: SequenceId) {
-        if let Some((guide, token)) = self.answer(id).asking() {
-            self.guides.ask(id, guide, token);
+        let answer = self.answer(id);
+        let lane = answer.lane();
+        if let Some((guide, token)) = answer.asking() {
+            self.guides.ask((id, lane), guide, token);
         }
     }
 
     /// A guide has done its work. Where the logits were there before, the token is drawn now.
-    fn guided(&mut self, Guided { id, guidance }: Guided) {
+    fn guided(&mut self, Guided { id, lane, guidance }: Guided) {
         let Some(answer) = self.answers.get_mut(&id) else {
             // The answer has ended meanwhile.
             if let Guidance::Told(guide, _) = guidance {
-                self.guides.forget(guide);
+                self.guides.forget(lane, guide);
             }
             return;
         };
@@ -305,10 +321,11 @@ impl<F: Forward> Worker<F> {
         self.scheduler.remove(id);
         if let Some(answer) = self.answers.remove(&id) {
             self.stats.ends.record(end);
+            let lane = answer.lane();
             let (farewell, guide) = answer.end(end);
             self.farewells.push(farewell);
             if let Some(guide) = guide {
-                self.guides.forget(guide);
+                self.guides.forget(lane, guide);
             }
         }
     }
@@ -330,7 +347,8 @@ impl<F: Forward> Worker<F> {
         self.stats.pages_free = self.scheduler.pages().free();
         self.stats.pages_idle = self.scheduler.pages().idle();
         self.stats.adapters_running = self.scheduler.slots().bound();
-        self.inbox.publish(&self.stats, self.scheduler.jobs());
+        let (jobs, pace) = (self.scheduler.jobs(), self.pace.per_second());
+        self.inbox.publish(Public { stats: self.stats.clone(), jobs, pace });
         self.farewells.drain(..).for_each(Farewell::send);
     }
 
@@ -390,6 +408,7 @@ mod tests {
             step_tokens: 8,
             max_running: 2,
             max_waiting: 2,
+            max_wait: Duration::MAX,
             slots: 1,
             keep_prefixes: true,
         };

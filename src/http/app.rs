@@ -14,6 +14,7 @@ use axum::{
     http::{HeaderMap, HeaderName},
     middleware::{from_fn, from_fn_with_state},
 };
+use opentelemetry_sdk::trace::SdkTracer;
 use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -81,6 +82,8 @@ pub struct Settings {
     pub lora_root: Option<LoraRoot>,
     /// Host names besides loopback ones that `Host` and `Origin` may have (without port).
     pub allowed_hosts: Vec<String>,
+    /// What tells each request as spans, where the operator collects these.
+    pub tracer: Option<SdkTracer>,
 }
 
 impl Default for Settings {
@@ -96,6 +99,7 @@ impl Default for Settings {
             lora_info: LoraInfo::default(),
             lora_root: None,
             allowed_hosts: Vec::new(),
+            tracer: None,
         }
     }
 }
@@ -471,12 +475,13 @@ impl App {
         self.shared.desks.work(bytes, work).await
     }
 
-    /// Compiles a form, at the desk for that.
+    /// Compiles a form of a tenant's, at the desk for that.
     pub(super) async fn compile<T: Send + 'static>(
         &self,
+        tenant: TenantId,
         work: impl FnOnce(&Asker) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        self.shared.desks.compile(work).await
+        self.shared.desks.compile(tenant, work).await
     }
 
     /// All routes, behind the guard.

@@ -1,10 +1,14 @@
 //! Where work that takes time is done: at few desks, because the processor belongs to the engine.
 
-use std::sync::{Arc, Weak};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, Weak},
+};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
+use crate::tenant::TenantId;
 
 /// Inputs up to so many bytes are parsed, rendered and encoded where they arrive: it takes less than a millisecond or two.
 const INLINE: usize = 8 << 10;
@@ -27,6 +31,30 @@ pub(super) struct Desks {
     huge: Arc<Semaphore>,
     waiting: Semaphore,
     forms: Arc<Semaphore>,
+    turns: Turns,
+}
+
+/// A place for each tenant before a line in which all of them stand: however much one wants, it stands in the line once, and so
+/// they take turns.
+#[derive(Debug, Default)]
+struct Turns(Mutex<HashMap<TenantId, Weak<Semaphore>>>);
+
+impl Turns {
+    /// The tenant's place, once what it wanted before is done.
+    async fn of(&self, tenant: TenantId) -> OwnedSemaphorePermit {
+        let own = {
+            let mut places = self.0.lock().expect("nothing that is done under it panics");
+            // Those that nobody has or waits for.
+            places.retain(|_, place| place.strong_count() > 0);
+            let own = places.get(&tenant).and_then(Weak::upgrade);
+            own.unwrap_or_else(|| {
+                let own = Arc::new(Semaphore::new(1));
+                places.insert(tenant, Arc::downgrade(&own));
+                own
+            })
+        };
+        acquire(&own).await
+    }
 }
 
 /// Whoever asked for the work, as the work sees them.
@@ -40,10 +68,10 @@ impl Asker {
     }
 }
 
-/// A desk, and the right to fill it with something huge where that is needed.
+/// A desk, and the right to fill it with something huge, or with something of a tenant's, where that is needed.
 struct Place {
     _desk: OwnedSemaphorePermit,
-    _huge: Option<OwnedSemaphorePermit>,
+    _right: Option<OwnedSemaphorePermit>,
 }
 
 impl Desks {
@@ -53,6 +81,7 @@ impl Desks {
             huge: Arc::new(Semaphore::new(HUGE_DESKS)),
             waiting: Semaphore::new(HUGE_WAITING),
             forms: Arc::new(Semaphore::new(FORM_DESKS)),
+            turns: Turns::default(),
         }
     }
 
@@ -73,14 +102,16 @@ impl Desks {
         Self::at(place, asker, work).await
     }
 
-    /// Compiles a form, off the reactor and away from the desks that prompts need.
+    /// Compiles a form of a tenant's, off the reactor and away from the desks that prompts need.
     pub(super) async fn compile<T: Send + 'static>(
         &self,
+        tenant: TenantId,
         work: impl FnOnce(&Asker) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let here = Arc::new(());
         let asker = Asker(Arc::downgrade(&here));
-        let place = Place { _desk: acquire(&self.forms).await, _huge: None };
+        let turn = self.turns.of(tenant).await;
+        let place = Place { _desk: acquire(&self.forms).await, _right: Some(turn) };
         Self::at(place, asker, work).await
     }
 
@@ -103,7 +134,7 @@ impl Desks {
 
     async fn place(&self, bytes: usize) -> Result<Place, ApiError> {
         let huge = if bytes < HUGE { None } else { Some(self.huge().await?) };
-        Ok(Place { _desk: acquire(&self.all).await, _huge: huge })
+        Ok(Place { _desk: acquire(&self.all).await, _right: huge })
     }
 
     async fn huge(&self) -> Result<OwnedSemaphorePermit, ApiError> {
@@ -171,6 +202,38 @@ mod tests {
         drop(first.end);
         huge.await.unwrap().unwrap();
         second.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn tenants_with_many_forms_and_with_one_take_turns() {
+        let (many, one) = (TenantId::DEFAULT, TenantId::OTHER);
+        let desks = Arc::new(Desks::new());
+        let (mut gate, work) = gated();
+        let at = Arc::clone(&desks);
+        let first = tokio::spawn(async move { at.compile(many, work).await });
+        gate.begun.recv().await.unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let done = |who: TenantId| {
+            let order = Arc::clone(&order);
+            move |_: &Asker| {
+                order.lock().unwrap().push(who);
+                Ok(())
+            }
+        };
+        let mut waiting: Vec<_> =
+            (0..5).map(|_| Box::pin(desks.compile(many, done(many)))).collect();
+        waiting.push(Box::pin(desks.compile(one, done(one))));
+        assert!(waiting.iter_mut().all(is_waiting));
+        drop(gate.end);
+        first.await.unwrap().unwrap();
+        for worked in futures_util::future::join_all(waiting).await {
+            worked.unwrap();
+        }
+        // The first of the five came into the line when the form before it was done.
+        let order = order.lock().unwrap();
+        assert_eq!((order.len(), order.iter().position(|who| *who == one)), (6, Some(0)));
+        drop(order);
+        assert!(desks.turns.0.lock().unwrap().values().all(|place| place.strong_count() == 0));
     }
 
     #[tokio::test]

@@ -209,7 +209,9 @@ impl Reading {
                 let events = match app.generator().submit(self.job(input)) {
                     Ok(events) => events,
                     // There is a place again when one of its own has ended.
-                    Err(Refused::Full { .. }) if !running.is_empty() => break,
+                    Err(Refused::Full { .. } | Refused::Slow { .. }) if !running.is_empty() => {
+                        break;
+                    }
                     Err(error) => return Err(refused(error)),
                 };
                 permit.spend(input.len(), Instant::now());

@@ -29,7 +29,9 @@
 //! The deadline is 504 and not 408: clients retry both, and `x-should-retry: false` says that the time they gave is spent.
 //! What a 5xx was caused by is never sent. It is logged here, at debug where it was logged before and a client could fill the log.
 
-use std::io;
+mod stored;
+
+use std::time::Duration;
 
 use axum::{
     Json,
@@ -42,11 +44,8 @@ use super::{
     wire::error::{ErrorBody, ErrorDetail},
 };
 use crate::{
-    adapter::{LoadError, NotChanged, NotLent, NotMixable, Unfit, Unproved, Unreceived},
     engine::{Failure, Refused},
-    ledger::NotSummed,
-    store::StoreError,
-    tenant::{NotDone, OverQuota, Rates, Scarce},
+    tenant::{OverQuota, Rates, Scarce},
     text,
 };
 
@@ -54,6 +53,8 @@ use crate::{
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// Seconds after which an overloaded server may be asked again: a queue place or a lease frees within one answer.
 const RETRY_SECONDS: u16 = 1;
+/// Who is told more than a minute is given up by OpenAI's clients, which then wait as they see fit.
+const MOST_RETRY_SECONDS: u64 = 60;
 /// The code of what does not fit. It stands in the message, too: of some clients' errors the text is all that is looked at.
 const TOO_LONG: &str = "context_length_exceeded";
 /// The most characters of a client's own text that a message repeats.
@@ -298,214 +299,6 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message).with_code("internal_error")
     }
 
-    fn adapter_unavailable() -> Self {
-        let message =
-            "the adapter cannot be used: its operator finds the reason in the server's log";
-        let error =
-            Self::new(StatusCode::INTERNAL_SERVER_ERROR, message).with_code("adapter_unavailable");
-        Self { retry: Retry::Never, ..error }
-    }
-
-    /// No adapter was lent to a request for `requested`.
-    pub(super) fn not_lent(refusal: &NotLent, requested: &str) -> Self {
-        match refusal {
-            NotLent::Gone => Self::model_not_found(requested),
-            NotLent::OtherBase => Self::incompatible(refusal.to_string()),
-            NotLent::Failed(why) if matches!(**why, LoadError::Store(_)) => {
-                Self::store_unavailable()
-            }
-            NotLent::Crowded { .. } | NotLent::TimedOut { .. } => {
-                Self::overloaded("every place for adapters is in use")
-            }
-            NotLent::PortionInUse { .. } => {
-                Self::too_much(refusal.to_string(), "requests", Retry::Soon)
-            }
-            NotLent::LargerThanPortion { .. } => Self::no_room(refusal.to_string()),
-            NotLent::Failed(why) if matches!(**why, LoadError::NoMemory { .. }) => {
-                Self::overloaded("the server has no memory for this adapter now")
-            }
-            // Said once for all, where it was found out: clients can ask as often as they like.
-            NotLent::TooLarge { .. } | NotLent::Failed(_) => {
-                tracing::debug!(adapter = requested, %refusal, "an adapter cannot be used");
-                Self::adapter_unavailable()
-            }
-        }
-    }
-
-    /// The store may know a name, and cannot be asked.
-    pub(super) fn unreachable(error: &StoreError) -> Self {
-        tracing::debug!(%error, "a name could not be looked up");
-        Self::store_unavailable()
-    }
-
-    /// The log of changes cannot be told.
-    pub(super) fn unreadable_log(error: &StoreError) -> Self {
-        tracing::error!(%error, "the log of changes cannot be read");
-        match error {
-            StoreError::Unavailable { .. } => Self::store_unavailable(),
-            _ => Self::internal(),
-        }
-    }
-
-    /// What was used is not told.
-    pub(super) fn not_summed(error: &NotSummed) -> Self {
-        match error {
-            NotSummed::AskedAlready => Self::too_much(error.to_string(), "requests", Retry::Soon),
-            NotSummed::Store(StoreError::Unavailable { .. }) => {
-                tracing::debug!(%error, "usage cannot be summed");
-                Self::store_unavailable()
-            }
-            NotSummed::Store(StoreError::Damaged { .. }) => {
-                tracing::error!(%error, "usage cannot be summed");
-                let message = "a part of the ledger is damaged, or of a newer release: its operator finds which in the server's log";
-                let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, message);
-                Self { retry: Retry::Never, ..error.with_code("ledger_unreadable") }
-            }
-            NotSummed::Store(_) => {
-                tracing::error!(%error, "usage cannot be summed");
-                Self::internal()
-            }
-        }
-    }
-
-    fn store_unavailable() -> Self {
-        let message = "the store does not answer; adapters in memory are served";
-        Self { code: Some("store_unavailable"), ..Self::overloaded(message) }
-    }
-
-    fn store_full() -> Self {
-        let message = "the store of adapters is full: nothing was kept";
-        let error = Self::new(StatusCode::INSUFFICIENT_STORAGE, message).with_code("store_full");
-        Self { retry: Retry::Never, ..error }
-    }
-
-    /// The request and the state of things exclude each other; it will be no different the next time.
-    fn conflict(message: impl Into<String>) -> Self {
-        Self { retry: Retry::Never, ..Self::new(StatusCode::CONFLICT, message) }
-    }
-
-    /// Adapters of which there can be no sum.
-    pub(super) fn not_mixable(not: &NotMixable) -> Self {
-        Self::malformed(not.to_string()).with_code("adapter_not_mixable")
-    }
-
-    fn incompatible(message: impl Into<String>) -> Self {
-        Self::conflict(message).with_code("adapter_incompatible")
-    }
-
-    /// An upload, or a part of it, is no adapter that can be served.
-    pub(super) fn unfit(code: &'static str, message: impl Into<String>) -> Self {
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, message).with_code(code)
-    }
-
-    /// Tenants or keys were not changed.
-    pub(super) fn not_done(error: &NotDone) -> Self {
-        let message = error.to_string();
-        match error {
-            NotDone::NoTenant(_) => {
-                Self::new(StatusCode::NOT_FOUND, message).with_code("tenant_not_found")
-            }
-            NotDone::NoKey(_) => {
-                Self::new(StatusCode::NOT_FOUND, message).with_code("key_not_found")
-            }
-            NotDone::Taken(_) => Self::conflict(message).with_code("tenant_exists"),
-            NotDone::Expired => Self::invalid("expires", message),
-            NotDone::Quota(_) => Self::invalid("resident_min_bytes", message),
-            NotDone::Store(StoreError::Full { why }) => {
-                tracing::error!(why, "the store is full");
-                Self::store_full()
-            }
-            NotDone::Store(error @ StoreError::Unavailable { .. }) => {
-                tracing::warn!(%error, "tenants were not changed");
-                Self::store_unavailable()
-            }
-            NotDone::Store(StoreError::Damaged { .. }) => Self::outdated(),
-            NotDone::Store(error) => {
-                tracing::error!(%error, "tenants were not changed");
-                Self::internal()
-            }
-        }
-    }
-
-    /// An adapter of this name was not changed.
-    pub(super) fn not_changed(error: &NotChanged, name: &str) -> Self {
-        let message = || error.to_string();
-        match error {
-            NotChanged::Unknown => Self::model_not_found(name),
-            NotChanged::NoVersion(_) => {
-                Self::new(StatusCode::NOT_FOUND, message()).with_code("version_not_found")
-            }
-            NotChanged::Stale { .. } => Self::new(StatusCode::PRECONDITION_FAILED, message())
-                .with_code("precondition_failed"),
-            NotChanged::NotActive => Self::conflict(message()).with_code("no_active_version"),
-            NotChanged::InUse(_) => Self::conflict(message()).with_code("version_in_use"),
-            NotChanged::OtherBase(_) => Self::incompatible(message()),
-            NotChanged::TooMuchPinned { .. } => {
-                Self::conflict(message()).with_code("too_much_pinned")
-            }
-            NotChanged::NoRoomForName(_) | NotChanged::NoRoomForBytes { .. } => {
-                Self::no_room(message())
-            }
-            NotChanged::ActiveAlready(_) => Self::conflict(message()).with_code("version_active"),
-            NotChanged::Unreceived(why) => Self::unreceived(why),
-            NotChanged::Unfit(why) => Self::unfit_upload(why),
-            NotChanged::Store(StoreError::Full { why }) => {
-                tracing::error!(why, "the store is full");
-                Self::store_full()
-            }
-            NotChanged::Store(why @ StoreError::Unavailable { .. }) => {
-                tracing::warn!(%why, "an adapter was not changed");
-                Self::store_unavailable()
-            }
-            // A change is decided on all records before it, and one of them is not understood.
-            NotChanged::Store(StoreError::Damaged { .. }) => Self::outdated(),
-            // The record is there, and a file that it refers to is not.
-            NotChanged::Store(why @ StoreError::NotFound { .. }) => {
-                tracing::error!(%why, name, "a file of an adapter is lost");
-                Self::adapter_unavailable()
-            }
-        }
-    }
-
-    /// The files of an upload did not arrive as they should.
-    pub(super) fn unreceived(why: &Unreceived) -> Self {
-        let message = why.to_string();
-        match why {
-            Unreceived::Twice(_) => Self::malformed(message).with_code("repeated_file"),
-            Unreceived::Missing(_) => Self::unfit("missing_file", message),
-            Unreceived::TooLarge { .. } => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, message).with_code("file_too_large")
-            }
-            Unreceived::Spool(error) => {
-                tracing::error!(%error, "an upload cannot be spooled");
-                match error.kind() {
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::store_full(),
-                    _ => Self::internal(),
-                }
-            }
-        }
-    }
-
-    fn unfit_upload(why: &Unfit) -> Self {
-        let message = why.to_string();
-        match why {
-            Unfit::Refused(refusal) => Self::unfit(refusal.code(), message),
-            Unfit::TooLarge { .. } => Self::unfit("adapter_too_large", message),
-            Unfit::Unproved(Unproved::Template(_)) => Self::unfit("chat_template", message),
-            Unfit::Smoke { .. } => Self::unfit("smoke_test_failed", message),
-            Unfit::Unproved(Unproved::NoEffect) => Self::unfit("no_effect", message),
-            Unfit::Unproved(Unproved::NotFinite) => Self::unfit("numbers_overflow", message),
-            Unfit::Unproved(Unproved::NotNow(_)) | Unfit::NoMemory { .. } => {
-                tracing::warn!(message, "an upload could not be tried");
-                Self::overloaded("the server cannot try the adapter now")
-            }
-            Unfit::BrokenOff(_) => {
-                tracing::error!(message, "an upload could not be checked");
-                Self::internal()
-            }
-        }
-    }
-
     pub(super) fn status(&self) -> StatusCode {
         self.status
     }
@@ -567,6 +360,22 @@ impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Full { .. } => Self::overloaded("too many requests are waiting"),
+            Refused::Slow { wait, most, .. } => {
+                // Rounded up: half a second is none to whoever reads whole ones.
+                let seconds = |time: Duration| time.as_secs() + u64::from(time.subsec_nanos() > 0);
+                let message = format!(
+                    "the request would wait for about {} s, and may for {} s at most: this server has too much to do",
+                    seconds(wait),
+                    seconds(most)
+                );
+                let busy = Self::overloaded(message);
+                Self {
+                    retry: Retry::After(
+                        seconds(wait.saturating_sub(most)).clamp(1, MOST_RETRY_SECONDS),
+                    ),
+                    ..busy
+                }
+            }
             Refused::Stopping => Self::stopping(),
             Refused::TooLong { tokens, context } => Self::too_long(tokens, 0, context),
             Refused::BadPrompt { .. } => Self::invalid("prompt", refused.to_string()),
@@ -601,166 +410,4 @@ fn quote(text: &str, limit: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-        time::Duration,
-    };
-
-    use super::*;
-    use crate::tenant::Rate;
-
-    fn json(error: &ApiError) -> serde_json::Value {
-        serde_json::to_value(error.body()).unwrap()
-    }
-
-    #[test]
-    fn every_body_has_the_four_keys() {
-        assert_eq!(
-            json(&ApiError::malformed("no")),
-            serde_json::json!({"error": {
-                "message": "no", "type": "invalid_request_error", "param": null, "code": null
-            }})
-        );
-        let deadline = json(&ApiError::deadline());
-        assert_eq!(deadline["error"]["type"], "server_error");
-        assert_eq!(deadline["error"]["code"], "deadline_exceeded");
-    }
-
-    #[test]
-    fn the_context_message_has_the_sentence_that_clients_look_for() {
-        let error = ApiError::too_long(9000, 16, 8192);
-        assert!(error.message.contains("9016"), "{}", error.message);
-        for error in [error, ApiError::far_too_long(9000, 8192)] {
-            let sentence = "This model's maximum context length is 8192 tokens.";
-            assert!(error.message.starts_with(sentence), "{}", error.message);
-            assert!(error.message.contains("context_length_exceeded"), "{}", error.message);
-            assert_eq!(error.code, Some("context_length_exceeded"));
-        }
-        let error = ApiError::from(Refused::TooLong { tokens: 9000, context: 8192 });
-        assert!(error.message.contains("maximum context length is 8192 tokens"));
-    }
-
-    #[test]
-    fn a_file_that_the_store_has_lost_is_no_bare_internal_error() {
-        let lost = StoreError::NotFound { key: "blobs/ab.cd".to_owned() };
-        let error = ApiError::not_changed(&NotChanged::Store(lost), "sql");
-        assert_eq!((error.status.as_u16(), error.code), (500, Some("adapter_unavailable")));
-        assert!(!error.message.contains("blobs"), "{}", error.message);
-    }
-
-    #[test]
-    fn retries_are_asked_for_or_forbidden() {
-        let busy = ApiError::from(Refused::Full { waiting: 9 }).into_response();
-        assert_eq!(busy.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(busy.headers()[RETRY_AFTER], "1");
-        let full = NotLent::Failed(LoadError::NoMemory { bytes: 1 << 40 }.into());
-        let full = ApiError::not_lent(&full, "sql").into_response();
-        assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(full.headers()[RETRY_AFTER], "1");
-        let held = ApiError::not_lent(&NotLent::PortionInUse { most: 9 }, "sql");
-        assert!(held.message.contains("resident_max_bytes"), "{}", held.message);
-        let held = held.into_response();
-        assert_eq!(
-            (held.status().as_u16(), &held.headers()[RETRY_AFTER]),
-            (429, &"1".parse().unwrap())
-        );
-        let large = NotLent::LargerThanPortion { bytes: 10, most: 9 };
-        let large = ApiError::not_lent(&large, "sql");
-        assert_eq!(large.code, Some("insufficient_quota"));
-        assert_eq!(large.into_response().headers()[SHOULD_RETRY], "false");
-        let twice = ApiError::not_summed(&NotSummed::AskedAlready).into_response();
-        assert_eq!(
-            (twice.status().as_u16(), &twice.headers()[RETRY_AFTER]),
-            (429, &"1".parse().unwrap())
-        );
-        let late = ApiError::from(Failure::Deadline).into_response();
-        assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
-        assert_eq!(late.headers()[SHOULD_RETRY], "false");
-        let broken = ApiError::from(Failure::NotANumber).into_response();
-        assert_eq!(broken.headers()[SHOULD_RETRY], "false");
-    }
-
-    #[test]
-    fn a_tenant_without_any_quota_is_not_asked_to_try_again() {
-        let rate = Rate { limit: 3, left: 0, reset: Duration::from_millis(1500) };
-        let rates = Rates { requests: Some(rate), ..Rates::default() };
-        let over = |scarce, limit| {
-            let over = OverQuota { scarce, limit, wait: Duration::from_millis(1200), rates };
-            ApiError::over_quota(&over)
-        };
-        let used_up = over(Scarce::Requests, 3).into_response();
-        let head = used_up.headers();
-        assert_eq!((used_up.status().as_u16(), &head[RETRY_AFTER]), (429, &"2".parse().unwrap()));
-        assert_eq!(head["x-ratelimit-limit-requests"], "3");
-        assert_eq!(head["x-ratelimit-remaining-requests"], "0");
-        assert_eq!(head["x-ratelimit-reset-requests"], "1.500s");
-        assert!(!head.contains_key("x-ratelimit-limit-tokens"));
-        for scarce in [Scarce::Requests, Scarce::Tokens, Scarce::Concurrent, Scarce::Uploads] {
-            let none = over(scarce, 0);
-            assert_eq!(none.code, Some("insufficient_quota"));
-            assert!(none.message.contains("quota allows no"), "{}", none.message);
-            let none = none.into_response();
-            assert_eq!(
-                (none.status().as_u16(), &none.headers()[SHOULD_RETRY]),
-                (429, &"false".parse().unwrap())
-            );
-            assert!(!none.headers().contains_key(RETRY_AFTER));
-        }
-    }
-
-    /// What an operator reads of the events in `act`.
-    fn logged(act: impl FnOnce()) -> String {
-        #[derive(Clone, Default)]
-        struct Log(Arc<Mutex<Vec<u8>>>);
-        impl io::Write for Log {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.lock().unwrap().write(bytes)
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let log = Log::default();
-        let writer = log.clone();
-        let events = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-        tracing::subscriber::with_default(events, act);
-        String::from_utf8(log.0.lock().unwrap().clone()).unwrap()
-    }
-
-    #[test]
-    fn asking_for_a_broken_adapter_does_not_fill_the_log() {
-        let log = logged(|| {
-            let refusal = NotLent::TooLarge { bytes: 3, budget: 2 };
-            for _ in 0..10 {
-                assert_eq!(ApiError::not_lent(&refusal, "sql").code, Some("adapter_unavailable"));
-            }
-            assert_eq!(ApiError::from(Failure::Step).code, Some("internal_error"));
-        });
-        assert_eq!(log.lines().count(), 1, "{log}");
-        assert!(log.contains("an answer was given up"), "{log}");
-    }
-
-    #[test]
-    fn a_sheet_that_is_not_understood_is_not_a_store_that_does_not_answer() {
-        let key = "sheets/usage/a.json".to_owned();
-        let damaged = StoreError::Damaged { key, why: "unknown field".to_owned() };
-        let log = logged(|| {
-            let error = ApiError::not_summed(&NotSummed::Store(damaged));
-            assert!(error.message.contains("damaged, or of a newer release"), "{}", error.message);
-            assert!(!error.message.contains("sheets"), "{}", error.message);
-            assert_eq!(error.into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
-        });
-        assert!(log.contains("sheets/usage/a.json"), "{log}");
-        let silent = StoreError::Unavailable { why: "timed out".to_owned() };
-        let error = ApiError::not_summed(&NotSummed::Store(silent));
-        assert_eq!(error.code, Some("store_unavailable"));
-    }
-
-    #[test]
-    fn a_clients_text_is_repeated_in_part_only() {
-        let error = ApiError::model_not_found(&"\u{e4}".repeat(10_000));
-        assert!(error.message.chars().count() < 250, "{}", error.message);
-    }
-}
+mod tests;

@@ -13,10 +13,10 @@
 //! - `embeddings` reads and generates nothing; `lend` is what all of these have an adapter by.
 //! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
 //! - `console` is a page for people that asks these routes from their browser; its files are part of the binary.
-//! - `report` has a line written in the log for each request when it is over.
+//! - `report` has a line written in the log for each request when it is over, and `spans` tells the same to whoever collects traces.
 //! - `metrics` counts and shows what others count, in `gateway` also under the names by which gateways ask.
 //! - `serve` has the connections: HTTP/1.1, bounded in number and in the time a client may take, to send and, in `progress`, to read;
-//!   those who only watch may have a listener of their own, behind the same guard; in `linger` clients that are still sending get to read why they were refused.
+//!   those who only watch may have a listener of their own, behind the same guard; `tls` is what clients speak where they do not speak it plainly; in `linger` clients that are still sending get to read why they were refused.
 //!
 //! Every refusal has a JSON body but those of hyper itself, which closes the connection: a request line or header that is no HTTP
 //! (400), a head that is too large (431).
@@ -67,8 +67,10 @@ mod responses;
 mod sampling;
 mod select;
 mod serve;
+mod spans;
 mod sse;
 mod tally;
+mod tls;
 mod tokenize;
 mod tools;
 mod trial;
@@ -85,4 +87,5 @@ mod tests;
 pub use self::{
     app::{AdapterHeader, App, BadHeader, BaseModel, LoraInfo, Settings, Stored},
     serve::{Listeners, serve, starting},
+    tls::{Tls, TlsError, TlsFiles},
 };

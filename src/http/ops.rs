@@ -27,6 +27,14 @@ pub(super) fn starting() -> Router {
         .layer(from_fn(request_id::layer))
 }
 
+/// What is said to those who speak plain HTTP where TLS is spoken.
+pub(super) fn without_tls() -> Router {
+    Router::new()
+        .fallback(async || ApiError::malformed("this port speaks TLS: ask for https:// there"))
+        .layer(from_fn(dialect::layer))
+        .layer(from_fn(request_id::layer))
+}
+
 /// The process lives.
 #[utoipa::path(
     get, path = "/health", tag = "process", operation_id = "health",

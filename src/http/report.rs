@@ -1,4 +1,5 @@
-//! One line in the log for each request: what was asked for, what came of it, and how long each part of that took.
+//! One line in the log for each request: what was asked for, what came of it, and how long each part of that took. The same
+//! as [`spans`], where the operator collects these.
 //!
 //! It is written when the answer is over: when its last bytes have been taken by the connection (`end=complete`), or when it
 //! is given up before, because the client or the server has gone (`end=cut`; without a status where there was no answer yet). Streams are no
@@ -31,10 +32,12 @@ use super::{
     gateway::short,
     request_id::RequestId,
     select::Voice,
+    spans::{self, Caught},
     tally::{Counts, MIXES},
 };
 use crate::{
     adapter::Revision,
+    ledger::Spent,
     tenant::{Caller, Right, TenantId},
 };
 
@@ -56,8 +59,8 @@ struct Facts {
     counts: Option<Arc<Counts>>,
     /// Why its choices have ended, each reason once.
     finishes: Vec<&'static str>,
-    /// How long it waited for its adapters.
-    load: Option<Duration>,
+    /// From when to when it waited for its adapters.
+    load: Option<(Instant, Instant)>,
     times: Times,
 }
 
@@ -103,7 +106,7 @@ impl Report {
         let since = Instant::now();
         let lent = lending.await;
         if *voice != Voice::Base {
-            self.facts().load = Some(since.elapsed());
+            self.facts().load = Some((since, Instant::now()));
         }
         lent
     }
@@ -179,10 +182,33 @@ struct Line {
     /// As it is declared, never as it was asked for.
     route: Option<MatchedPath>,
     began: Instant,
+    /// The trace that its client has it in.
+    caught: Caught,
     /// There is none yet where the request is given up.
     status: Option<u16>,
     refusal: Option<&'static str>,
     complete: bool,
+}
+
+/// All that is known of a request in the end.
+pub(super) struct Summary<'a> {
+    pub(super) id: Option<&'a str>,
+    pub(super) method: &'static str,
+    pub(super) route: &'a str,
+    pub(super) status: Option<u16>,
+    /// The code of a refusal.
+    pub(super) error: Option<&'static str>,
+    /// Whether its answer was taken to the end: `complete`, or `cut`.
+    pub(super) end: &'static str,
+    pub(super) tenant: Option<&'a str>,
+    pub(super) called: Called<'a>,
+    pub(super) spent: Option<Spent>,
+    /// Why its choices have ended, each reason once.
+    pub(super) finishes: &'a [&'static str],
+    pub(super) load: Option<(Instant, Instant)>,
+    pub(super) times: Times,
+    pub(super) began: Instant,
+    pub(super) ended: Instant,
 }
 
 impl Line {
@@ -194,6 +220,7 @@ impl Line {
             method: known(request.method()),
             route: request.extensions().get().cloned(),
             began: Instant::now(),
+            caught: Caught::of(request.headers()),
             status: None,
             refusal: None,
             // Nobody takes a body then.
@@ -203,33 +230,63 @@ impl Line {
 
     fn write(&self) {
         let facts = self.report.facts();
-        let id = self.id.as_ref().map(RequestId::as_str);
-        let route = self.route.as_ref().map_or(OTHER, MatchedPath::as_str);
-        let (method, status, error) = (self.method, self.status, self.refusal);
-        let end = if self.complete { "complete" } else { "cut" };
-        let total_ms = millis(self.began.elapsed());
-        if PROBES.contains(&route) && status.is_some_and(|status| status < 400) {
-            tracing::debug!(target: TARGET, parent: None, id, method, route, status, end, total_ms, "answered");
-            return;
-        }
         let tenant = facts.tenant.and_then(|id| self.app.tenants().name(id)).map(String::from);
-        let tenant = tenant.as_deref();
-        let Called { adapter, version, digest, mix } = called(facts.voice.as_ref());
+        let summary = Summary {
+            id: self.id.as_ref().map(RequestId::as_str),
+            method: self.method,
+            route: self.route.as_ref().map_or(OTHER, MatchedPath::as_str),
+            status: self.status,
+            error: self.refusal,
+            end: if self.complete { "complete" } else { "cut" },
+            tenant: tenant.as_deref(),
+            called: called(facts.voice.as_ref()),
+            spent: facts.counts.as_ref().map(|counts| counts.so_far()),
+            finishes: &facts.finishes,
+            load: facts.load,
+            times: facts.times,
+            began: self.began,
+            ended: Instant::now(),
+        };
+        if summary.is_a_probe() {
+            return summary.log_briefly();
+        }
+        let tracer = self.app.settings().tracer.as_ref();
+        let trace = tracer.and_then(|tracer| spans::tell(tracer, &self.caught, &summary));
+        summary.log(trace.as_deref());
+    }
+}
+
+impl Summary<'_> {
+    /// Whether it was asked by a machine that watches, and is answered as it should be.
+    fn is_a_probe(&self) -> bool {
+        PROBES.contains(&self.route) && self.status.is_some_and(|status| status < 400)
+    }
+
+    fn log_briefly(&self) {
+        let Self { id, method, route, status, end, began, ended, .. } = *self;
+        let total_ms = millis(ended - began);
+        tracing::debug!(target: TARGET, parent: None, id, method, route, status, end, total_ms, "answered");
+    }
+
+    /// `trace` is the id of the trace that has its spans.
+    fn log(&self, trace: Option<&str>) {
+        let Self { id, method, route, status, end, error, tenant, .. } = *self;
+        let Called { adapter, version, ref digest, ref mix } = self.called;
         let (digest, mix) = (digest.as_deref(), mix.as_deref());
-        let counted = facts.counts.as_ref().map(|counts| counts.so_far());
         let (prompt_tokens, cached_tokens, completion_tokens) = (
-            counted.map(|spent| spent.prompt_tokens),
-            counted.map(|spent| spent.cached_tokens),
-            counted.map(|spent| spent.generated_tokens),
+            self.spent.map(|spent| spent.prompt_tokens),
+            self.spent.map(|spent| spent.cached_tokens),
+            self.spent.map(|spent| spent.generated_tokens),
         );
-        let finish = (!facts.finishes.is_empty()).then(|| facts.finishes.join(","));
+        let finish = (!self.finishes.is_empty()).then(|| self.finishes.join(","));
         let finish = finish.as_deref();
-        let Times { submitted, begun, first, last } = facts.times;
-        let (load_ms, queue_ms) = (facts.load.map(millis), between(submitted, begun));
-        let (prefill_ms, decode_ms) = (between(begun, first), between(first, last));
+        let Times { submitted, begun, first, last } = self.times;
+        let load_ms = self.load.map(|(from, to)| millis(to - from));
+        let (queue_ms, prefill_ms) = (between(submitted, begun), between(begun, first));
+        let (decode_ms, total_ms) = (between(first, last), millis(self.ended - self.began));
         tracing::info!(
             target: TARGET, parent: None,
-            id, method, route, status, end, error, tenant, adapter, version, digest, mix,
+            id, trace, method, route, status, end, error, tenant, adapter, version, digest, mix,
             prompt_tokens, cached_tokens, completion_tokens, finish,
             load_ms, queue_ms, prefill_ms, decode_ms, total_ms,
             "answered"
@@ -245,12 +302,12 @@ impl Drop for Line {
 
 /// What who answers is called.
 #[derive(Default)]
-struct Called<'a> {
-    adapter: Option<&'a str>,
-    version: Option<u32>,
-    digest: Option<String>,
+pub(super) struct Called<'a> {
+    pub(super) adapter: Option<&'a str>,
+    pub(super) version: Option<u32>,
+    pub(super) digest: Option<String>,
     /// The parts, each with its version, its digest and how much of it there is.
-    mix: Option<String>,
+    pub(super) mix: Option<String>,
 }
 
 fn called(voice: Option<&Voice>) -> Called<'_> {

@@ -10,10 +10,11 @@ use hyper::{
 };
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
+    server::graceful::{GracefulShutdown, Watcher},
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::JoinSet,
@@ -26,9 +27,10 @@ use super::{
     linger::{Linger, Unread},
     ops,
     progress::Progress,
+    tls::{Greeting, Tls},
 };
 
-/// How long a client may take over a request's head, and how long an idle connection is kept.
+/// How long a client may take over a request's head, or over agreeing on keys, and how long an idle connection is kept.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Connections at once before there is a server, and of those who watch it.
 const FEW_CONNECTIONS: usize = 64;
@@ -49,15 +51,18 @@ pub struct Listeners {
     /// That of those who only watch, where they have one of their own: `/metrics`, `/health` and `/ready`. It ends last, so
     /// that a server which drains can still be seen.
     pub watchers: Option<TcpListener>,
+    /// What clients speak, where it is not plain HTTP. Those who watch speak that in any case.
+    pub tls: Option<Tls>,
 }
 
 impl Listeners {
     /// The next connection to any of them.
-    async fn accept(&self, places: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
-        let Some(watchers) = &self.watchers else { return accept(&self.clients, places).await };
+    async fn accept(&self, places: &Arc<Semaphore>) -> Accepted {
+        let clients = accept(&self.clients, self.tls.as_ref(), places);
+        let Some(watchers) = &self.watchers else { return clients.await };
         tokio::select! {
-            accepted = accept(&self.clients, places) => accepted,
-            accepted = accept(watchers, places) => accepted,
+            accepted = clients => accepted,
+            accepted = accept(watchers, None, places) => accepted,
         }
     }
 }
@@ -72,7 +77,7 @@ pub async fn starting<T>(listeners: &Listeners, started: impl Future<Output = T>
     let started = loop {
         tokio::select! {
             started = &mut started => break started,
-            (stream, place) = listeners.accept(&places) => connections.add(stream, place),
+            accepted = listeners.accept(&places) => connections.add(accepted),
         }
     };
     connections.finish(SHORT_PATIENCE, || Duration::ZERO).await;
@@ -82,19 +87,19 @@ pub async fn starting<T>(listeners: &Listeners, started: impl Future<Output = T>
 /// Answers requests until `shutdown` is ready, then finishes those that have begun, for at most [`Settings::drain`](super::Settings::drain).
 ///
 /// HTTP/1.1 only: without TLS there is no agreement on HTTP/2, and telling the two apart by their first bytes would let
-/// a silent client wait for ever.
+/// a silent client wait for ever. With TLS nothing else is offered either, so that both are one protocol with the same bounds.
 pub async fn serve(
-    Listeners { clients, watchers }: Listeners,
+    Listeners { clients, watchers, tls }: Listeners,
     app: App,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let Some(watchers) = watchers else {
-        return serve_patiently(clients, app, shutdown, WRITE_TIME).await;
+        return serve_patiently(clients, tls, app, shutdown, WRITE_TIME).await;
     };
     let (served, is_served) = oneshot::channel::<()>();
     let watching = watch(watchers, app.clone(), async { drop(is_served.await) });
     let serving = async {
-        let result = serve_patiently(clients, app, shutdown, WRITE_TIME).await;
+        let result = serve_patiently(clients, tls, app, shutdown, WRITE_TIME).await;
         drop(served);
         result
     };
@@ -107,7 +112,7 @@ pub async fn serve(
 async fn watch(listener: TcpListener, app: App, end: impl Future<Output = ()>) -> io::Result<()> {
     let guard = Guard::of_watchers(reach(&listener)?, app.settings().allowed_hosts.clone());
     let mut connections = Connections::new(app.watched(guard), WRITE_TIME);
-    connections.take(&listener, FEW_CONNECTIONS, end).await;
+    connections.take(&listener, None, FEW_CONNECTIONS, end).await;
     drop(listener);
     connections.finish(SHORT_PATIENCE, || Duration::ZERO).await;
     Ok(())
@@ -116,13 +121,14 @@ async fn watch(listener: TcpListener, app: App, end: impl Future<Output = ()>) -
 /// The same as [`serve`] for clients alone, with another bound than [`WRITE_TIME`].
 pub(super) async fn serve_patiently(
     listener: TcpListener,
+    tls: Option<Tls>,
     app: App,
     shutdown: impl Future<Output = ()>,
     write_time: Duration,
 ) -> io::Result<()> {
     let guard = Guard::new(reach(&listener)?, app.settings().allowed_hosts.clone());
     let mut connections = Connections::new(app.clone().router(guard), write_time);
-    connections.take(&listener, app.settings().max_connections, shutdown).await;
+    connections.take(&listener, tls.as_ref(), app.settings().max_connections, shutdown).await;
     app.drain();
     drop(listener);
     let give_up = || {
@@ -138,15 +144,20 @@ fn reach(listener: &TcpListener) -> io::Result<Reach> {
     Ok(if loopback { Reach::Loopback } else { Reach::Network })
 }
 
+/// A connection, and its place among those that are open.
+struct Accepted {
+    stream: TcpStream,
+    /// What is spoken over it, where that is not plain HTTP.
+    tls: Option<Tls>,
+    place: OwnedSemaphorePermit,
+}
+
 /// The next connection, once there is a place for it.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
+async fn accept(listener: &TcpListener, tls: Option<&Tls>, places: &Arc<Semaphore>) -> Accepted {
     let place = Arc::clone(places).acquire_owned().await.expect("the semaphore is never closed");
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
+            Ok((stream, _)) => return Accepted { stream, tls: tls.cloned(), place },
             // The peer is gone already: nothing is wrong here.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -159,50 +170,107 @@ async fn accept(
 
 /// Those that are open.
 struct Connections {
-    protocol: http1::Builder,
-    service: TowerToHyperService<Router>,
+    protocol: Protocol,
     write_time: Duration,
     graceful: GracefulShutdown,
     tasks: JoinSet<()>,
 }
 
+/// HTTP as it is spoken over each of them.
+#[derive(Clone)]
+struct Protocol {
+    http: http1::Builder,
+    service: TowerToHyperService<Router>,
+}
+
+impl Protocol {
+    fn new(router: Router) -> Self {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+        Self { http, service: TowerToHyperService::new(router) }
+    }
+
+    /// Answers what is asked over one connection, until it ends.
+    async fn speak<S>(self, stream: S, watcher: Watcher) -> Result<(), Broken>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let unread = Unread::default();
+        let stream = Linger::new(stream, unread.clone());
+        let Self { http, service } = self;
+        let service = service_fn(move |request: Request<Incoming>| {
+            service.call(request.map(|body| Body::new(unread.watch(body))))
+        });
+        Ok(watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await?)
+    }
+
+    /// The same with a client that should speak TLS.
+    async fn speak_secretly(
+        self,
+        stream: TcpStream,
+        (tls, write_time): (Tls, Duration),
+        watcher: Watcher,
+    ) -> Result<(), Broken> {
+        match Tls::greeting(&stream, HEAD_TIME).await? {
+            Greeting::Tls => {
+                let stream = tls.accept(Progress::new(stream, write_time), HEAD_TIME).await?;
+                self.speak(stream, watcher).await
+            }
+            Greeting::Plain => {
+                let stream = Progress::new(stream, write_time);
+                Self::new(ops::without_tls()).speak(stream, watcher).await
+            }
+        }
+    }
+}
+
+/// Why a connection ended before it was over.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    #[error(transparent)]
+    Stream(#[from] io::Error),
+}
+
 impl Connections {
     fn new(router: Router, write_time: Duration) -> Self {
-        let mut protocol = http1::Builder::new();
-        protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
-        let service = TowerToHyperService::new(router);
         let (graceful, tasks) = (GracefulShutdown::new(), JoinSet::new());
-        Self { protocol, service, write_time, graceful, tasks }
+        Self { protocol: Protocol::new(router), write_time, graceful, tasks }
     }
 
     /// Adds those that come, so many at once, until `end` is ready.
-    async fn take(&mut self, listener: &TcpListener, most: usize, end: impl Future<Output = ()>) {
+    async fn take(
+        &mut self,
+        listener: &TcpListener,
+        tls: Option<&Tls>,
+        most: usize,
+        end: impl Future<Output = ()>,
+    ) {
         let places = Arc::new(Semaphore::new(most));
         let mut end = pin!(end);
         loop {
             tokio::select! {
                 () = &mut end => return,
-                (stream, place) = accept(listener, &places) => self.add(stream, place),
+                accepted = accept(listener, tls, &places) => self.add(accepted),
             }
         }
     }
 
-    fn add(&mut self, stream: TcpStream, place: OwnedSemaphorePermit) {
+    fn add(&mut self, Accepted { stream, tls, place }: Accepted) {
         while self.tasks.try_join_next().is_some() {}
         // Without it a token's few bytes would wait for the acknowledgement of the last one's.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection was lost before it began");
         }
-        let unread = Unread::default();
-        let stream = Linger::new(Progress::new(stream, self.write_time), unread.clone());
-        let service = self.service.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
-            service.call(request.map(|body| Body::new(unread.watch(body))))
-        });
-        let connection = self.protocol.serve_connection(TokioIo::new(stream), service);
-        let connection = self.graceful.watch(connection);
+        let (protocol, write_time) = (self.protocol.clone(), self.write_time);
+        let watcher = self.graceful.watcher();
         self.tasks.spawn(async move {
-            if let Err(error) = connection.await {
+            let spoken = match tls {
+                Some(tls) => protocol.speak_secretly(stream, (tls, write_time), watcher).await,
+                None => protocol.speak(Progress::new(stream, write_time), watcher).await,
+            };
+            if let Err(error) = spoken {
                 tracing::debug!(%error, "a connection ended early");
             }
             drop(place);

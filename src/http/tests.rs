@@ -13,6 +13,7 @@ mod operations;
 mod refusals;
 mod report;
 mod responses;
+mod tls;
 mod words;
 
 use std::time::Duration;

@@ -123,7 +123,7 @@ impl Wish {
         }
         let brought = said.brought(app, caller.tenant, &extras).await?;
         let opening = said.opening();
-        let terms = followed(app, terms, extras).await?;
+        let terms = followed(app, caller.tenant, (terms, extras)).await?;
         let prompts = app.work(size, move |asker| said.encode(&encoder, brought, asker)).await?;
         Ok(Order {
             prompts,
@@ -219,11 +219,15 @@ impl Said {
 }
 
 /// The terms with what the adapter brings, and their form begun.
-async fn followed(app: &App, mut terms: Terms, extras: Arc<Extras>) -> Result<Terms, ApiError> {
+async fn followed(
+    app: &App,
+    tenant: TenantId,
+    (mut terms, extras): (Terms, Arc<Extras>),
+) -> Result<Terms, ApiError> {
     let (text, has_form) = (app.text().clone(), terms.form.is_some());
     let follow = move |_: &Asker| {
         terms.follow(&extras, &text)?;
         Ok(terms)
     };
-    if has_form { app.compile(follow).await } else { app.work(0, follow).await }
+    if has_form { app.compile(tenant, follow).await } else { app.work(0, follow).await }
 }

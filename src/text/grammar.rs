@@ -323,9 +323,10 @@ impl BadForm {
 fn short(reason: &str) -> String {
     let first = reason.lines().next().unwrap_or_default();
     let first = first.split(". Enable '").next().unwrap_or_default();
-    // A regex is shown and marked first.
-    let last = reason.lines().next_back().filter(|_| first.ends_with("regex parse error:"));
-    let said = [first, last.unwrap_or_default()].join(" ");
+    // A regex is shown and marked before it is said what is wrong with it.
+    let why = reason.lines().find_map(|line| line.trim_start().strip_prefix("error: "));
+    let why = why.filter(|_| first.ends_with("regex parse error:"));
+    let said = [first, why.unwrap_or_default()].join(" ");
     said.trim_end().chars().take(REASON).collect()
 }
 

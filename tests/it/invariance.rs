@@ -182,6 +182,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
         step_tokens: 256,
         max_running: 64,
         max_waiting: 128,
+        max_wait: Duration::MAX,
         slots: 16,
         keep_prefixes: false,
     };

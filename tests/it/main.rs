@@ -16,6 +16,7 @@ mod parity;
 mod reference;
 mod rope;
 mod routes;
+mod secure;
 mod serving;
 mod tenants;
 mod tokenizer;

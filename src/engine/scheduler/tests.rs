@@ -1,6 +1,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
+    time::Duration,
 };
 
 use proptest::prelude::*;
@@ -248,6 +249,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             step_tokens,
             max_running: max_running.min(step_tokens),
             max_waiting: usize::MAX,
+            max_wait: Duration::MAX,
             slots,
             keep_prefixes: true,
         },
@@ -395,6 +397,7 @@ fn roomy() -> Settings {
         step_tokens: 32,
         max_running: 8,
         max_waiting: 100,
+        max_wait: Duration::MAX,
         slots: 4,
         keep_prefixes: true,
     }

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     sync::oneshot,
     task::JoinHandle,
@@ -16,20 +16,21 @@ use super::{
         body::LARGE_BODIES,
         double::{Play, Scripted, app, app_with},
         serve::{Listeners, serve, serve_patiently, starting},
+        tls::Tls,
     },
     *,
 };
 use crate::engine::{Event, Finish};
 
 /// How long anything may take that takes no time to speak of.
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 /// So small that little fits between a server that writes and a client that does not read.
 const BUFFER: u32 = 4096;
 
-struct Server {
-    address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<io::Result<()>>,
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    pub(super) stop: oneshot::Sender<()>,
+    pub(super) task: JoinHandle<io::Result<()>>,
 }
 
 impl Server {
@@ -38,6 +39,10 @@ impl Server {
     }
 
     fn start_patiently(app: App, write_time: Duration) -> Self {
+        Self::start_as(app, None, write_time)
+    }
+
+    pub(super) fn start_as(app: App, tls: Option<Tls>, write_time: Duration) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_send_buffer_size(BUFFER).unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -48,7 +53,7 @@ impl Server {
             let stopped = async {
                 let _ = stopped.await;
             };
-            serve_patiently(listener, app, stopped, write_time).await
+            serve_patiently(listener, tls, app, stopped, write_time).await
         });
         Self { address, stop, task }
     }
@@ -69,25 +74,25 @@ impl Server {
 }
 
 /// The head of a chat whose body has so many bytes.
-fn head(length: usize) -> String {
+pub(super) fn head(length: usize) -> String {
     format!(
         "POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     )
 }
 
 /// All that comes until the server closes the connection.
-async fn rest(mut stream: TcpStream) -> String {
+pub(super) async fn rest(mut stream: impl AsyncRead + Unpin) -> String {
     let mut text = String::new();
     timeout(SOON, stream.read_to_string(&mut text)).await.expect("the connection ends").unwrap();
     text
 }
 
 /// Waits for the server's end, which must not take the time that anybody is given.
-async fn ended(task: JoinHandle<io::Result<()>>) {
+pub(super) async fn ended(task: JoinHandle<io::Result<()>>) {
     timeout(SOON, task).await.expect("the server ends").unwrap().unwrap();
 }
 
-fn jobs_begun(engine: &Scripted, count: usize) -> impl Fn() -> bool {
+pub(super) fn jobs_begun(engine: &Scripted, count: usize) -> impl Fn() -> bool {
     move || engine.wanted() == count
 }
 
@@ -149,7 +154,7 @@ async fn listeners() -> (Listeners, [SocketAddr; 2]) {
     let bind = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (clients, watchers) = (bind().await, bind().await);
     let addresses = [&clients, &watchers].map(|listener| listener.local_addr().unwrap());
-    (Listeners { clients, watchers: Some(watchers) }, addresses)
+    (Listeners { clients, watchers: Some(watchers), tls: None }, addresses)
 }
 
 #[tokio::test]

@@ -7,13 +7,22 @@ use std::{
 
 use tracing::subscriber::{DefaultGuard, set_default};
 
+use opentelemetry::Value as Told;
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    trace::{SpanData, SpanExporter},
+};
+
 use super::{
-    super::double::{Play, app, begun, ids},
+    super::{
+        app::Settings,
+        double::{Play, app, app_with, begun, ids},
+    },
     *,
 };
 use crate::{
     engine::{Event, Failure, Finish},
-    telemetry,
+    telemetry::{self, traces::Traces},
     tenant::{Scope, TenantName},
 };
 
@@ -252,4 +261,93 @@ async fn a_mix_is_told_by_its_parts_and_several_choices_in_one_line() {
     assert_eq!((parts[1][0], parts[1][1].len(), parts[1][2]), ("law@v1", 12, "0.25"));
     assert_eq!(line["completion_tokens"], 6);
     assert_eq!(line["cached_tokens"], 4, "of the first choice of a prompt");
+}
+
+/// The spans that were told.
+#[derive(Clone, Debug, Default)]
+struct Collected(Arc<Mutex<Vec<SpanData>>>);
+
+impl SpanExporter for Collected {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.lock().unwrap().extend(batch);
+        Ok(())
+    }
+}
+
+impl Collected {
+    fn settings(&self) -> Settings {
+        Settings { tracer: Some(Traces::with(self.clone()).tracer()), ..Settings::default() }
+    }
+
+    fn take(&self) -> Vec<SpanData> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+fn of<'a>(span: &'a SpanData, key: &str) -> Option<&'a Told> {
+    span.attributes.iter().find(|known| known.key.as_str() == key).map(|known| &known.value)
+}
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+#[tokio::test]
+async fn a_request_is_told_as_spans_in_the_trace_of_its_client() {
+    let (log, collected) = (Captured::begin("info"), Collected::default());
+    let (app, _) = app_with([said("abc")], collected.settings());
+    let mut request = post(CHAT, &chat(json!({"model": "sql"})));
+    let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
+    request.headers_mut().insert("traceparent", parent.parse().unwrap());
+    assert_eq!(send(&app, request).await.status(), 200);
+    until(|| !collected.0.lock().unwrap().is_empty()).await;
+    let spans = collected.take();
+    let names: Vec<_> = spans.iter().map(|span| &*span.name).collect();
+    let request = "POST /v1/chat/completions";
+    assert_eq!(names, ["load", "queue", "prefill", "decode", "chat sql", request]);
+    assert!(spans.iter().all(|span| span.span_context.trace_id().to_string() == TRACE));
+    let [load, _, prefill, decode, answer, whole] = &spans[..] else { panic!("there are six") };
+    assert_eq!(whole.parent_span_id.to_string(), "b7ad6b7169203331");
+    assert_eq!(answer.parent_span_id, whole.span_context.span_id());
+    assert!(spans[..4].iter().all(|span| span.parent_span_id == answer.span_context.span_id()));
+    assert!(whole.start_time <= answer.start_time && answer.end_time <= whole.end_time);
+    assert!(load.start_time == answer.start_time && decode.end_time == answer.end_time);
+    assert_eq!(prefill.end_time, decode.start_time);
+    assert_eq!(of(whole, "http.response.status_code"), Some(&Told::I64(200)));
+    assert_eq!(of(whole, "chorus.tenant"), Some(&"default".into()));
+    for (key, value) in [
+        ("gen_ai.operation.name", "chat".into()),
+        ("gen_ai.request.model", "sql".into()),
+        ("gen_ai.response.model", "sql@v1".into()),
+        ("gen_ai.usage.output_tokens", Told::I64(3)),
+        ("gen_ai.usage.cache_read.input_tokens", Told::I64(4)),
+    ] {
+        assert_eq!(of(answer, key), Some(&value), "{key}");
+    }
+    assert_eq!(log.line()["trace"], TRACE);
+    let all = format!("{spans:?}");
+    assert!(!all.contains("abc") && !all.contains("Hello"), "{all}");
+}
+
+#[tokio::test]
+async fn what_never_reached_the_engine_is_one_span_and_probes_are_none() {
+    let (log, collected) = (Captured::begin("info"), Collected::default());
+    let (app, _) = app_with([], collected.settings());
+    let (status, _) = ask(&app, CHAT, chat(json!({"model": "nobodys"}))).await;
+    assert_eq!(status, 404);
+    let spans = collected.take();
+    assert_eq!((spans.len(), &*spans[0].name), (1, "POST /v1/chat/completions"));
+    assert_eq!(of(&spans[0], "error.type"), Some(&"model_not_found".into()));
+    assert_eq!(log.line()["trace"], spans[0].span_context.trace_id().to_string());
+    let _ = text(get(&app, "/ready").await).await;
+    assert!(collected.take().is_empty());
+    // A client that does not want it collected.
+    let mut request = post(CHAT, &chat(json!({"model": "nobodys"})));
+    let parent = format!("00-{TRACE}-b7ad6b7169203331-00");
+    request.headers_mut().insert("traceparent", parent.parse().unwrap());
+    let _ = text(send(&app, request).await).await;
+    assert!(collected.take().is_empty() && log.line().get("trace").is_none());
+    // What is no trace begins a new one.
+    let mut request = post(CHAT, &chat(json!({"model": "nobodys"})));
+    request.headers_mut().insert("traceparent", "00-0-0-01".parse().unwrap());
+    let _ = text(send(&app, request).await).await;
+    assert_eq!(collected.take().len(), 1);
 }

@@ -1,0 +1,263 @@
+//! TLS for clients: a certificate and its key from two files, which may be renewed while connections go on.
+//!
+//! Connections keep the certificate that they began with; those that come later get the new one. A pair that cannot be used is
+//! refused, and the one before stays.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use rustls::{
+    ServerConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+    version::{TLS12, TLS13},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+/// Chains of certificates are some kilobytes.
+const MOST_FILE_BYTES: u64 = 1 << 20;
+/// The first byte of a connection that speaks TLS: the type of a record with a handshake (RFC 8446, section 5.1).
+const HANDSHAKE: u8 = 22;
+
+/// Where a certificate and its key are, both as PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, then those that lead from it to one that clients trust.
+    pub certificate: PathBuf,
+    /// Its private key (PKCS #8, PKCS #1 or SEC 1).
+    pub key: PathBuf,
+}
+
+/// Why there is no certificate to be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{}: {source}; --tls-cert and --tls-key must name files that this server may read", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file does not hold what it should, as PEM.
+    #[error("{} has no {what} as PEM (-----BEGIN ..): {source}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What should be in it.
+        what: &'static str,
+        /// What is wrong with it.
+        source: pem::Error,
+    },
+    /// The key is another certificate's, or of a kind that is not known.
+    #[error("{} and {} cannot be used together: {source}", files.certificate.display(), files.key.display())]
+    Unusable {
+        /// Both files.
+        files: TlsFiles,
+        /// Why not.
+        source: rustls::Error,
+    },
+}
+
+/// TLS with the certificate of the day. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    config: Arc<ServerConfig>,
+    certificate: Arc<Certificate>,
+}
+
+/// What is shown to clients.
+#[derive(Debug)]
+struct Certificate {
+    files: TlsFiles,
+    provider: Arc<CryptoProvider>,
+    current: RwLock<Pair>,
+}
+
+/// A certificate with its key.
+#[derive(Clone, Debug)]
+struct Pair {
+    /// SHA-256 of the files.
+    sha256: [u8; 32],
+    key: Arc<CertifiedKey>,
+}
+
+/// What a connection turns out to speak.
+#[derive(Debug)]
+pub(super) enum Greeting {
+    /// TLS, as far as the first byte says.
+    Tls,
+    /// Something else: most likely HTTP in the clear.
+    Plain,
+}
+
+impl Tls {
+    /// Reads both files.
+    pub fn open(files: TlsFiles) -> Result<Self, TlsError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let current = RwLock::new(Pair::read(&files, &provider)?);
+        let certificate = Arc::new(Certificate {
+            files: files.clone(),
+            provider: Arc::clone(&provider),
+            current,
+        });
+        let resolver: Arc<dyn ResolvesServerCert> = Arc::<Certificate>::clone(&certificate);
+        let builder = ServerConfig::builder_with_provider(provider);
+        let builder = builder.with_protocol_versions(&[&TLS13, &TLS12]);
+        let builder = builder.map_err(|source| TlsError::Unusable { files, source })?;
+        let mut config = builder.with_no_client_auth().with_cert_resolver(resolver);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { config: Arc::new(config), certificate })
+    }
+
+    /// Reads both files again. Whether they hold something else than before, which is then shown to whoever comes; on an error
+    /// nothing changes.
+    pub fn renew(&self) -> Result<bool, TlsError> {
+        let Certificate { files, provider, current } = &*self.certificate;
+        let read = Pair::read(files, provider)?;
+        let mut current = current.write().unwrap_or_else(PoisonError::into_inner);
+        let is_new = current.sha256 != read.sha256;
+        *current = read;
+        Ok(is_new)
+    }
+
+    /// What the connection speaks, once its first byte is there; an error where there is none for too long.
+    pub(super) async fn greeting(stream: &TcpStream, patience: Duration) -> io::Result<Greeting> {
+        let mut first = [0];
+        match timeout(patience, stream.peek(&mut first)).await?? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ if first == [HANDSHAKE] => Ok(Greeting::Tls),
+            _ => Ok(Greeting::Plain),
+        }
+    }
+
+    /// Agrees with a client on keys, which may take so long.
+    pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        patience: Duration,
+    ) -> io::Result<TlsStream<S>> {
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.config));
+        timeout(patience, acceptor.accept(stream)).await?
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(&current.key))
+    }
+}
+
+impl Pair {
+    fn read(files: &TlsFiles, provider: &CryptoProvider) -> Result<Self, TlsError> {
+        let TlsFiles { certificate, key } = files;
+        let (chain, secret) = (bytes(certificate)?, bytes(key)?);
+        let mut sha256 = Sha256::new();
+        for part in [&chain, &secret] {
+            sha256.update((part.len() as u64).to_le_bytes());
+            sha256.update(part);
+        }
+        let malformed = |path: &Path, what| {
+            let path = path.to_owned();
+            move |source| TlsError::Malformed { path, what, source }
+        };
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
+        let chain = chain.and_then(|chain| {
+            if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) }
+        });
+        let chain = chain.map_err(malformed(certificate, "certificate"))?;
+        let secret = PrivateKeyDer::from_pem_slice(&secret);
+        let secret = secret.map_err(malformed(key, "private key"))?;
+        let unusable = |source| TlsError::Unusable { files: files.clone(), source };
+        let pair = CertifiedKey::from_der(chain, secret, provider).map_err(unusable)?;
+        Ok(Self { sha256: sha256.finalize().into(), key: Arc::new(pair) })
+    }
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MOST_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MOST_FILE_BYTES {
+        return Err(unreadable(io::Error::other("it is longer than 1 MiB")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+pub(super) mod fixture;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{fixture::Issued, *};
+
+    fn shown(tls: &Tls) -> CertificateDer<'static> {
+        tls.certificate.current.read().unwrap().key.cert[0].clone()
+    }
+
+    #[test]
+    fn a_renewed_pair_is_shown() {
+        let mut issued = Issued::new();
+        let tls = Tls::open(issued.files()).unwrap();
+        assert_eq!(shown(&tls), issued.certificate);
+        assert!(!tls.renew().unwrap());
+        issued.renew();
+        assert_ne!(shown(&tls), issued.certificate);
+        assert!(tls.renew().unwrap());
+        assert_eq!(shown(&tls), issued.certificate);
+    }
+
+    #[test]
+    fn a_pair_that_cannot_be_used_leaves_the_one_before() {
+        let (issued, other) = (Issued::new(), Issued::new());
+        let tls = Tls::open(issued.files()).unwrap();
+        let TlsFiles { certificate, key } = issued.files();
+        // One file of two that are written one after the other.
+        fs::copy(other.files().key, &key).unwrap();
+        let error = tls.renew().unwrap_err().to_string();
+        assert!(error.contains("tls.crt") && error.contains("cannot be used together"), "{error}");
+        fs::write(&key, "no PEM").unwrap();
+        let error = tls.renew().unwrap_err().to_string();
+        assert!(error.contains("tls.key has no private key as PEM"), "{error}");
+        fs::write(&certificate, "").unwrap();
+        let error = tls.renew().unwrap_err().to_string();
+        assert!(error.contains("tls.crt has no certificate as PEM"), "{error}");
+        fs::write(&certificate, vec![b' '; 2 << 20]).unwrap();
+        let error = tls.renew().unwrap_err().to_string();
+        assert!(error.contains("tls.crt: it is longer than 1 MiB"), "{error}");
+        fs::remove_file(&certificate).unwrap();
+        let error = tls.renew().unwrap_err().to_string();
+        assert!(error.contains("--tls-cert"), "{error}");
+        assert_eq!(shown(&tls), issued.certificate);
+    }
+
+    #[test]
+    fn no_message_has_a_part_of_the_key() {
+        let issued = Issued::new();
+        let TlsFiles { key, .. } = issued.files();
+        let secret = fs::read_to_string(&key).unwrap();
+        let line = secret.lines().nth(1).unwrap().to_owned();
+        let tls = Tls::open(issued.files()).unwrap();
+        assert!(!format!("{tls:?}").contains(&line));
+        fs::write(&key, secret.replace(&line, &format!("{line}!"))).unwrap();
+        let error = format!("{:?}", tls.renew().unwrap_err());
+        assert!(!error.contains(&line), "{error}");
+    }
+}
