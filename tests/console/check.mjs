@@ -1,5 +1,5 @@
-// The console in a browser, against a live server: every page is walked at two widths, light and dark, an adapter is uploaded and
-// another refused, answers are streamed, a tenant and its keys are made. Nothing may be logged as an error, asked of another host, or
+// The console in a browser, against a live server: every page is walked at two widths, light and dark, adapters are uploaded, by
+// choosing and by dropping files, and others refused, answers are streamed, a tenant and its keys are made. Nothing may be logged as an error, asked of another host, or
 // reach beyond the window's width.
 //
 //     node tests/console/check.mjs [--program target/release/chorus] [--url URL] [--pictures DIR]
@@ -8,7 +8,7 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { mkdtempSync, mkdirSync, rmSync, cpSync, existsSync } from 'node:fs';
+import { mkdtempSync, mkdirSync, readFileSync, rmSync, cpSync, existsSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
@@ -181,6 +181,61 @@ async function checkAdapters(page) {
   assert.equal(await page.locator('#delete-birds').count(), 0);
 }
 
+// The two files as somebody drops them on the page.
+async function drop(page, config, weights) {
+  const given = await page.evaluateHandle(({ config, weights }) => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([config], 'adapter_config.json', { type: 'application/json' }));
+    transfer.items.add(new File([Uint8Array.from(atob(weights), (char) => char.charCodeAt(0))], 'adapter_model.safetensors'));
+    return transfer;
+  }, { config, weights: weights.toString('base64') });
+  await page.dispatchEvent('#drop', 'dragover', { dataTransfer: given });
+  await page.locator('#drop.over').waitFor();
+  await page.dispatchEvent('#drop', 'drop', { dataTransfer: given });
+  await page.locator('#files-chosen', { hasText: 'adapter_model.safetensors' }).waitFor();
+}
+
+async function checkDrops(page) {
+  const [config, weights] = files('dora').map((path) => readFileSync(path));
+  await drop(page, config.toString(), weights);
+  await page.locator('#upload-name').fill('dropped');
+  await page.locator('#upload button[type=submit]').click();
+  await page.locator('#upload-said', { hasText: 'dropped@v1 is there' }).waitFor({ timeout: 30_000 });
+  // What others have written is text here, whatever it looks like: in a refusal, in what is typed, and in what is said.
+  const markup = '<img src=x onerror="document.title=1">';
+  page.watched.meant.push(422);
+  await drop(page, JSON.stringify({ ...JSON.parse(config), target_modules: [markup] }), weights);
+  await page.locator('#upload button[type=submit]').click();
+  await page.locator('#upload-note .note', { hasText: markup }).waitFor();
+  page.watched.meant.push(400);
+  await page.locator('#upload-name').fill(markup);
+  await page.locator('#upload button[type=submit]').click();
+  await page.locator('#upload-note .note', { hasText: '<img' }).waitFor();
+  await page.locator('#upload-name').fill('dropped');
+  assert.equal(await page.locator('img').count(), 0);
+  assert.match(await page.title(), /chorus/);
+}
+
+async function checkLargeUpload(page) {
+  // 40 MB that are no weights: what was sent is shown on the way, and the refusal when they are there.
+  const large = { name: 'adapter_model.safetensors', mimeType: 'application/octet-stream', buffer: Buffer.alloc(40e6, 'x') };
+  const config = { name: 'adapter_config.json', mimeType: 'application/json', buffer: readFileSync(files('dora')[0]) };
+  await page.evaluate(() => {
+    const bar = document.getElementById('upload-bar');
+    globalThis.seen = [];
+    new MutationObserver(() => globalThis.seen.push(bar.value)).observe(bar, { attributes: true, attributeFilter: ['value'] });
+  });
+  page.watched.meant.push(422);
+  await upload(page, 'large', [config, large]);
+  await page.locator('#upload-note .note', { hasText: '422' }).waitFor({ timeout: 60_000 });
+  const seen = await page.evaluate(() => globalThis.seen);
+  assert.ok(seen.some((value) => value > 0 && value < 1), `the bar was at ${seen}`);
+  assert.ok(await page.locator('#upload-bar').isHidden());
+  await page.locator('#delete-dropped').click();
+  await page.locator('#confirm-yes').click();
+  await page.locator('#adapters-said', { hasText: 'dropped is gone' }).waitFor();
+}
+
 async function checkTenants(page) {
   await go(page, 'tenants');
   await page.locator('.tenant').first().waitFor();
@@ -247,7 +302,7 @@ async function main() {
     await page.goto(server.url);
     await page.locator('#page-overview').waitFor();
     let keys;
-    for (const check of [checkPlayground, checkOverview, checkAdapters, checkTenants, checkKeys]) {
+    for (const check of [checkPlayground, checkOverview, checkAdapters, checkDrops, checkLargeUpload, checkTenants, checkKeys]) {
       keys = await check(page, keys);
       console.log(`passed  ${check.name}`);
     }
