@@ -43,7 +43,10 @@ def load(base):
     where = {"pretrained_model_name_or_path": base}
     if Path(base).suffix == ".gguf":
         where = {"pretrained_model_name_or_path": Path(base).parent, "gguf_file": Path(base).name}
-    return AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32), AutoTokenizer.from_pretrained(**where)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32), AutoTokenizer.from_pretrained(**where)
+    # Of a GGUF, transformers takes the token that begins a message for the one that ends it.
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    return model, tokenizer
 
 
 def prompted(tokenizer, question):
