@@ -276,7 +276,10 @@ class Run:
             if line.strip().startswith("address "):
                 break
         timer.cancel()
-        if process.poll() is not None or not said or not said[-1].strip().startswith("address "):
+        if not said or not said[-1].strip().startswith("address "):
+            self.servers.pop(number)
+            process.kill()
+            process.wait()
             log.seek(0)
             raise Wrong(f"the server did not start: {''.join(said)[-300:]}{log.read()[-800:]}")
         threading.Thread(target=process.stdout.read, daemon=True).start()
