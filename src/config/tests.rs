@@ -100,13 +100,13 @@ fn every_knob_can_be_written_in_the_file() {
 }
 
 #[test]
-fn every_knob_has_a_variable_of_its_name_and_a_line_in_the_readme() {
-    let readme = include_str!("../../README.md");
+fn every_knob_has_a_variable_of_its_name_and_a_line_in_the_guide() {
+    let guide = include_str!("../../docs/operating.md");
     for knob in Line::command().get_arguments() {
         let flag = knob.get_long().unwrap();
         let variable = format!("CHORUS_{}", flag.to_uppercase().replace('-', "_"));
         assert_eq!(knob.get_env().unwrap(), variable.as_str());
-        assert!(readme.contains(&format!("`--{flag}")), "--{flag} is not in README.md");
+        assert!(guide.contains(&format!("`--{flag}")), "--{flag} is not in docs/operating.md");
     }
 }
 

@@ -232,4 +232,5 @@ def main():
     sys.exit(not summary(results))
 
 
-main()
+if __name__ == "__main__":
+    main()

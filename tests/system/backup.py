@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Backups of a store that four writers change meanwhile: by `chorus store copy`, and by cp in the order that README.md
+"""Backups of a store that four writers change meanwhile: by `chorus store copy`, and by cp in the order that docs/operating.md
 has. Each copy passes `chorus store check --hashes`, has all that was acknowledged before it began, and is served. With
 --s3 (pip install 'moto[server]') the store is a bucket, and copies are directories all the same."""
 
@@ -78,7 +78,7 @@ def chorus(*words, env):
 
 
 def by_hand(place, copy):
-    """The order of README.md, with cp: files, records of adapters, those of tenants, files again."""
+    """The order of docs/operating.md, with cp: files, records of adapters, those of tenants, files again."""
     for part in ("chorus.json", "blobs", "logs/adapters", "logs/tenants", "blobs"):
         source, target = Path(place, part), Path(copy, part)
         target.parent.mkdir(parents=True, exist_ok=True)
