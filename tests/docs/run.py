@@ -468,6 +468,8 @@ def main():
     parser.add_argument("--only", action="append", metavar="FILE", help="run this document alone; may be given more than once")
     parser.add_argument("--keep", action="store_true", help="leave the folders where commands were run")
     asked = parser.parse_args()
+    # Whoever ends this ends its servers, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     if not asked.binary.is_file():
         sys.exit(f"{asked.binary} is not there: cargo build --release")
     asked.binary, asked.venvs, asked.made = asked.binary.resolve(), asked.venvs.resolve(), clients()
