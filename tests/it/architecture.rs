@@ -41,7 +41,7 @@ const KEPT_TO: [(&str, &[&str]); 9] = [
     ("hf_hub", &["catalog"]),
     ("multer", &["http"]),
     ("object_store", &["store"]),
-    ("opentelemetry", &["http/spans.rs", "telemetry"]),
+    ("opentelemetry", &["http/spans.rs", "http/tests", "telemetry"]),
     ("opentelemetry_otlp", &["telemetry"]),
     ("rustls", &["http"]),
 ];
