@@ -41,8 +41,13 @@ def read_safetensors(path):
     for name, entry in header.items():
         if name != "__metadata__":
             start, end = entry["data_offsets"]
-            dtype = {"F32": "<f4", "F16": "<f2"}[entry["dtype"]]
-            yield name, np.frombuffer(data[8 + length + start : 8 + length + end], dtype).reshape(entry["shape"])
+            values = data[8 + length + start : 8 + length + end]
+            if entry["dtype"] == "BF16":
+                # The upper half of an f32.
+                values = (np.frombuffer(values, "<u2").astype("<u4") << 16).view("<f4")
+            else:
+                values = np.frombuffer(values, {"F32": "<f4", "F16": "<f2"}[entry["dtype"]])
+            yield name, values.reshape(entry["shape"])
 
 
 def lora(args):

@@ -2,7 +2,8 @@
 """A thousand clients that read their streams slowly or not at all, and a thousand that never finish their requests, raise the p95 time to
 the first token of others by less than 1.5 times. Nothing else should run meanwhile.
 
-In each round the same requests come at random (Poisson) twice: alone, and while the others hang on. Slow readers have asked for log-
+In each round requests come at the same random times (Poisson) twice: alone, and while the others hang on. Before that as many requests are
+answered as will hang on, so that what the server keeps of prompts is the same in all parts. Slow readers have asked for log-
 probabilities, so that their answers do not fit into the buffers below; half-open requests that the server gives up are made again.
 Said is the median of the rounds of each round's ratio, and the memory of the server."""
 
@@ -28,6 +29,8 @@ parser.add_argument("--slow", type=int, default=1000)
 parser.add_argument("--half-open", type=int, default=1000)
 parser.add_argument("--at-most", type=float, default=1.5)
 args = parser.parse_args()
+
+GAUGES = ("chorus_requests_running ", "chorus_requests_waiting ")
 
 
 def head(server, length):
@@ -57,14 +60,26 @@ async def ask(server, said, at, begun):
     return first
 
 
-async def part(server, dice):
-    """The 95th percentile of the times to the first token."""
+async def part(server, name):
+    """The 95th percentile of the times to the first token. They come at the same times in all parts, and ask what nobody asked before."""
+    dice = random.Random(0)
     asked, at, begun = [], dice.expovariate(args.rate), time.perf_counter()
     while at < args.seconds:
-        asked.append(ask(server, f"{dice.random()}: what came of the order?", at, begun))
+        asked.append(ask(server, f"{name}, {dice.random()}: what came of the order?", at, begun))
         at += dice.expovariate(args.rate)
     times = sorted(await asyncio.gather(*asked))
     return times[int(0.95 * len(times))]
+
+
+async def fill(server):
+    """As many answers as slow readers will have asked for, sixteen at a time."""
+    numbers = iter(range(args.slow))
+
+    async def stream():
+        for number in numbers:
+            await ask(server, f"fill {number}", 0, time.perf_counter())
+
+    await asyncio.gather(*(stream() for _ in range(16)))
 
 
 async def slow_reader(server, number):
@@ -96,7 +111,7 @@ async def settled(server):
     """Until all that slow readers have asked for is computed."""
     while True:
         text = (await asyncio.to_thread(server.http.get, server.url + "/metrics", timeout=30)).text
-        gauges = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line.startswith(("chorus_requests_running ", "chorus_requests_waiting "))}
+        gauges = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line.startswith(GAUGES)}
         assert len(gauges) == 2, gauges
         if not any(gauges.values()):
             return
@@ -104,10 +119,11 @@ async def settled(server):
 
 
 async def measure(server):
-    await part(server, random.Random(0))
+    await fill(server)
+    await part(server, "before")
     ratios = []
     for number in range(args.rounds):
-        alone = await part(server, random.Random(number))
+        alone = await part(server, f"alone {number}")
         before = server.resident()
         hanging = []
         for at in range(0, max(args.slow, args.half_open), 50):
@@ -116,7 +132,7 @@ async def measure(server):
             hanging += [asyncio.create_task(half_open(server, n)) for n in numbers if n < args.half_open]
             await asyncio.sleep(0.2)
             await settled(server)
-        beside, held = await part(server, random.Random(number)), server.resident()
+        beside, held = await part(server, f"beside {number}"), server.resident()
         there = sum(not task.done() for task in hanging)
         for task in hanging:
             task.cancel()
