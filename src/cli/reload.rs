@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::signals::Hangups;
 use crate::{
     adapter::Adapters,
@@ -14,6 +16,9 @@ use crate::{
 
 /// How long a new certificate may go unseen without a signal.
 const LOOK: Duration = Duration::from_mins(1);
+
+/// How long reading it may take before that is said.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Everything that can be read again.
 #[derive(Debug)]
@@ -49,8 +54,13 @@ pub(crate) async fn reload_on(mut hangups: Hangups, reloaded: Reloaded) {
 
 /// `told` is the fault that the log has had: one that stays is told once, or when somebody asks.
 async fn renew(tls: Tls, occasion: Occasion, told: &mut Option<String>) {
-    let renewed = tokio::task::spawn_blocking(move || tls.renew()).await;
-    let Ok(renewed) = renewed else { return };
+    let renewing = tokio::task::spawn_blocking(move || tls.renew());
+    let renewed = match timeout(PATIENCE, renewing).await {
+        Ok(Ok(renewed)) => renewed,
+        Ok(Err(error)) => return tracing::error!(%error, "the certificate could not be looked at"),
+        // It goes on reading, and whenever it is done the certificate is what it has read.
+        Err(_) => return tracing::error!("the files of the certificate cannot be read in time"),
+    };
     let is_asked = occasion == Occasion::Asked;
     match &renewed {
         Ok(true) => tracing::info!("clients are shown another certificate"),

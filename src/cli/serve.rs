@@ -70,7 +70,10 @@ async fn serve(config: Serve) -> Result<(), CliError> {
     let mut signals = Signals::listen().map_err(CliError::System)?;
     let hangups = Hangups::listen().map_err(CliError::System)?;
     // First of all, because a port in use should not cost a download.
-    let listeners = listen(&config.http).await?;
+    let listeners = tokio::select! {
+        listeners = listen(&config.http) => listeners?,
+        _ = signals.next() => return Ok(()),
+    };
     let address = listeners.clients.local_addr().map_err(CliError::System)?;
     let watchers = listeners.watchers.as_ref().map(TcpListener::local_addr).transpose();
     let metrics = watchers.map_err(CliError::System)?;
@@ -116,8 +119,15 @@ async fn listen(http: &config::Http) -> Result<http::Listeners, CliError> {
         Some(address) => Some(bind(address, "--metrics-listen").await?),
         None => None,
     };
-    let tls = http.tls.clone().map(|(certificate, key)| http::TlsFiles { certificate, key });
-    let tls = tls.map(http::Tls::open).transpose()?;
+    let tls = match http.tls.clone() {
+        Some((certificate, key)) => {
+            let files = http::TlsFiles { certificate, key };
+            // They may lie on a disk that does not answer.
+            let opened = tokio::task::spawn_blocking(move || http::Tls::open(files)).await;
+            Some(opened.map_err(|lost| CliError::System(io::Error::other(lost)))??)
+        }
+        None => None,
+    };
     Ok(http::Listeners { clients, watchers, tls })
 }
 

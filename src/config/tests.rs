@@ -215,6 +215,10 @@ fn bad_command_lines_say_what_is_expected() {
         (["--log-format", "xml"], "json"),
         (["--lora-info", "all"], "auto, names, digests or off"),
         (["--otlp-traces-endpoint", "127.0.0.1:4318"], "http://127.0.0.1:4318/v1/traces"),
+        (
+            ["--otlp-traces-endpoint", "http://localhost:99999/v1"],
+            "http://127.0.0.1:4318/v1/traces",
+        ),
         (["--otlp-traces-endpoint", "https:///v1/traces"], "http://127.0.0.1:4318/v1/traces"),
         (["--tenants", "3"], "--tenants"),
     ] {

@@ -199,22 +199,25 @@ impl Drop for Guides {
 fn work(lane: Lane, task: Task, inbox: &Inbox) {
     let (id, mut guide, token) = match task {
         Task::Ask(id, guide, token) => (id, guide, token),
-        Task::Forget(guide) => {
-            // Not ours: whatever its drop does ends no thread.
-            drop(catch_unwind(AssertUnwindSafe(|| drop(guide))));
-            return;
-        }
+        Task::Forget(guide) => return forget(guide),
     };
     let found = catch_unwind(AssertUnwindSafe(|| guide.after(token)));
     let guidance = match found {
         Ok(Ok(allowed)) => Guidance::Told(guide, allowed),
-        Ok(Err(Lost)) => Guidance::Lost,
-        Err(_) => {
-            tracing::error!("a guide panicked; its answer is given up");
+        lost => {
+            if lost.is_err() {
+                tracing::error!("a guide panicked; its answer is given up");
+            }
+            forget(guide);
             Guidance::Lost
         }
     };
     inbox.guided(Guided { id, lane, guidance });
+}
+
+/// It is not ours: whatever its drop does ends no thread.
+fn forget(guide: Box<dyn Guide>) {
+    drop(catch_unwind(AssertUnwindSafe(|| drop(guide))));
 }
 
 #[cfg(test)]

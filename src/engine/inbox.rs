@@ -55,7 +55,9 @@ pub(crate) struct Public {
     pub(crate) stats: Stats,
     /// Of each lane that has any.
     pub(crate) jobs: BTreeMap<Lane, Jobs>,
-    /// Answers a second, while more are wanted than there is room for; `None` where that is not known.
+    /// Whether the latest plan left somebody waiting.
+    pub(crate) is_pressed: bool,
+    /// Jobs that begin a second, while others wait; `None` where that is not known.
     pub(crate) pace: Option<f64>,
 }
 
@@ -203,11 +205,8 @@ impl State {
             return Err(Refused::Full { waiting });
         }
         let Some(pace) = self.public.pace else { return Ok(()) };
-        // Where nobody waits those that come now take free places first.
-        let free = match self.public.stats.waiting {
-            0 => max_running.saturating_sub(running),
-            _ => 0,
-        };
+        // Those that have come since a plan that left nobody waiting take free places first.
+        let free = if self.public.is_pressed { 0 } else { max_running.saturating_sub(running) };
         // Lanes take turns, so that one waits for its own and for as many of each other lane, where these have so many.
         let before = lanes.iter().map(|(other, jobs)| {
             let turns = if *other == lane { usize::MAX } else { own.waiting + 1 };
@@ -246,7 +245,7 @@ mod tests {
         };
         let stats = Stats { running: 4, waiting: waiting.iter().sum(), ..Stats::default() };
         let jobs = waiting.iter().enumerate().map(jobs).collect();
-        let public = Public { stats, jobs, pace: Some(2.0) };
+        let public = Public { stats, jobs, is_pressed: true, pace: Some(2.0) };
         State { arrivals: Vec::new(), guided: Vec::new(), public, phase: Phase::Open }
     }
 
@@ -284,14 +283,18 @@ mod tests {
     #[test]
     fn free_places_are_no_wait_however_slow_it_was() {
         let mut state = busy(&[0]);
+        state.public.is_pressed = false;
         state.public.pace = Some(0.01);
         assert_eq!(wait(&state, 0), Some(100));
         state.public.stats.running = 3;
         assert_eq!(wait(&state, 0), None);
+        // Taken since the plan: it has the place, and the next one has none.
         state.public.stats.waiting = 1;
-        assert!(
-            wait(&state, 0).is_some(),
-            "a place is free, and there is a reason why nobody has it"
-        );
+        state.public.jobs.insert(Lane(0), Jobs { running: 3, waiting: 1 });
+        assert_eq!(wait(&state, 0), Some(100));
+        state.public.stats.running = 2;
+        assert_eq!(wait(&state, 0), None);
+        state.public.is_pressed = true;
+        assert!(wait(&state, 0).is_some(), "there is a reason why nobody has the places");
     }
 }

@@ -1,8 +1,9 @@
-//! How many answers end a second while all that can be computed is: what a new one would have to wait for.
+//! How fast the line moves: jobs that begin a second, while others wait.
 //!
 //! Little's law (Operations Research 9, 1961): who comes into a line of n, of which so many leave a second, waits for n divided by that.
-//! Only times count in which somebody waited or no place was free. Otherwise few ends would say that few are asked for, and not
-//! how fast the engine is.
+//! Only times count in which somebody was left waiting. Otherwise few beginnings would say that few are asked for, and not how fast
+//! the engine is; and of an engine that has not been pressed for a while nothing is known. Beginnings and not ends, because
+//! clients that leave the line do not move it.
 
 use std::time::Duration;
 
@@ -14,26 +15,26 @@ const LEAST: f64 = 1.0;
 /// Counts, which fade.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Pace {
-    ended: f64,
+    begun: f64,
     seconds: f64,
 }
 
 impl Pace {
-    /// Some time has passed. `ended` answers did in it, if all the time somebody waited for them or for a place.
-    pub(crate) fn pass(&mut self, time: Duration, ended: Option<u64>) {
+    /// Some time has passed. `begun` jobs began at its end, if all the while some were waiting.
+    pub(crate) fn pass(&mut self, time: Duration, begun: Option<u64>) {
         let seconds = time.as_secs_f64();
         let fade = (-seconds / MEMORY).exp();
-        self.ended *= fade;
+        self.begun *= fade;
         self.seconds *= fade;
-        if let Some(ended) = ended {
-            self.ended += ended as f64;
+        if let Some(begun) = begun {
+            self.begun += begun as f64;
             self.seconds += seconds;
         }
     }
 
-    /// Answers a second; `None` where too little is known. It is never 0: the next one may be about to end.
+    /// Jobs a second; `None` where too little is known. It is never 0: the next one may be about to begin.
     pub(crate) fn per_second(&self) -> Option<f64> {
-        (self.seconds >= LEAST).then(|| (self.ended + 1.0) / self.seconds)
+        (self.seconds >= LEAST).then(|| (self.begun + 1.0) / self.seconds)
     }
 }
 
@@ -46,9 +47,9 @@ pub(crate) fn wait(waiting: usize, per_second: f64) -> Duration {
 mod tests {
     use super::*;
 
-    fn passed(pace: &mut Pace, seconds: u64, ended: Option<u64>) {
+    fn passed(pace: &mut Pace, seconds: u64, begun: Option<u64>) {
         for _ in 0..10 * seconds {
-            pace.pass(Duration::from_millis(100), ended);
+            pace.pass(Duration::from_millis(100), begun);
         }
     }
 

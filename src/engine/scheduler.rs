@@ -255,11 +255,6 @@ impl Scheduler {
         jobs
     }
 
-    /// Whether more is wanted than there is room for, so that how fast answers end is how fast they can.
-    pub(crate) fn is_full(&self) -> bool {
-        self.waiting() > 0 || self.running.len() == self.max_running
-    }
-
     /// Nothing runs and nothing waits.
     pub(crate) fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting() == 0

@@ -416,6 +416,45 @@ async fn the_queue_has_its_bound() {
     }
 }
 
+#[tokio::test]
+async fn an_engine_that_was_idle_keeps_nobody_waiting_for_its_pace() {
+    let max_wait = Duration::from_millis(1);
+    let (engine, _) = engine(Settings { max_running: 4, max_wait, ..settings() });
+    let wish = Wish::of(&[1], 2);
+    assert_eq!(all(engine.submit(wish.job()).unwrap()).await, wish.alone());
+    // Longer than from which something is concluded.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    for _ in 0..3 {
+        let streams: Vec<_> = (0..12).map(|_| engine.submit(wish.job()).unwrap()).collect();
+        for stream in streams {
+            assert_eq!(all(stream).await, wish.alone());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn who_would_wait_too_long_is_refused_and_others_are_not() {
+    let max_wait = Duration::from_millis(500);
+    let (engine, watch) = engine(Settings { max_running: 1, max_wait, ..settings() });
+    let lane = |lane: u32| Wish { lane, ..Wish::of(&[1], 2) };
+    watch.halt_in(1);
+    let mut streams: Vec<_> = (0..3).map(|_| engine.submit(lane(0).job()).unwrap()).collect();
+    watch.await_halt();
+    // A second and more in which two waited and nobody began.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    watch.halt_in(2);
+    watch.await_halt();
+    let refused = engine.submit(lane(0).job()).unwrap_err();
+    assert!(matches!(refused, Refused::Slow { wait, most, .. } if wait > most), "{refused:?}");
+    watch.release();
+    for stream in streams.drain(..) {
+        assert_eq!(all(stream).await, lane(0).alone());
+    }
+    // Free places are nobody's to wait for.
+    assert_eq!(all(engine.submit(lane(0).job()).unwrap()).await, lane(0).alone());
+}
+
 /// A lease that counts when it is returned.
 fn counted(returned: &Arc<AtomicUsize>) -> Lease {
     let returned = Arc::clone(returned);

@@ -44,10 +44,10 @@ pub(crate) struct Worker<F> {
     taken: u64,
     /// As it will be published before and after this step.
     stats: Stats,
-    /// How fast answers end.
+    /// How fast the line moves.
     pace: Pace,
-    /// When that was looked at, and how many had ended then.
-    paced: (Instant, u64),
+    /// When the last step was planned, and whether it left somebody waiting.
+    planned: (Instant, bool),
     /// To be sent once their ends are published.
     farewells: Vec<Farewell>,
     inbox: Arc<Inbox>,
@@ -76,7 +76,7 @@ impl<F: Forward> Worker<F> {
             taken: 0,
             stats: Stats::default(),
             pace: Pace::default(),
-            paced: (Instant::now(), 0),
+            planned: (Instant::now(), false),
             farewells: Vec::new(),
             inbox,
             guides,
@@ -154,13 +154,7 @@ impl<F: Forward> Worker<F> {
             }
             let now = Instant::now();
             self.sweep(now);
-            let was_full = self.scheduler.is_full();
             self.step(now);
-            let (now, ended) = (Instant::now(), self.stats.ends.total());
-            let (since, before) = mem::replace(&mut self.paced, (now, ended));
-            // How fast answers end says how fast they can where nobody more could be computed.
-            let ended = was_full.then_some(ended - before);
-            self.pace.pass(now.saturating_duration_since(since), ended);
         }
     }
 
@@ -213,14 +207,19 @@ impl<F: Forward> Worker<F> {
         let plan = self.scheduler.plan();
         self.stats.preemptions += plan.preempted as u64;
         self.rests = plan.parts.is_empty();
-        if self.rests {
-            return;
-        }
+        let mut begun = 0;
         for part in &plan.parts {
             if let Some(waited) = self.answer(part.id).begin(part.rows.start, now) {
+                begun += 1;
                 self.stats.cached_tokens += part.rows.start as u64;
                 self.stats.queue_seconds.record(waited);
             }
+        }
+        let is_pressed = self.scheduler.waiting() > 0;
+        let (since, was_pressed) = mem::replace(&mut self.planned, (now, is_pressed));
+        self.pace.pass(now.saturating_duration_since(since), was_pressed.then_some(begun));
+        if self.rests {
+            return;
         }
         // A step takes long: who runs in it is seen meanwhile, and who was ended before it hears of that.
         self.publish();
@@ -348,7 +347,8 @@ impl<F: Forward> Worker<F> {
         self.stats.pages_idle = self.scheduler.pages().idle();
         self.stats.adapters_running = self.scheduler.slots().bound();
         let (jobs, pace) = (self.scheduler.jobs(), self.pace.per_second());
-        self.inbox.publish(Public { stats: self.stats.clone(), jobs, pace });
+        let (_, is_pressed) = self.planned;
+        self.inbox.publish(Public { stats: self.stats.clone(), jobs, is_pressed, pace });
         self.farewells.drain(..).for_each(Farewell::send);
     }
 

@@ -1,6 +1,6 @@
 //! `POST /v1/embeddings`: the hidden states of texts as vectors, in the same batch as everything else.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::{Duration, Instant};
 
 use axum::{
     extract::State,
@@ -41,6 +41,8 @@ use crate::{
 
 /// Inputs of one request that are in the engine at once: enough to fill its steps, few enough to leave its queue to others.
 const AT_ONCE: usize = 32;
+/// How long it is waited for a place where others have all of them.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of a number in an answer, about: it is written at a desk of that size.
 const NUMBER_BYTES: usize = 12;
 
@@ -211,6 +213,11 @@ impl Reading {
                     // There is a place again when one of its own has ended.
                     Err(Refused::Full { .. } | Refused::Slow { .. }) if !running.is_empty() => {
                         break;
+                    }
+                    // Others have the places of all that have ended at once. What is done is not thrown away.
+                    Err(Refused::Full { .. } | Refused::Slow { .. }) if tally.is_some() => {
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
                     }
                     Err(error) => return Err(refused(error)),
                 };

@@ -366,7 +366,7 @@ impl From<Refused> for ApiError {
                 let message = format!(
                     "the request would wait for about {} s, and may for {} s at most: this server has too much to do",
                     seconds(wait),
-                    seconds(most)
+                    most.as_secs_f64()
                 );
                 let busy = Self::overloaded(message);
                 Self {

@@ -183,7 +183,7 @@ struct Line {
     route: Option<MatchedPath>,
     began: Instant,
     /// The trace that its client has it in.
-    caught: Caught,
+    caught: Option<Caught>,
     /// There is none yet where the request is given up.
     status: Option<u16>,
     refusal: Option<&'static str>,
@@ -213,6 +213,7 @@ pub(super) struct Summary<'a> {
 
 impl Line {
     fn begin(app: App, request: &Request, report: Report) -> Self {
+        let traced = app.settings().tracer.is_some();
         Self {
             app,
             report,
@@ -220,7 +221,7 @@ impl Line {
             method: known(request.method()),
             route: request.extensions().get().cloned(),
             began: Instant::now(),
-            caught: Caught::of(request.headers()),
+            caught: traced.then(|| Caught::of(request.headers())),
             status: None,
             refusal: None,
             // Nobody takes a body then.
@@ -251,7 +252,7 @@ impl Line {
             return summary.log_briefly();
         }
         let tracer = self.app.settings().tracer.as_ref();
-        let trace = tracer.and_then(|tracer| spans::tell(tracer, &self.caught, &summary));
+        let trace = tracer.and_then(|tracer| spans::tell(tracer, self.caught.as_ref(), &summary));
         summary.log(trace.as_deref());
     }
 }

@@ -16,10 +16,11 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     task::JoinSet,
-    time::timeout,
+    time::{error::Elapsed, timeout},
 };
+use tokio_rustls::server::TlsStream;
 
 use super::{
     app::App,
@@ -173,6 +174,8 @@ struct Connections {
     protocol: Protocol,
     write_time: Duration,
     graceful: GracefulShutdown,
+    /// Dropped when no more is to be begun: for those that have not come to HTTP yet.
+    going_on: watch::Sender<()>,
     tasks: JoinSet<()>,
 }
 
@@ -209,19 +212,32 @@ impl Protocol {
         self,
         stream: TcpStream,
         (tls, write_time): (Tls, Duration),
-        watcher: Watcher,
+        (watcher, mut ending): (Watcher, watch::Receiver<()>),
     ) -> Result<(), Broken> {
-        match Tls::greeting(&stream, HEAD_TIME).await? {
-            Greeting::Tls => {
-                let stream = tls.accept(Progress::new(stream, write_time), HEAD_TIME).await?;
-                self.speak(stream, watcher).await
-            }
-            Greeting::Plain => {
-                let stream = Progress::new(stream, write_time);
-                Self::new(ops::without_tls()).speak(stream, watcher).await
-            }
+        let agreed = async {
+            let greeting = Tls::greeting(&stream).await?;
+            let stream = Progress::new(stream, write_time);
+            Ok::<_, io::Error>(match greeting {
+                Greeting::Tls => Agreed::Secret(Box::new(tls.accept(stream).await?)),
+                Greeting::Plain => Agreed::Plain(stream),
+            })
+        };
+        let agreed = tokio::select! {
+            agreed = timeout(HEAD_TIME, agreed) => agreed??,
+            // Nothing has been asked yet.
+            _ = ending.changed() => return Ok(()),
+        };
+        match agreed {
+            Agreed::Secret(stream) => self.speak(stream, watcher).await,
+            Agreed::Plain(stream) => Self::new(ops::without_tls()).speak(stream, watcher).await,
         }
     }
+}
+
+/// What is spoken over a connection whose client should speak TLS.
+enum Agreed {
+    Secret(Box<TlsStream<Progress<TcpStream>>>),
+    Plain(Progress<TcpStream>),
 }
 
 /// Why a connection ended before it was over.
@@ -231,12 +247,15 @@ enum Broken {
     Http(#[from] hyper::Error),
     #[error(transparent)]
     Stream(#[from] io::Error),
+    #[error("the client did not say in time what it wants")]
+    Slow(#[from] Elapsed),
 }
 
 impl Connections {
     fn new(router: Router, write_time: Duration) -> Self {
         let (graceful, tasks) = (GracefulShutdown::new(), JoinSet::new());
-        Self { protocol: Protocol::new(router), write_time, graceful, tasks }
+        let (going_on, _) = watch::channel(());
+        Self { protocol: Protocol::new(router), write_time, graceful, going_on, tasks }
     }
 
     /// Adds those that come, so many at once, until `end` is ready.
@@ -264,10 +283,12 @@ impl Connections {
             tracing::debug!(%error, "a connection was lost before it began");
         }
         let (protocol, write_time) = (self.protocol.clone(), self.write_time);
-        let watcher = self.graceful.watcher();
+        let (watcher, ending) = (self.graceful.watcher(), self.going_on.subscribe());
         self.tasks.spawn(async move {
             let spoken = match tls {
-                Some(tls) => protocol.speak_secretly(stream, (tls, write_time), watcher).await,
+                Some(tls) => {
+                    protocol.speak_secretly(stream, (tls, write_time), (watcher, ending)).await
+                }
                 None => protocol.speak(Progress::new(stream, write_time), watcher).await,
             };
             if let Err(error) = spoken {
@@ -280,7 +301,8 @@ impl Connections {
     /// Lets requests end, idle connections at once. What takes longer than `patience` is given up, and cut off after the time
     /// that `give_up` says its end may take.
     async fn finish(self, patience: Duration, give_up: impl FnOnce() -> Duration) {
-        let Self { graceful, mut tasks, .. } = self;
+        let Self { graceful, going_on, mut tasks, .. } = self;
+        drop(going_on);
         let mut finished = pin!(graceful.shutdown());
         if timeout(patience, &mut finished).await.is_err() {
             tracing::warn!(connections = tasks.len(), "giving up what did not end in time");

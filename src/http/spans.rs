@@ -16,6 +16,9 @@ use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracer};
 
 use super::report::{Called, Summary, Times};
 
+/// The header in which a client says which trace it has a request in.
+const TRACEPARENT: &str = "traceparent";
+
 /// The trace that a client has a request in, if it has.
 #[derive(Clone, Debug)]
 pub(super) struct Caught(Context);
@@ -24,15 +27,17 @@ struct Headers<'a>(&'a HeaderMap);
 
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).and_then(|value| value.to_str().ok())
+        let value = self.0.get(key).filter(|_| key == TRACEPARENT)?;
+        value.to_str().ok()
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(axum::http::HeaderName::as_str).collect()
+        vec![TRACEPARENT]
     }
 }
 
 impl Caught {
+    /// By `traceparent` alone: `tracestate` is any text of others, and nobody here needs it.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let propagator = TraceContextPropagator::new();
         Self(propagator.extract_with_context(&Context::new(), &Headers(headers)))
@@ -52,7 +57,12 @@ impl Clock {
 }
 
 /// Tells a request, and in which trace; that is nowhere where it is not among those that are collected.
-pub(super) fn tell(tracer: &SdkTracer, caught: &Caught, summary: &Summary<'_>) -> Option<String> {
+pub(super) fn tell(
+    tracer: &SdkTracer,
+    caught: Option<&Caught>,
+    summary: &Summary<'_>,
+) -> Option<String> {
+    let outer = caught.map_or_else(Context::new, |Caught(context)| context.clone());
     let clock = Clock { instant: summary.ended, time: SystemTime::now() };
     let name = format!("{} {}", summary.method, summary.route);
     let span = tracer
@@ -60,8 +70,8 @@ pub(super) fn tell(tracer: &SdkTracer, caught: &Caught, summary: &Summary<'_>) -
         .with_kind(SpanKind::Server)
         .with_start_time(clock.at(summary.began))
         .with_attributes(of_request(summary))
-        .start_with_context(tracer, &caught.0);
-    let request = caught.0.with_span(span);
+        .start_with_context(tracer, &outer);
+    let request = outer.with_span(span);
     let span = request.span();
     let told = span.span_context().clone();
     if told.is_sampled() {

@@ -4,11 +4,10 @@
 //! refused, and the one before stays.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
 };
 
 use rustls::{
@@ -23,7 +22,6 @@ use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
@@ -52,15 +50,15 @@ pub enum TlsError {
         /// What the system said.
         source: io::Error,
     },
-    /// A file does not hold what it should, as PEM.
-    #[error("{} has no {what} as PEM (-----BEGIN ..): {source}", path.display())]
+    /// A file does not hold what it should, as PEM. Nothing of what it does hold is told: it may be the key.
+    #[error("{} has no {what} as PEM (-----BEGIN ..): {why}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
         /// What should be in it.
         what: &'static str,
         /// What is wrong with it.
-        source: pem::Error,
+        why: &'static str,
     },
     /// The key is another certificate's, or of a kind that is not known.
     #[error("{} and {} cannot be used together: {source}", files.certificate.display(), files.key.display())]
@@ -134,24 +132,22 @@ impl Tls {
         Ok(is_new)
     }
 
-    /// What the connection speaks, once its first byte is there; an error where there is none for too long.
-    pub(super) async fn greeting(stream: &TcpStream, patience: Duration) -> io::Result<Greeting> {
+    /// What the connection speaks, once its first byte is there.
+    pub(super) async fn greeting(stream: &TcpStream) -> io::Result<Greeting> {
         let mut first = [0];
-        match timeout(patience, stream.peek(&mut first)).await?? {
+        match stream.peek(&mut first).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ if first == [HANDSHAKE] => Ok(Greeting::Tls),
             _ => Ok(Greeting::Plain),
         }
     }
 
-    /// Agrees with a client on keys, which may take so long.
+    /// Agrees with a client on keys.
     pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
-        patience: Duration,
     ) -> io::Result<TlsStream<S>> {
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.config));
-        timeout(patience, acceptor.accept(stream)).await?
+        TlsAcceptor::from(Arc::clone(&self.config)).accept(stream).await
     }
 }
 
@@ -173,7 +169,7 @@ impl Pair {
         }
         let malformed = |path: &Path, what| {
             let path = path.to_owned();
-            move |source| TlsError::Malformed { path, what, source }
+            move |source: pem::Error| TlsError::Malformed { path, what, why: said(&source) }
         };
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
         let chain = chain.and_then(|chain| {
@@ -188,8 +184,28 @@ impl Pair {
     }
 }
 
+/// What is wrong with a file, without its words: the error has the line.
+fn said(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::NoItemsFound => "there is none in it",
+        pem::Error::MissingSectionEnd { .. } => {
+            "its last line, -----END .., is missing; are the line breaks gone?"
+        }
+        pem::Error::IllegalSectionStart { .. } => {
+            "its first line has more than -----BEGIN ..; are the line breaks gone?"
+        }
+        pem::Error::SectionTooLarge => "it is too large",
+        pem::Error::Base64Decode(_) => "what is between its first and last line is no base64",
+        _ => "it is damaged",
+    }
+}
+
 fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
     let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
+    // What is no file may never end, or never begin.
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(unreadable(io::Error::other("it is no file")));
+    }
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
     file.take(MOST_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
@@ -254,10 +270,32 @@ mod tests {
         let TlsFiles { key, .. } = issued.files();
         let secret = fs::read_to_string(&key).unwrap();
         let line = secret.lines().nth(1).unwrap().to_owned();
+        let bytes = format!("{:?}", &line.as_bytes()[..8]);
+        let bytes = bytes.trim_matches(['[', ']']);
         let tls = Tls::open(issued.files()).unwrap();
         assert!(!format!("{tls:?}").contains(&line));
-        fs::write(&key, secret.replace(&line, &format!("{line}!"))).unwrap();
-        let error = format!("{:?}", tls.renew().unwrap_err());
-        assert!(!error.contains(&line), "{error}");
+        for damaged in [
+            secret.replace(&line, &format!("{line}!")),
+            secret.replace('\n', ""),
+            secret.replace('\n', " "),
+            secret.lines().take(2).collect::<Vec<_>>().join("\n"),
+            secret.replacen('\n', "", 1),
+            secret.replace("-----END", "----END"),
+        ] {
+            fs::write(&key, damaged).unwrap();
+            let error = tls.renew().unwrap_err();
+            let told = format!("{error} {error:?}");
+            assert!(!told.contains(&line[..8]) && !told.contains(bytes), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let issued = Issued::new();
+        let TlsFiles { key, .. } = issued.files();
+        fs::remove_file(&key).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&key).status().unwrap().success());
+        let error = Tls::open(issued.files()).unwrap_err().to_string();
+        assert!(error.contains("tls.key: it is no file"), "{error}");
     }
 }
