@@ -1,6 +1,10 @@
 //! `POST /v1/embeddings`: the hidden states of texts as vectors, in the same batch as everything else.
 
-use std::{collections::VecDeque, sync::Arc, time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     extract::State,
