@@ -154,6 +154,8 @@ impl Watch {
     pub(crate) fn halt_in(&self, steps: u64) {
         let mut state = self.state.lock().unwrap();
         state.halt = Some(state.seen.steps + steps);
+        drop(state);
+        self.news.notify_all();
     }
 
     /// Returns when it stands in the step that [`Self::halt_in`] told.

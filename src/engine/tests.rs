@@ -439,16 +439,18 @@ async fn who_would_wait_too_long_is_refused_and_others_are_not() {
     let (engine, watch) = engine(Settings { max_running: 1, max_wait, ..settings() });
     let lane = |lane: u32| Wish { lane, ..Wish::of(&[1], 2) };
     watch.halt_in(1);
-    let mut streams: Vec<_> = (0..3).map(|_| engine.submit(lane(0).job()).unwrap()).collect();
+    let streams: Vec<_> = (0..3).map(|_| engine.submit(lane(0).job()).unwrap()).collect();
     watch.await_halt();
-    // A second and more in which two waited and nobody began.
+    // The next step is planned with all three there, and leaves two waiting for a second and more.
+    watch.halt_in(1);
+    watch.await_halt();
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    watch.halt_in(2);
+    watch.halt_in(1);
     watch.await_halt();
     let refused = engine.submit(lane(0).job()).unwrap_err();
     assert!(matches!(refused, Refused::Slow { wait, most, .. } if wait > most), "{refused:?}");
     watch.release();
-    for stream in streams.drain(..) {
+    for stream in streams {
         assert_eq!(all(stream).await, lane(0).alone());
     }
     // Free places are nobody's to wait for.

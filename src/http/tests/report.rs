@@ -297,6 +297,7 @@ async fn a_request_is_told_as_spans_in_the_trace_of_its_client() {
     let mut request = post(CHAT, &chat(json!({"model": "sql"})));
     let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
     request.headers_mut().insert("traceparent", parent.parse().unwrap());
+    request.headers_mut().insert("tracestate", "vendor=theirs".parse().unwrap());
     assert_eq!(send(&app, request).await.status(), 200);
     until(|| !collected.0.lock().unwrap().is_empty()).await;
     let spans = collected.take();
@@ -324,7 +325,7 @@ async fn a_request_is_told_as_spans_in_the_trace_of_its_client() {
     }
     assert_eq!(log.line()["trace"], TRACE);
     let all = format!("{spans:?}");
-    assert!(!all.contains("abc") && !all.contains("Hello"), "{all}");
+    assert!(!all.contains("abc") && !all.contains("Hello") && !all.contains("theirs"), "{all}");
 }
 
 #[tokio::test]

@@ -112,6 +112,9 @@ async fn who_begins_and_breaks_off_costs_nobody_anything() {
     let mut stream = connect(&server, &issued.certificate).await.unwrap();
     stream.write_all(PROBE.as_bytes()).await.unwrap();
     assert!(rest(stream).await.starts_with("HTTP/1.1 200 "));
+    // Nor is the end kept waiting, which takes less than half hellos may.
+    server.stop.send(()).unwrap();
+    timeout(Duration::from_secs(5), server.task).await.expect("it ends").unwrap().unwrap();
 }
 
 #[tokio::test]
