@@ -159,7 +159,8 @@ async fn a_connection_that_is_closed_before_an_answer_costs_one_more_attempt() {
         let requests = report.requests;
         assert_eq!((requests.done, requests.failed), (done, 3 - done), "{report}");
         assert_eq!(requests.retries, sends - 3, "{report}");
-        assert_eq!(fake.asked.lock().await.len() as u64, sends, "{report}");
+        let asked = fake.asked.lock().await.len() as u64;
+        assert_eq!(asked, sends, "{report}");
         assert!(report.errors.iter().all(|errors| errors.kind == "no answer"), "{report}");
     }
 }
