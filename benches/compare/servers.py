@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -44,6 +45,32 @@ def fresh_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+# llama.cpp's options, and what /proc/cpuinfo says where a processor has what they stand for.
+INSTRUCTIONS = {
+    "SSE42": {"sse4_2"}, "AVX": {"avx"}, "AVX2": {"avx2"}, "FMA": {"fma"}, "F16C": {"f16c"}, "BMI2": {"bmi2"}, "AVX_VNNI": {"avx_vnni"},
+    "AVX512": {"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"}, "AVX512_VBMI": {"avx512vbmi"},
+    "AVX512_VNNI": {"avx512_vnni"}, "AVX512_BF16": {"avx512_bf16"},
+}  # fmt: skip
+
+
+def instructions():
+    """The options by which llama.cpp is built for this processor, but for its AMX.
+
+    With AMX it dies of an illegal instruction (`tilezero`) at its first prompt on virtual machines that list AMX and do not let it be
+    used. GGML_AMX_TILE, _INT8 and _BF16 are off by default, but GGML_NATIVE is -march=native, which has AMX whatever they say. So what
+    the processor has is named one by one where AMX is part of it.
+    """
+    try:
+        listed = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        listed = None
+    has = set(listed[1].split()) if listed else set()
+    if "amx_tile" not in has:
+        return ["-DGGML_NATIVE=ON"]
+    sets = [f"-DGGML_{name}={'ON' if needs <= has else 'OFF'}" for name, needs in INSTRUCTIONS.items()]
+    return ["-DGGML_NATIVE=OFF", *sets, *(f"-DGGML_AMX_{name}=OFF" for name in ("TILE", "INT8", "BF16"))]
 
 
 class Server:
@@ -161,7 +188,7 @@ class LlamaCpp:
         env = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"}
         off = ["CURL", "OPENSSL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_UI"]
         call("cmake", "-G", "Ninja", "-S", sources, "-B", self.home / "build", "-DCMAKE_BUILD_TYPE=Release",
-             "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", *(f"-DLLAMA_{name}=OFF" for name in off), env=env, log=log)  # fmt: skip
+             *instructions(), "-DBUILD_SHARED_LIBS=OFF", *(f"-DLLAMA_{name}=OFF" for name in off), env=env, log=log)  # fmt: skip
         targets = ["llama-server", "llama-quantize"]
         call("cmake", "--build", self.home / "build", "--target", *targets, env=env, log=log)
 

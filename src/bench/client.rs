@@ -1,6 +1,10 @@
 //! One attempt at one request.
 
-use std::time::{Duration, Instant};
+use std::{
+    error::Error as _,
+    io::ErrorKind,
+    time::{Duration, Instant},
+};
 
 use reqwest::{
     Client, Response,
@@ -29,6 +33,8 @@ pub(super) struct Attempt {
     /// When it was over.
     pub(super) end: Instant,
     pub(super) usage: Option<Usage>,
+    /// How often it was sent.
+    pub(super) sends: u32,
     /// What a refusal asks for.
     pub(super) retry_after: Option<Duration>,
 }
@@ -41,16 +47,31 @@ impl Attempt {
             parts: Vec::new(),
             end: Instant::now(),
             usage: None,
+            sends: 1,
             retry_after: None,
         }
     }
 }
 
-/// A client for the whole run: connections are kept open and used again, as OpenAI's clients do.
-pub(super) fn client(plan: &Plan) -> Result<Client, reqwest::Error> {
+/// What the whole run sends with.
+#[derive(Debug)]
+pub(super) struct Clients {
+    /// Keeps connections open and uses them again, as OpenAI's clients do.
+    keeping: Client,
+    /// Opens a connection for each request.
+    fresh: Client,
+}
+
+impl Clients {
+    pub(super) fn new(plan: &Plan) -> Result<Self, reqwest::Error> {
+        Ok(Self { keeping: client(plan, usize::MAX)?, fresh: client(plan, 0)? })
+    }
+}
+
+fn client(plan: &Plan, most_idle: usize) -> Result<Client, reqwest::Error> {
     Client::builder()
         .http1_only()
-        .pool_max_idle_per_host(usize::MAX)
+        .pool_max_idle_per_host(most_idle)
         // What is measured is what was asked: once, and of this server.
         .retry(reqwest::retry::never())
         .redirect(reqwest::redirect::Policy::none())
@@ -59,10 +80,10 @@ pub(super) fn client(plan: &Plan) -> Result<Client, reqwest::Error> {
 }
 
 /// Writes the request that a wish stands for.
-pub(super) fn request(client: &Client, plan: &Plan, wish: &Wish) -> reqwest::RequestBuilder {
+pub(super) fn request(clients: &Clients, plan: &Plan, wish: &Wish) -> reqwest::RequestBuilder {
     let target = &plan.target;
     let adapter = wish.adapter.as_deref();
-    let mut request = client.post(target.route()).header(CONTENT_TYPE, "application/json");
+    let mut request = clients.keeping.post(target.route()).header(CONTENT_TYPE, "application/json");
     for (name, value) in &target.headers {
         request = request.header(name, value);
     }
@@ -78,11 +99,13 @@ pub(super) fn request(client: &Client, plan: &Plan, wish: &Wish) -> reqwest::Req
 /// Sends it and reads the answer to its end. `heard` is told of each part as it comes, and how many came before it.
 pub(super) async fn attempt(
     request: reqwest::RequestBuilder,
+    clients: &Clients,
     timeout: Duration,
     heard: impl Fn(usize),
 ) -> Attempt {
     let mut attempt = Attempt::unfinished();
-    let outcome = tokio::time::timeout(timeout, exchange(request, &mut attempt, &heard)).await;
+    let exchange = exchange(request, clients, &mut attempt, &heard);
+    let outcome = tokio::time::timeout(timeout, exchange).await;
     attempt.end = Instant::now();
     attempt.outcome = outcome.unwrap_or_else(|_| Outcome::failed("timeout", "no end in time"));
     attempt
@@ -90,10 +113,23 @@ pub(super) async fn attempt(
 
 async fn exchange(
     request: reqwest::RequestBuilder,
+    clients: &Clients,
     attempt: &mut Attempt,
     heard: &impl Fn(usize),
 ) -> Outcome {
-    let response = match request.send().await {
+    // Bodies are bytes, which can always be sent again.
+    let spare = request.try_clone();
+    let mut sent = request.send().await;
+    // A server may close a connection that it has said it keeps, just when the next request is on its way. Clients send that again,
+    // and here it is done on a connection of its own, as others that are kept may be about to be closed as well.
+    if let Some(again) = spare.filter(|_| is_unheard(&sent)) {
+        attempt.sends += 1;
+        sent = match again.build() {
+            Ok(again) => clients.fresh.execute(again).await,
+            Err(why) => Err(why),
+        };
+    }
+    let response = match sent {
         Ok(response) => response,
         Err(why) if why.is_builder() => return Outcome::failed("not a request", &causes(&why)),
         Err(why) if why.is_connect() => {
@@ -106,6 +142,37 @@ async fn exchange(
         return refusal(response).await;
     }
     listen(response, attempt, heard).await
+}
+
+/// Whether the connection was closed before there was a head of an answer.
+fn is_unheard(sent: &Result<Response, reqwest::Error>) -> bool {
+    let Err(why) = sent else { return false };
+    if why.is_connect() {
+        return false;
+    }
+    let mut cause = why.source();
+    while let Some(error) = cause {
+        let by_http = error.downcast_ref::<hyper::Error>();
+        let by_system = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if by_http.is_some_and(|error| error.is_incomplete_message() || error.is_canceled())
+            || by_system.is_some_and(is_closed)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// `UnexpectedEof` is what TLS says of a connection that is closed without a word.
+fn is_closed(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::UnexpectedEof
+    )
 }
 
 /// Reads a stream to its end.
@@ -184,7 +251,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// An error and what caused it, without the URL.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = String::new();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(error) = cause {
         let part = error.to_string();
         if !text.contains(&part) {

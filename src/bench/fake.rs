@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,6 +27,8 @@ pub(super) struct Manners {
     pub(super) between: Duration,
     /// Requests before so many are refused with 429 and this `Retry-After` in seconds.
     pub(super) refused: (u64, u64),
+    /// At requests of these numbers, the first of which is 0, the connection is closed without an answer.
+    pub(super) closes: Range<u64>,
     /// Streams end after so many tokens, without a word.
     pub(super) cut_after: Option<u64>,
     /// Whether answers say how many tokens they have.
@@ -46,6 +49,7 @@ impl Default for Manners {
             first: Duration::from_millis(20),
             between: Duration::from_millis(5),
             refused: (0, 0),
+            closes: 0..0,
             cut_after: None,
             counts: Counts::Yes,
             lives: u64::MAX,
@@ -134,6 +138,9 @@ async fn converse(
         let wanted = body["max_tokens"].as_u64().unwrap();
         let unknown = body["model"] == "unknown";
         told.lock().await.push(Asked { path, headers, body });
+        if manners.closes.contains(&number) {
+            return Ok(());
+        }
         if number < manners.refused.0 {
             let header = format!("Retry-After: {}\r\n", manners.refused.1);
             let error = json!({"error": {"message": "later", "code": "rate_limit_exceeded"}});

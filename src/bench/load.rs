@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 use hdrhistogram::Histogram;
-use reqwest::{Client, RequestBuilder};
+use reqwest::RequestBuilder;
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     arrivals::Arrivals,
-    client::{self, Attempt},
+    client::{self, Attempt, Clients},
     draw::{self, Drawer, Wish},
     error::BenchError,
     measure::{Ended, Outcome, Recorder, Run, Sample, histogram, record},
@@ -143,8 +143,9 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<Run, BenchError> {
     plan.check()?;
-    let client = client::client(&plan).map_err(BenchError::Client)?;
+    let clients = Clients::new(&plan).map_err(BenchError::Client)?;
     let (over, _) = watch::channel(None);
+    let (spent, _) = watch::channel(false);
     let tenants = plan.tenants.len();
     let mut load = Running {
         drawer: Mutex::new(Drawer::new(&plan, plan.seed)?),
@@ -152,10 +153,11 @@ pub async fn run(
         recorder: Mutex::new(Recorder::new(Instant::now(), tenants)),
         unreachable: Mutex::default(),
         begun: Instant::now(),
+        spent,
         over,
         plan,
         live,
-        client,
+        clients,
     };
     let stopped = |mut stop: watch::Receiver<bool>| async move {
         // A sender that is gone never stops a run.
@@ -190,12 +192,14 @@ pub async fn run(
 /// A run under way.
 struct Running {
     plan: Arc<Plan>,
-    client: Client,
+    clients: Clients,
     live: Arc<Live>,
     begun: Instant,
     drawer: Mutex<Drawer>,
     /// Requests that may still be sent.
     left: AtomicU64,
+    /// Whether none may.
+    spent: watch::Sender<bool>,
     recorder: Mutex<Recorder>,
     /// Since when, and how often, there has been no connection.
     unreachable: Mutex<Option<(Instant, u32)>>,
@@ -259,8 +263,8 @@ impl Running {
     }
 
     async fn first(&self, wish: Wish) -> Result<(), BenchError> {
-        let request = client::request(&self.client, &self.plan, &wish);
-        let attempt = client::attempt(request, self.plan.timeout, |_| {}).await;
+        let request = client::request(&self.clients, &self.plan, &wish);
+        let attempt = client::attempt(request, &self.clients, self.plan.timeout, |_| {}).await;
         let name = wish.adapter.as_ref().map(|adapter| &adapter.name);
         match attempt.outcome {
             Outcome::Failed { kind, why } => {
@@ -291,17 +295,36 @@ impl Running {
         let in_time = || self.plan.duration.is_none_or(|most| self.begun.elapsed() < most);
         while !self.is_over() && in_time() && self.may_send() {
             let wish = locked(&self.drawer).next_of(tenant);
-            let request = client::request(&self.client, &self.plan, &wish);
-            let is_unreachable = self.ask(wish, request, Instant::now()).await;
-            if is_unreachable == Reached::No {
-                sleep(BREATH).await;
+            let request = client::request(&self.clients, &self.plan, &wish);
+            if let Some(rest) = self.ask(wish, request, Instant::now()).await {
+                self.rest(rest).await;
             }
         }
     }
 
+    /// Waits, but not when there is nothing more to be sent after it.
+    async fn rest(&self, rest: Duration) {
+        let left = self.plan.duration.map(|most| most.saturating_sub(self.begun.elapsed()));
+        tokio::select! {
+            () = sleep(left.map_or(rest, |left| left.min(rest))) => {}
+            () = self.nothing_left() => {}
+            () = self.ended() => {}
+        }
+    }
+
+    /// Until no request may be sent any more.
+    async fn nothing_left(&self) {
+        // The sender is ours, as in `ended`.
+        drop(self.spent.subscribe().wait_for(|spent| *spent).await);
+    }
+
     fn may_send(&self) -> bool {
         let one_less = |left: u64| left.checked_sub(1);
-        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+        let before = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+        if before == Ok(1) {
+            self.spent.send_replace(true);
+        }
+        before.is_ok()
     }
 
     /// Sends requests when they are due, whatever has become of those before.
@@ -324,7 +347,7 @@ impl Running {
             if self.plan.duration.is_some_and(|most| due > most) || !self.may_send() {
                 break;
             }
-            let request = client::request(&self.client, &self.plan, &wish);
+            let request = client::request(&self.clients, &self.plan, &wish);
             let Some(due) = self.begun.checked_add(due) else { break };
             let wait = async {
                 sleep_until(due.into()).await;
@@ -344,8 +367,8 @@ impl Running {
         while requests.join_next().await.is_some() {}
     }
 
-    /// One request, from when it is due to its end.
-    async fn ask(&self, wish: Wish, request: RequestBuilder, due: Instant) -> Reached {
+    /// One request, from when it is due to its end. Gives how long whoever sent it should wait before the next one.
+    async fn ask(&self, wish: Wish, request: RequestBuilder, due: Instant) -> Option<Duration> {
         let name = wish.adapter.as_ref().map(|adapter| Arc::clone(&adapter.name));
         let cold = locked(&self.recorder).is_cold(wish.tenant, name.as_ref());
         self.live.sent.fetch_add(1, Ordering::Relaxed);
@@ -379,28 +402,35 @@ impl Running {
         };
         self.live.running.fetch_sub(1, Ordering::Relaxed);
         self.live.note(&sample);
-        let reached = self.reached(&sample.outcome);
+        let rest = match (self.reached(&sample.outcome), &sample.outcome) {
+            (Reached::No, _) => Some(BREATH),
+            // Who asks again at once asks thousands of times a second, and takes the time of those that are served.
+            (Reached::Yes, Outcome::Refused { .. }) => Some(pause(attempt.retry_after)),
+            (Reached::Yes, _) => None,
+        };
         locked(&self.recorder).note(sample, &attempt.parts);
-        reached
+        rest
     }
 
-    /// Tries until it is not refused, or often enough.
+    /// Tries until it is not refused, or often enough. Gives how often it was sent, too.
     async fn attempts(&self, request: RequestBuilder, heard: impl Fn(usize)) -> (Attempt, u32) {
-        let mut tries = 0;
+        let (mut tries, mut sends) = (0, 0);
         loop {
             tries += 1;
             // Bodies are bytes, which can always be sent again.
-            let Some(this) = request.try_clone() else { return (Attempt::unfinished(), tries) };
+            let Some(this) = request.try_clone() else { return (Attempt::unfinished(), sends + 1) };
+            let attempt = client::attempt(this, &self.clients, self.plan.timeout, &heard);
             let attempt = tokio::select! {
-                attempt = client::attempt(this, self.plan.timeout, &heard) => attempt,
-                () = self.ended() => return (Attempt::unfinished(), tries),
+                attempt = attempt => attempt,
+                () = self.ended() => return (Attempt::unfinished(), sends + 1),
             };
+            sends += attempt.sends;
             if !matches!(attempt.outcome, Outcome::Refused { .. }) || tries > self.plan.retries {
-                return (attempt, tries);
+                return (attempt, sends);
             }
             tokio::select! {
-                () = sleep(attempt.retry_after.unwrap_or(RETRY).min(MOST_RETRY)) => {}
-                () = self.ended() => return (attempt, tries),
+                () = sleep(pause(attempt.retry_after)) => {}
+                () = self.ended() => return (attempt, sends),
             }
         }
     }
@@ -438,9 +468,28 @@ impl Running {
     }
 }
 
+/// How long to wait after a refusal.
+fn pause(retry_after: Option<Duration>) -> Duration {
+    retry_after.unwrap_or(RETRY).min(MOST_RETRY)
+}
+
 /// Whether there was a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reached {
     Yes,
     No,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_how_long_to_wait_within_reason() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(pause(None), Duration::from_secs(1));
+        assert_eq!(pause(seconds(0)), Duration::ZERO);
+        assert_eq!(pause(seconds(7)), Duration::from_secs(7));
+        assert_eq!(pause(seconds(86_400)), Duration::from_mins(1));
+    }
 }

@@ -1,6 +1,10 @@
 //! Whole runs, on a server with known times.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::Map;
 use tokio::sync::watch;
@@ -114,6 +118,51 @@ async fn refusals_are_counted_and_tried_again_only_where_that_is_asked_for() {
     again.retries = 3;
     let again = report(again).await;
     assert_eq!((again.requests.done, again.requests.retries), (8, 3), "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_was_refused_rests_as_long_as_it_is_told() {
+    let fake = Fake::start(Manners { refused: (1, 1), ..Manners::default() }).await;
+    let mut plan = plan(&fake.url, &["a"]);
+    plan.load = Load::Closed { concurrency: 1 };
+    plan.requests = Some(2);
+    let (_, run) = run(plan).await;
+    let rest = run.samples[1].sent.saturating_sub(run.samples[0].end);
+    assert!(rest >= Duration::from_secs(1), "{rest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_rests_beyond_the_end_of_a_run() {
+    let begun = Instant::now();
+    let fake = Fake::start(Manners { refused: (u64::MAX, 60), ..Manners::default() }).await;
+    let mut bounded = plan(&fake.url, &["a"]);
+    bounded.requests = None;
+    bounded.duration = Some(Duration::from_millis(300));
+    let bounded = report(bounded).await;
+    assert_eq!((bounded.requests.sent, bounded.requests.refused), (2, 2), "{bounded}");
+    // One place rests while the other sends all that is left.
+    let fake = Fake::start(Manners { refused: (1, 60), ..Manners::default() }).await;
+    let counted = report(plan(&fake.url, &["a"])).await;
+    assert_eq!((counted.requests.done, counted.requests.refused), (7, 1), "{counted}");
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_closed_before_an_answer_costs_one_more_attempt() {
+    // Where the first request is answered, the second one goes over a connection that was kept.
+    for (closes, done, sends) in [(1..2, 3, 4), (1..3, 2, 4), (0..u64::MAX, 0, 6)] {
+        let fake = Fake::start(Manners { closes, ..Manners::default() }).await;
+        let mut plan = plan(&fake.url, &["a"]);
+        plan.load = Load::Closed { concurrency: 1 };
+        plan.requests = Some(3);
+        let report = report(plan).await;
+        let requests = report.requests;
+        assert_eq!((requests.done, requests.failed), (done, 3 - done), "{report}");
+        assert_eq!(requests.retries, sends - 3, "{report}");
+        let asked = fake.asked.lock().await.len() as u64;
+        assert_eq!(asked, sends, "{report}");
+        assert!(report.errors.iter().all(|errors| errors.kind == "no answer"), "{report}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -252,9 +301,16 @@ async fn a_report_comes_back_from_its_json() {
     assert_eq!(again, report);
     assert!(Report::from_json("{}").unwrap_err().contains("no report of chorus bench"));
     let page = super::report::page(std::slice::from_ref(&report));
+    assert!(page.contains("<td>seed</td><td>1</td>"), "{page}");
     assert!(page.contains("<svg") && !page.contains("<script") && !page.contains("http-equiv"));
     let both = super::report::page(&[report.clone(), again.clone()]);
     assert!(both.contains("B/A") && !both.contains("<script"));
+    let mut other = again.clone();
+    other.settings.insert("seed".to_owned(), "<2>".to_owned());
+    let both = super::report::page(&[report.clone(), other]);
+    assert!(both.contains("<td>retries</td><td>0</td><td>0</td>"), "{both}");
+    let differing = "<td><b>seed</b></td><td><b>1</b></td><td><b>&lt;2&gt;</b></td>";
+    assert!(both.contains(differing), "{both}");
     let table = super::report::compared(&[report, again]);
     let line = table.lines().find(|line| line.starts_with("output tokens/s")).unwrap();
     assert!(line.ends_with("    1.00"), "{table}");

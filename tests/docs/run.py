@@ -450,7 +450,9 @@ def spans(path, known):
 def codes():
     """Codes of errors that are in no guide, and how many there are."""
     api, adapters = (ROOT / "docs" / name for name in ("api.md", "adapters.md"))
-    source = (ROOT / "src" / "http" / "error.rs").read_text().split("#[cfg(test)]")[0]
+    http = ROOT / "src" / "http"
+    files = [http / "error.rs", *(file for file in sorted(http.glob("error/*.rs")) if file.name != "tests.rs")]
+    source = "\n".join(file.read_text().split("#[cfg(test)]")[0] for file in files)
     errors = set(re.findall(r'(?:with_code\(|Some\(|unfit\()"([a-z_]+)"', source)) | {"context_length_exceeded"}
     refusals = (ROOT / "src" / "lora" / "refusal.rs").read_text().split("fn code(")[1].split("#[cfg(test)]")[0]
     upload = set(re.findall(r'"([a-z_]+)"', refusals))

@@ -1,5 +1,7 @@
 //! One HTML file that needs nothing else: of one report, or of several beside each other.
 
+use std::collections::BTreeSet;
+
 use super::{
     Counts, Latency, Report, Spread, Timeline,
     compare::{Better, differences, letter, number, rows, title},
@@ -57,7 +59,7 @@ fn one(report: &Report) -> String {
         tenants(report),
         latencies(report),
         errors(report),
-        settings(report),
+        settings(std::slice::from_ref(report)),
         footer(report),
     ];
     document(&format!("{} – chorus bench", title(report)), &parts.concat())
@@ -357,10 +359,35 @@ fn errors(report: &Report) -> String {
     card("Not answered", "text", &table(&["kind", "count", "the first one said"], &rows))
 }
 
-fn settings(report: &Report) -> String {
-    let rows: Vec<_> =
-        report.settings.iter().map(|(name, value)| vec![escaped(name), escaped(value)]).collect();
-    card("What was asked", "text", &table(&["", ""], &rows))
+fn settings(reports: &[Report]) -> String {
+    let loads: Vec<_> = reports.iter().map(|report| Some(report.load.as_str())).collect();
+    let slos: Vec<_> = reports.iter().map(|report| report.slo.as_deref()).collect();
+    let mut rows = vec![setting("load", &loads), setting("slo", &slos)];
+    let names: BTreeSet<&String> =
+        reports.iter().flat_map(|report| report.settings.keys()).collect();
+    for name in names {
+        let values: Vec<_> =
+            reports.iter().map(|report| report.settings.get(name).map(String::as_str)).collect();
+        rows.push(setting(name, &values));
+    }
+    let mut heads = vec![String::new()];
+    heads.extend((0..reports.len()).map(|place| match reports.len() {
+        1 => String::new(),
+        _ => letter(place),
+    }));
+    let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
+    card("What was asked", "text", &table(&heads, &rows))
+}
+
+/// One line of the settings, in bold where they are not the same.
+fn setting(name: &str, values: &[Option<&str>]) -> Vec<String> {
+    let differ = values.windows(2).any(|pair| pair[0] != pair[1]);
+    let cells = std::iter::once(name).chain(values.iter().map(|value| value.unwrap_or("–")));
+    let text = |cell: &str| match escaped(cell) {
+        cell if differ => format!("<b>{cell}</b>"),
+        cell => cell,
+    };
+    cells.map(text).collect()
 }
 
 fn footer(report: &Report) -> String {
@@ -432,6 +459,7 @@ fn comparison(reports: &[Report]) -> String {
         section("Distributions", &curves.concat()),
         section("Over the load", &sweeps(reports)),
         card("Ratios", "", &ratios(reports)),
+        settings(reports),
     ];
     document("Comparison – chorus bench", &body.concat())
 }

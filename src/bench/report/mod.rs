@@ -96,7 +96,7 @@ pub struct Counts {
     pub failed: u64,
     /// Under way when the run was ended.
     pub unfinished: u64,
-    /// Further attempts.
+    /// Further attempts: after refusals, where that was asked for, and after connections that were closed before an answer began.
     pub retries: u64,
     /// Sent more than 10 ms after they were due.
     pub late: u64,

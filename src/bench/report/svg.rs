@@ -127,6 +127,15 @@ impl Ruler {
         Self { from, to, is_log: true, ticks: ticks.into_iter().step_by(every).collect() }
     }
 
+    /// What the axis is called. That it is logarithmic is not seen at a glance, and distances on it mean something else.
+    fn named(&self, axis: Axis) -> String {
+        match axis.name {
+            name if !self.is_log => name.to_owned(),
+            "" => "logarithmic".to_owned(),
+            name => format!("{name}, logarithmic"),
+        }
+    }
+
     /// From 0 to 1.
     fn place(&self, value: f64) -> f64 {
         let part = if self.is_log {
@@ -208,13 +217,13 @@ impl Plot {
         let y = Ruler::new(points().map(|(_, y)| *y), self.y);
         let drawn: String = self.series.iter().map(|series| series.drawn(&x, &y)).collect();
         // The axis's name has a line of its own.
-        let height = if self.x.name.is_empty() { HEIGHT - 14.0 } else { HEIGHT };
+        let height = if x.named(self.x).is_empty() { HEIGHT - 14.0 } else { HEIGHT };
         let body = format!(
             "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{title}\">{grid}{drawn}</svg>",
             title = escaped(self.title),
             grid = self.grid(&x, &y),
         );
-        figure(self.title, &self.legend(), &body)
+        figure(self.title, &self.legend(&y), &body)
     }
 
     fn grid(&self, x: &Ruler, y: &Ruler) -> String {
@@ -239,12 +248,12 @@ impl Plot {
         let names = format!(
             "<path class=\"axis\" d=\"M{LEFT} {bottom}H{right}\"/><text class=\"name\" x=\"{right}\" y=\"{y}\" text-anchor=\"end\">{x}</text>",
             y = HEIGHT - 8.0,
-            x = escaped(self.x.name),
+            x = escaped(&x.named(self.x)),
         );
         [across_it, below, names].concat()
     }
 
-    fn legend(&self) -> String {
+    fn legend(&self, y: &Ruler) -> String {
         let named = self.series.iter().filter(|series| !series.name.is_empty());
         let keys = all(named, |series| {
             let dashed = if series.style == Style::Dashed { " dashed" } else { "" };
@@ -256,7 +265,7 @@ impl Plot {
         });
         format!(
             "<p class=\"legend\">{keys}<span class=\"unit\">{}</span></p>",
-            escaped(self.y.name)
+            escaped(&y.named(self.y))
         )
     }
 }
@@ -408,5 +417,21 @@ mod tests {
         assert_eq!(figure.matches("<path class=\"l1\"").count(), 2);
         assert!(figure.contains("a&lt;b") && !figure.contains("NaN"));
         assert_eq!(Plot { series: Vec::new(), ..plot }.figure(), "");
+    }
+
+    #[test]
+    fn logarithmic_axes_are_told() {
+        let fitting = |name| Axis { name, unit: Unit::Millis, scale: Scale::Fitting };
+        let linear = Axis { name: "x", unit: Unit::Number, scale: Scale::Linear };
+        let figure = |x, y, most| {
+            let points = vec![(1.0, 1.0), (most, most)];
+            let series = Series { name: String::new(), style: Style::Line, colour: 0, points };
+            Plot { title: "t", x, y, series: vec![series] }.figure()
+        };
+        let below = figure(fitting(""), linear, 1000.0);
+        assert!(below.contains(">logarithmic</text>"), "{below}");
+        let beside = figure(linear, fitting("p95"), 1000.0);
+        assert!(beside.contains(">p95, logarithmic</span>"), "{beside}");
+        assert!(!figure(fitting(""), fitting("p95"), 10.0).contains("logarithmic"));
     }
 }
