@@ -572,6 +572,9 @@ async function* events(body) {
   }
 }
 
+// Milliseconds from which on a speed is told.
+const LEAST_TIME = 50;
+
 // The card of one answer.
 function card(name) {
   const fact = (title, kind = '') => {
@@ -613,7 +616,8 @@ async function answer(name, request, shown, signal) {
     }
     if (usage) count = usage.completion_tokens;
     shown.tokens.textContent = number(count);
-    if (latest > first) shown.tokensPerSecond.textContent = rate(((count - 1) * 1000) / (latest - first));
+    // What comes in one read, or nearly so, says nothing of how fast it was made.
+    if (latest - first >= LEAST_TIME) shown.tokensPerSecond.textContent = rate(((count - 1) * 1000) / (latest - first));
   }
   throw new Error('The stream broke off.');
 }
