@@ -287,6 +287,9 @@ def check_with_programs(binary):
         built = passes("kubectl kustomize", [program, "kustomize", HERE / "kubernetes"])
     if program := there("kubeconform"):
         passes("kubeconform", [program, "-strict", "-ignore-missing-schemas", "-"], input=built) if built else None
+    if program := there("kubernetes-validate"):
+        # From PyPI; it has the schemas of Kubernetes itself, and passes over kinds that others have defined.
+        passes("kubernetes-validate", [program, "--strict", *sorted((HERE / "kubernetes").glob("*.yaml"))])
     if program := there("docker"):
         if subprocess.run([program, "compose", "version"], capture_output=True).returncode == 0:
             command = [program, "compose", "-f", HERE / "compose.yaml", "--env-file", HERE / "compose.env.example", "config", "--quiet"]
