@@ -8,7 +8,8 @@ the overload is five times the rate of that peak, by the same program. Four tena
 refusals take is seen by a client beside it that asks five times a second, in a connection of its own each time, from before that is
 opened until the whole answer is there. Both clients run on the server's own cores: what they cost is in all figures, and said.
 
-The server is told what its clients want: so many side by side that a token comes in time (24 here), and a second to wait at most.
+The server is told what its clients want: so many side by side that a token comes in time (24 here), and half a second to wait at most,
+which leaves the rest of the SLO's two to the prompt.
 
     python3 -B overload.py [--overload-seconds 300] [--slo ttft=2s,itl=150ms] [-- OPTIONS OF THE SERVER]"""
 
@@ -39,7 +40,7 @@ parser.add_argument("--tenants", type=int, default=4)
 parser.add_argument("--at-least", type=float, default=0.9, help="of the peak's goodput")
 parser.add_argument("--refused-within", type=float, default=50, help="milliseconds, of 99 of 100")
 parser.add_argument("--reports", type=Path, help="a folder for the reports of chorus bench")
-parser.add_argument("server", nargs="*", default=["--max-running", "24", "--max-wait", "1s"], help="options of the server, after --")
+parser.add_argument("server", nargs="*", default=["--max-running", "24", "--max-wait", "500ms"], help="options of the server, after --")
 args = parser.parse_args()
 
 ADAPTERS = ["base", *sorted(folder.name for folder in (ROOT / "adapters").iterdir() if folder.is_dir())]
