@@ -5,6 +5,7 @@
 //! variable over the file, the file over the default. Relative paths, also those in the file, start
 //! at the working directory.
 
+mod choices;
 mod knobs;
 mod values;
 
@@ -20,11 +21,9 @@ use std::{
 use clap::{Args, Command, builder::NonEmptyStringValueParser};
 
 pub use self::{
+    choices::{AdapterDtype, Device, Kernels, KvDtype, LogFormat, LoraInfo, Precision},
     knobs::{FileArg, Knobs},
-    values::{
-        AdapterDtype, ByteSize, Count, Device, Endpoint, HeaderField, Hosts, Kernels, KvDtype,
-        Listen, LogFormat, LoraInfo, ModelId, Precision, Span, Switch,
-    },
+    values::{ByteSize, Count, Endpoint, HeaderField, Hosts, Listen, ModelId, Span, Switch},
 };
 use crate::{
     catalog::{self, HubAccess},

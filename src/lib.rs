@@ -43,6 +43,12 @@
 //!
 //! Dropping the response drops the stream, and with it the sequence, its pages and its lease: that is the clean-up.
 //!
+//! A job that would wait too long is refused when it is submitted, and not when its time is over: the engine tells how many jobs
+//! have begun a second while others were left waiting, and how many are before this one, its lane's own and, by turns, those of
+//! others. Nothing is known of an engine that was not pressed in the last seconds, and nobody refused.
+//!
+//! What the log has of a request is told as spans, too, where its operator collects these, and made of the same numbers when it is over.
+//!
 //! Prefill and decode are one notion: tokens not yet computed. A step is a flat batch of rows, sorted so that each
 //! adapter's rows are one run; no sequence is padded to another's length and no adapter to another's rank.
 //!

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use opentelemetry_sdk::trace::SdkTracer;
 use tokio::{
     net::TcpListener,
     runtime::{Builder, Handle},
@@ -221,7 +222,7 @@ fn build(
     let traces = config.traces.endpoint.as_ref();
     let traces = traces.map(|endpoint| Traces::start(endpoint.as_str())).transpose()?;
     let tracer = traces.as_ref().map(Traces::tracer);
-    let settings = http::Settings { tracer, ..http_settings(config)? };
+    let settings = http_settings(config, tracer)?;
     let shared = (tenants.clone(), adapters.clone());
     let stored = http::Stored { adapters, tenants, ledger: ledger.clone() };
     let app = http::App::new(base_model, text, stored, engine.clone(), settings);
@@ -391,7 +392,7 @@ impl Page {
     }
 }
 
-fn http_settings(config: &Serve) -> Result<http::Settings, CliError> {
+fn http_settings(config: &Serve, tracer: Option<SdkTracer>) -> Result<http::Settings, CliError> {
     let http = &config.http;
     Ok(http::Settings {
         adapter_header: http::AdapterHeader::parse(config.adapters.header.as_str())?,
@@ -409,7 +410,7 @@ fn http_settings(config: &Serve) -> Result<http::Settings, CliError> {
         },
         lora_root: lora_root(http.lora_root.as_deref())?,
         allowed_hosts: http.allowed_hosts.clone(),
-        tracer: None,
+        tracer,
     })
 }
 

@@ -237,7 +237,7 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds { running: 4, waiting: 1000, wait: Duration::from_secs(10) };
 
-    /// An engine whose four places are taken by the first lane, with so many that wait, of which two end in a second.
+    /// An engine whose four places are taken by the first lane, with so many that wait, of which two begin in a second.
     fn busy(waiting: &[usize]) -> State {
         let jobs = |(lane, waiting): (usize, &usize)| {
             let running = if lane == 0 { 4 } else { 0 };

@@ -1,16 +1,17 @@
-//! A connection that is closed only when its last answer has had the time to arrive.
+//! Bodies that nobody has read, when their requests are answered.
 //!
-//! A refusal may be sent before the request's body has been read. Closed at once, the connection would be reset by what is still
-//! coming, and clients that send on until then would be told of a broken connection and not why they were refused. So what still
-//! comes is taken and dropped, for a while.
+//! A refusal may be known before the request's body has been read. A small body is on its way then, or here: it is taken and dropped
+//! before the refusal is sent, or the connection would be lost that clients mean to use again. Behind a large one the connection
+//! is closed, but only when the refusal has had the time to arrive: closed at once, it would be reset by what is still coming,
+//! and clients that send on until then would be told of a broken connection and not why they were refused.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     io,
     mem::MaybeUninit,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -21,11 +22,15 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep},
+    time::{Instant, Sleep, timeout},
 };
 
 /// How long what nobody wants is taken: some round trips, after which the answer has arrived.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// Bodies up to so many bytes are taken before their refusal is sent.
+const SMALL: u64 = 64 << 10;
+/// How long such a body may take: it was sent with its head, or right behind it.
+const MOMENT: Duration = Duration::from_millis(200);
 /// Bytes that are dropped at once.
 const HANDFUL: usize = 16 << 10;
 
@@ -34,10 +39,12 @@ const HANDFUL: usize = 16 << 10;
 pub(super) struct Unread(Arc<AtomicBool>);
 
 impl Unread {
-    /// The body, whose end is noted when it is read.
-    pub(super) fn watch<B: Body>(&self, body: B) -> Watched<B> {
+    /// The body, whose end is noted when it is read, and what is left of it when it is given up before.
+    pub(super) fn watch<B: Body>(&self, body: B) -> (Watched<B>, Rest<B>) {
         self.0.store(!body.is_end_stream(), Ordering::Relaxed);
-        Watched { body, unread: self.clone() }
+        let left = Arc::default();
+        let rest = Rest { left: Arc::clone(&left), unread: self.clone() };
+        (Watched { body: Some(body), left, unread: self.clone() }, rest)
     }
 
     fn end(&self) {
@@ -52,8 +59,54 @@ impl Unread {
 /// A body whose end is noted.
 #[derive(Debug)]
 pub(super) struct Watched<B> {
-    body: B,
+    /// Taken in `drop`.
+    body: Option<B>,
+    left: Arc<Mutex<Option<B>>>,
     unread: Unread,
+}
+
+impl<B> Drop for Watched<B> {
+    fn drop(&mut self) {
+        if self.unread.is_so() {
+            *self.left.lock().unwrap_or_else(PoisonError::into_inner) = self.body.take();
+        }
+    }
+}
+
+/// What is left of a body that was given up before its end.
+#[derive(Debug)]
+pub(super) struct Rest<B> {
+    left: Arc<Mutex<Option<B>>>,
+    unread: Unread,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Rest<B> {
+    /// Takes it and drops it, where it is small and comes at once.
+    pub(super) async fn take(self) {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut body) = left else { return };
+        let mut most = SMALL;
+        let taken = poll_fn(|context| {
+            loop {
+                if body.size_hint().lower() > most {
+                    return Poll::Ready(());
+                }
+                match ready!(Pin::new(&mut body).poll_frame(context)) {
+                    Some(Ok(frame)) => {
+                        let bytes = frame.data_ref().map_or(0, Bytes::len);
+                        most = most.saturating_sub(bytes as u64);
+                    }
+                    Some(Err(_)) => return Poll::Ready(()),
+                    None => {
+                        self.unread.end();
+                        return Poll::Ready(());
+                    }
+                }
+            }
+        });
+        // Where it does not come the connection is closed, as behind a large one.
+        drop(timeout(MOMENT, taken).await);
+    }
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Body for Watched<B> {
@@ -64,19 +117,20 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Watched<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if frame.is_none() || self.body.is_end_stream() {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(&mut *body).poll_frame(context));
+        if frame.is_none() || body.is_end_stream() {
             self.unread.end();
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(SizeHint::default, Body::size_hint)
     }
 }
 
@@ -167,7 +221,7 @@ mod tests {
     fn pair(body: &'static str) -> (Linger<DuplexStream>, DuplexStream) {
         let (near, far) = tokio::io::duplex(8);
         let unread = Unread::default();
-        unread.watch(Whole::from(body));
+        drop(unread.watch(Whole::from(body)));
         (Linger::new(near, unread), far)
     }
 
@@ -216,10 +270,11 @@ mod tests {
     #[tokio::test]
     async fn bodies_are_unread_until_their_end() {
         let unread = Unread::default();
-        unread.watch(Whole::empty());
+        drop(unread.watch(Whole::empty()));
         assert!(!unread.is_so());
         let pieces = stream::iter(["a", "b"].map(Ok::<_, io::Error>));
-        let body = Whole::new(unread.watch(Whole::from_stream(pieces)));
+        let (body, _) = unread.watch(Whole::from_stream(pieces));
+        let body = Whole::new(body);
         assert!(unread.is_so());
         let mut data = body.into_data_stream();
         data.next().await.unwrap().unwrap();
@@ -227,9 +282,51 @@ mod tests {
         assert!(unread.is_so());
         assert!(data.next().await.is_none());
         assert!(!unread.is_so());
-        let body = unread.watch(Whole::from("ab"));
+        let (body, _) = unread.watch(Whole::from("ab"));
         assert_eq!((unread.is_so(), body.size_hint().exact()), (true, Some(2)));
         drop(body);
         assert!(unread.is_so());
+    }
+
+    /// Whether a body of such pieces is still unread when what is left of it was to be taken.
+    async fn left(pieces: Vec<Result<Bytes, io::Error>>, then: Option<Duration>) -> bool {
+        let unread = Unread::default();
+        let late = stream::once(async move {
+            match then {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+            Ok(Bytes::from("the end"))
+        });
+        let body = Whole::from_stream(stream::iter(pieces).chain(late));
+        let (body, rest) = unread.watch(body);
+        drop(body);
+        rest.take().await;
+        unread.is_so()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_of_a_small_body_is_taken() {
+        let piece = |bytes: usize| Ok(Bytes::from(vec![0; bytes]));
+        assert!(!left(vec![], Some(Duration::ZERO)).await);
+        assert!(!left(vec![piece(1), piece(60_000)], Some(MOMENT / 2)).await);
+        assert!(left(vec![piece(40_000), piece(40_000)], None).await, "it is large");
+        let begin = Instant::now();
+        assert!(left(vec![piece(1)], None).await, "it does not come");
+        assert_eq!(begin.elapsed(), MOMENT);
+        assert!(left(vec![Err(io::ErrorKind::BrokenPipe.into())], None).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_says_it_is_large_is_not_waited_for() {
+        let unread = Unread::default();
+        let (body, rest) = unread.watch(Whole::from(vec![0; 70_000]));
+        drop(body);
+        rest.take().await;
+        assert!(unread.is_so());
+        let (body, rest) = unread.watch(Whole::from("read"));
+        drop(body);
+        rest.take().await;
+        assert!(!unread.is_so());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, extract::Request};
+use axum::{Router, body::Body, extract::Request, http::header::EXPECT};
 use hyper::{
     body::Incoming,
     server::conn::http1,
@@ -202,7 +202,18 @@ impl Protocol {
         let stream = Linger::new(stream, unread.clone());
         let Self { http, service } = self;
         let service = service_fn(move |request: Request<Incoming>| {
-            service.call(request.map(|body| Body::new(unread.watch(body))))
+            // Who asks first whether to send a body does not send it with its head, and hears of the refusal instead.
+            let asks_first = request.headers().contains_key(EXPECT);
+            let (head, body) = request.into_parts();
+            let (body, rest) = unread.watch(body);
+            let answering = service.call(Request::from_parts(head, Body::new(body)));
+            async move {
+                let answer = answering.await;
+                if !asks_first {
+                    rest.take().await;
+                }
+                answer
+            }
         });
         Ok(watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await?)
     }

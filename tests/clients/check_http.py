@@ -122,11 +122,7 @@ def a_connection_is_used_again():
         port = connection.sock.getsockname()[1]
         for path, body in (("/v1/chat/completions", CHAT), ("/v1/chat/completions", {**CHAT, "stream": True}), ("/nothing", CHAT),
                            ("/v1/chat/completions", {**CHAT, "model": "nobody"}), ("/v1/chat/completions", CHAT)):  # fmt: skip
-            # Head and body at once, as most clients send them. This one sends one after the other, and a refusal that is sent in
-            # between ends the connection.
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
             connection.request("POST", path, json.dumps(body), JSON)
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
             connection.getresponse().read()
             same(connection.sock and connection.sock.getsockname()[1], port, f"the port after {path}")
 

@@ -86,6 +86,21 @@ fn retries_are_asked_for_or_forbidden() {
 }
 
 #[test]
+fn who_would_wait_too_long_is_told_for_how_long() {
+    let slow = |wait, most| {
+        let (wait, most) = (Duration::from_millis(wait), Duration::from_millis(most));
+        ApiError::from(Refused::Slow { waiting: 9, wait, most })
+    };
+    let error = slow(2400, 500);
+    assert_eq!(error.code, Some("overloaded"));
+    assert!(error.message.contains("about 3 s, and may for 0.5 s"), "{}", error.message);
+    let asked_again = |error: ApiError| error.into_response().headers()[RETRY_AFTER].clone();
+    assert_eq!(asked_again(error), "2");
+    assert_eq!(asked_again(slow(501, 500)), "1");
+    assert_eq!(asked_again(slow(u64::MAX, 500)), "60");
+}
+
+#[test]
 fn a_tenant_without_any_quota_is_not_asked_to_try_again() {
     let rate = Rate { limit: 3, left: 0, reset: Duration::from_millis(1500) };
     let rates = Rates { requests: Some(rate), ..Rates::default() };

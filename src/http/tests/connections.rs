@@ -224,6 +224,35 @@ async fn a_body_half_sent_is_not_waited_for_at_the_end() {
 }
 
 #[tokio::test]
+async fn a_refusal_that_is_known_before_a_small_body_is_there_keeps_the_connection() {
+    let (app, _) = app([]);
+    let server = Server::start(app);
+    let probe = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    for (head, status) in [
+        (head(20).replace(CHAT, "/v1/nowhere"), 404),
+        (head(20).replace("application/json", "text/plain"), 415),
+        (head(20).replace("localhost", "elsewhere"), 403),
+        (head(20).replace("Content-Length: 20", "Transfer-Encoding: chunked"), 400),
+    ] {
+        let is_chunked = head.contains("chunked");
+        let body = if is_chunked { "2\r\n{}\r\n0\r\n\r\n".to_owned() } else { " ".repeat(20) };
+        let mut stream = server.send(&head).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        stream.write_all((body + probe).as_bytes()).await.unwrap();
+        let text = rest(stream).await;
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+        assert!(text.contains("HTTP/1.1 200 "), "{text}");
+    }
+    // Who asks first is told without a delay, and sends nothing.
+    let expects = head(20).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
+    let stream = server.send(&expects.replace(CHAT, "/v1/nowhere")).await;
+    let text = rest(stream).await;
+    assert!(text.starts_with("HTTP/1.1 404 "), "{text}");
+    server.stop.send(()).unwrap();
+    ended(server.task).await;
+}
+
+#[tokio::test]
 async fn a_client_that_is_still_sending_learns_why_it_is_refused() {
     let settings = Settings { body_limit: 1 << 20, ..Settings::default() };
     let (app, _) = app_with([], settings);

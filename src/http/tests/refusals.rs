@@ -29,6 +29,14 @@ async fn what_a_form_or_a_mix_cannot_be_is_refused_by_field() {
 }
 
 #[tokio::test]
+async fn why_a_regex_is_none_is_in_its_refusal() {
+    let (app, _) = app([]);
+    let (_, answer) = ask(&app, COMPLETIONS, completion(json!({"guided_regex": "a(b"}))).await;
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains("unclosed group") && !message.contains('^'), "{message}");
+}
+
+#[tokio::test]
 async fn refusals_have_their_status() {
     let tokens = vec![97; double::CONTEXT];
     let table = [
