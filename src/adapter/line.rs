@@ -280,12 +280,13 @@ impl<V, W> Line<V, W> {
     ) -> Result<(Asked<V>, Orders<V, W>), NotLent> {
         let mut orders = Orders::none();
         self.check(want, now)?;
+        let had_claim = self.has_claim(want);
         if !self.is_held(want, now) && self.claim(want, now, &mut orders) {
             self.claim_of(want).busy += 1;
             if let Some(value) = self.lend(want, now) {
                 self.counts.hits += 1;
-                // What its owner had to give up for it may have been in somebody's way.
-                if !orders.dropped.is_empty() {
+                // What its owner gave up for it, or need not keep beside it, may have been in somebody's way.
+                if !had_claim {
                     self.go_on(now, &mut orders);
                 }
                 return Ok((Asked::Lent(value), orders));

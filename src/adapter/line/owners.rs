@@ -141,8 +141,14 @@ impl<V, W> Line<V, W> {
         let Some(account) = self.accounts.get(&want.owner) else { return false };
         account.held.front().is_some_and(|first| {
             let is_late = now.saturating_duration_since(first.since) >= PATIENCE;
-            is_late || !account.claims.contains_key(&want.digest)
+            is_late || !self.has_claim(want)
         })
+    }
+
+    /// Whether its owner has a claim on it already.
+    pub(super) fn has_claim(&self, want: Want) -> bool {
+        let account = self.accounts.get(&want.owner);
+        account.is_some_and(|account| account.claims.contains_key(&want.digest))
     }
 
     /// Puts a waiter behind all others of its owner that are held.
@@ -182,10 +188,10 @@ impl<V, W> Line<V, W> {
     /// was claimed before.
     pub(super) fn claim(&mut self, want: Want, now: Instant, orders: &mut Orders<V, W>) -> bool {
         let Want { owner, digest, bytes } = want;
-        let account = self.accounts.entry(owner).or_insert_with(Account::new);
-        if account.claims.contains_key(&digest) {
+        if self.has_claim(want) {
             return true;
         }
+        let account = self.accounts.entry(owner).or_insert_with(Account::new);
         let most = self.portions.portion(owner).most;
         let beyond = account.charged.saturating_add(bytes).saturating_sub(most);
         let Some(own) = self.own_idle(owner, beyond, now) else { return false };

@@ -28,9 +28,10 @@ struct World {
     dropped: u64,
     /// Adapters that made room for a load.
     evicted: u64,
-    /// What was in memory for whom after the event before, but for what was recalled, and how much that was for each owner.
-    claims: BTreeMap<char, Vec<(Owner, usize)>>,
-    kept: BTreeMap<Owner, usize>,
+    /// As it was after the event before: for whom what was in memory was there, but for what was recalled; and all that
+    /// each owner claimed.
+    had: BTreeMap<char, Vec<Owner>>,
+    claimed: BTreeMap<Owner, Vec<Digest>>,
 }
 
 const ME: Owner = Owner(0);
@@ -60,8 +61,8 @@ impl World {
             asked: 0,
             dropped: 0,
             evicted: 0,
-            claims: BTreeMap::new(),
-            kept: BTreeMap::new(),
+            had: BTreeMap::new(),
+            claimed: BTreeMap::new(),
         }
     }
 
@@ -109,6 +110,7 @@ impl World {
                 self.lent.push(of);
             }
         }
+        self.check_kept(&orders.loads);
         for load in orders.loads {
             let adapter = letter(load.digest);
             assert!(!self.loading.contains(&adapter), "{adapter} is loaded twice at once");
@@ -116,35 +118,40 @@ impl World {
             for victim in load.evicted {
                 assert!(!self.leases.contains(&victim), "{victim} was evicted while leased");
                 self.evicted += 1;
-                self.check_kept(*victim, load.digest);
             }
         }
         self.check();
         self.remember();
     }
 
-    /// An adapter that makes room for one of others leaves its owners what is kept for them.
-    fn check_kept(&mut self, victim: char, load: Digest) {
-        let asks = &self.line.loading[&load].owners;
-        let claims = self.claims.remove(&victim).into_iter().flatten();
-        for (owner, bytes) in claims.filter(|(owner, _)| !asks.contains(owner)) {
-            let left = self.kept.get_mut(&owner).unwrap();
-            *left -= bytes;
-            assert!(*left >= self.line.portions.portion(owner).least, "{victim} of {owner:?}");
+    /// Adapters that make room for those of others leave their owners what is kept for them. What an owner itself asked
+    /// for or claimed in the event may have cost it more.
+    fn check_kept(&self, loads: &[Load<char>]) {
+        let line = &self.line;
+        let asks =
+            |owner| loads.iter().any(|load| line.loading[&load.digest].owners.contains(owner));
+        for victim in loads.iter().flat_map(|load| &load.evicted) {
+            for owner in self.had.get(&**victim).into_iter().flatten().filter(|owner| !asks(owner))
+            {
+                let account = line.accounts.get(owner);
+                let mut claims = account.into_iter().flat_map(|account| account.claims.keys());
+                if claims.all(|of| self.claimed[owner].contains(of)) {
+                    let left = account.map_or(0, |account| account.resident);
+                    let least = line.portions.portion(*owner).least;
+                    assert!(left >= least, "{victim} leaves {left} of {least} to {owner:?}");
+                }
+            }
         }
     }
 
     fn remember(&mut self) {
         let line = &self.line;
         let accounts = line.accounts.iter();
-        self.kept = accounts.map(|(owner, account)| (*owner, account.resident)).collect();
-        let stays = |of: &&Digest| !line.recalled.contains(*of);
-        let claims = |of: &Digest| {
-            let owners = line.resident[of].owners.iter();
-            owners.map(|owner| (*owner, line.accounts[owner].claims[of].bytes)).collect()
-        };
-        self.claims =
-            line.resident.keys().filter(stays).map(|of| (letter(*of), claims(of))).collect();
+        self.claimed = accounts
+            .map(|(owner, account)| (*owner, account.claims.keys().copied().collect()))
+            .collect();
+        let stays = line.resident.iter().filter(|(of, _)| !line.recalled.contains(*of));
+        self.had = stays.map(|(of, entry)| (letter(*of), entry.owners.clone())).collect();
     }
 
     fn load(&mut self, adapter: char, succeeds: Result<(), ()>) {
@@ -657,6 +664,22 @@ fn what_is_kept_for_an_owner_is_left_to_it_by_others() {
     world.sizes.insert('e', 8);
     world.used(ME, 'e');
     assert_eq!(world.resident(), "e", "its own may go for its own");
+}
+
+#[test]
+fn what_an_owner_gives_up_for_what_is_here_serves_the_head_at_once() {
+    let mut world = World::new(8, 9, 2);
+    world.sizes = [('a', 2), ('b', 2), ('c', 4), ('d', 2)].into();
+    world.divide(&[(0, 8), (1, 2)]);
+    for owner in [OTHER, ME] {
+        world.used(owner, 'a');
+    }
+    world.lend('b');
+    world.lend('c');
+    world.ask('d').unwrap();
+    assert!(world.loading.is_empty(), "a is kept for its other owner");
+    world.ask_for(OTHER, 'b').unwrap();
+    assert_eq!(world.loading, ['d']);
 }
 
 #[test]
