@@ -236,7 +236,7 @@ async fn refusal(mut response: Response) -> Outcome {
     let error: Value = serde_json::from_slice(&body).unwrap_or_default();
     let error = if error["error"].is_null() { error } else { error["error"].clone() };
     let why = match &error {
-        Value::Null => String::from_utf8_lossy(&body).chars().take(300).collect(),
+        Value::Null => stream::printable(&String::from_utf8_lossy(&body)),
         error => stream::message(error),
     };
     Outcome::failed(&format!("status {status}"), &why)
@@ -249,7 +249,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// An error and what caused it, without the URL.
-fn causes(error: &reqwest::Error) -> String {
+pub(super) fn causes(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut cause = error.source();
     while let Some(error) = cause {

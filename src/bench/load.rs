@@ -282,6 +282,9 @@ impl Running {
     /// Each tenant's places send one request after the other.
     async fn closed(self: &Arc<Self>, concurrency: usize) {
         let mut places = JoinSet::new();
+        // More have nothing to send.
+        let most = self.plan.requests.and_then(|most| usize::try_from(most).ok());
+        let concurrency = concurrency.min(most.unwrap_or(usize::MAX));
         for (tenant, desks) in self.plan.desks(concurrency).into_iter().enumerate() {
             for _ in 0..desks {
                 let load = Arc::clone(self);

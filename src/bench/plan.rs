@@ -13,6 +13,9 @@ use super::{
     trace::Trace,
 };
 
+/// A client has no more ports for one server.
+const MOST_AT_ONCE: usize = 65_535;
+
 /// What is asked of whom, when, and what is expected.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -153,6 +156,9 @@ impl Plan {
             Load::Closed { concurrency } if *concurrency < self.tenants.len() => refused(format!(
                 "{concurrency} at once are too few for {} tenants, who each have some of their own: raise --concurrency",
                 self.tenants.len()
+            )),
+            Load::Closed { concurrency } if *concurrency > MOST_AT_ONCE => refused(format!(
+                "{concurrency} at once are more than one client can keep up, which is {MOST_AT_ONCE}: lower --concurrency"
             )),
             Load::Open { rate, .. } if rate.is_ramp() && self.duration.is_none() => {
                 refused(format!(

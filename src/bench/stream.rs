@@ -159,7 +159,12 @@ pub(super) fn message(error: &Value) -> String {
         (None, "") => error.to_string(),
         (None, said) => said.to_owned(),
     };
-    text.replace(char::is_control, " ").chars().take(300).collect()
+    printable(&text)
+}
+
+/// The beginning of what a server says, without what could change a terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().take(300).map(|one| if one.is_control() { ' ' } else { one }).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use super::prompts::Prompt;
 
 /// Patterns that stand for more names than this are a typing mistake.
 const MOST_NAMES: usize = 1_000_000;
+/// Of a number in such a pattern, with its zeros: as many as the largest has.
+const MOST_DIGITS: usize = 20;
 
 /// An API key, which is shown nowhere.
 #[derive(Clone, PartialEq, Eq)]
@@ -184,9 +186,14 @@ pub fn names(list: &str) -> Result<Vec<String>, String> {
         let wrong = || format!("`{item}`: a pattern is written as in tenant-{{0..999}}");
         let (range, after) = rest.split_once('}').ok_or_else(wrong)?;
         let (first, last) = range.split_once("..").ok_or_else(wrong)?;
-        let number = |text: &str| text.parse::<usize>().map_err(|_| wrong());
+        let number = |text: &str| match text.parse::<usize>() {
+            Ok(number) if text.len() <= MOST_DIGITS => Ok(number),
+            _ => Err(wrong()),
+        };
         let numbers = number(first)?..=number(last)?;
-        if numbers.is_empty() || numbers.end() - numbers.start() >= MOST_NAMES - names.len() {
+        if numbers.is_empty()
+            || numbers.end() - numbers.start() >= MOST_NAMES.saturating_sub(names.len())
+        {
             return Err(format!("`{item}` stands for no names, or for more than {MOST_NAMES}"));
         }
         let digits = if first.starts_with('0') { first.len() } else { 1 };
@@ -266,6 +273,9 @@ mod tests {
         for list in ["", ",", "a{", "a{1}", "a{x..y}", "a{3..1}", "a{0..99999999}", "a{-1..2}"] {
             assert!(names(list).is_err(), "{list}");
         }
+        // No width that cannot be written, and no fewer names than none.
+        assert!(names(&format!("a{{{}1..2}}", "0".repeat(70_000))).is_err());
+        assert!(names(&("a,".repeat(MOST_NAMES + 1) + "a{0..1}")).is_err());
     }
 
     #[test]

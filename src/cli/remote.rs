@@ -1,10 +1,17 @@
 //! A server that is spoken to from a terminal.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use clap::Args;
-use reqwest::{Method, RequestBuilder, Response};
+use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
+
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a server may say nothing that is asked for what it has.
+const SILENCE: Duration = Duration::from_secs(30);
+/// The same where it has something to do first: what is uploaded is checked and tried.
+const WORK: Duration = Duration::from_mins(10);
 
 /// Which server, and how its answers are shown.
 #[derive(Args, Clone, Debug)]
@@ -68,7 +75,9 @@ impl Remote {
                 other => format!("%{other:02X}"),
             }));
         }
-        let request = reqwest::Client::new().request(method, url);
+        let silence = if method == Method::GET { SILENCE } else { WORK };
+        let client = Client::builder().connect_timeout(CONNECT).read_timeout(silence).build();
+        let request = client.unwrap_or_default().request(method, url);
         let request = if query.is_empty() { request } else { request.query(query) };
         match &self.key {
             Some(key) => request.bearer_auth(key),

@@ -220,6 +220,11 @@ fn bad_command_lines_say_what_is_expected() {
             "http://127.0.0.1:4318/v1/traces",
         ),
         (["--otlp-traces-endpoint", "https:///v1/traces"], "http://127.0.0.1:4318/v1/traces"),
+        (["--otlp-traces-endpoint", "http://["], "http://127.0.0.1:4318/v1/traces"),
+        (
+            ["--otlp-traces-endpoint", "http://me:secret@localhost/v1/traces"],
+            "OTEL_EXPORTER_OTLP_HEADERS",
+        ),
         (["--tenants", "3"], "--tenants"),
     ] {
         let message = refused(&words);

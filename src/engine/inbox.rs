@@ -105,14 +105,15 @@ impl Inbox {
         Self { state: Mutex::new(state), news: Condvar::new(), bounds }
     }
 
-    /// Leaves a job for the engine.
-    pub(crate) fn put(&self, answer: Answer) -> Result<(), Refused> {
+    /// Leaves jobs of one lane for the engine: all of them, or none.
+    pub(crate) fn put(&self, answers: Vec<Answer>) -> Result<(), Refused> {
         let mut state = self.lock();
         if state.phase > Phase::Open {
             return Err(Refused::Stopping);
         }
-        state.admit(answer.lane(), &self.bounds)?;
-        state.arrivals.push(answer);
+        let Some(lane) = answers.first().map(Answer::lane) else { return Ok(()) };
+        state.admit(answers.len(), lane, &self.bounds)?;
+        state.arrivals.extend(answers);
         drop(state);
         self.news.notify_one();
         Ok(())
@@ -193,15 +194,21 @@ impl Inbox {
 }
 
 impl State {
-    /// Refuses one more job of a lane where there is no room for it, or where it would take too long until there is.
-    fn admit(&self, lane: Lane, bounds: &Bounds) -> Result<(), Refused> {
+    /// Refuses so many more jobs of a lane, which are one request, where there is no room for them, or where it would take too long
+    /// until the first has a place. The others wait for that one, which is no reason to refuse it.
+    fn admit(&self, jobs: usize, lane: Lane, bounds: &Bounds) -> Result<(), Refused> {
         let &Bounds { running: max_running, waiting: max_waiting, wait: most } = bounds;
         let (running, waiting) = (self.public.stats.running, self.waiting());
         // Not by those who wait alone: a burst may come in while all places are free and a step is being computed.
         let room = max_running.saturating_add(max_waiting).saturating_sub(running + waiting);
         let lanes = self.lanes();
         let own = lanes.get(&lane).copied().unwrap_or_default();
-        if room == 0 || own.running + own.waiting >= room.saturating_mul(TIMES_THE_ROOM) {
+        // As the last of them finds it.
+        let others = jobs.saturating_sub(1);
+        let (last_room, before) = (room.saturating_sub(others), own.running + own.waiting + others);
+        let is_full = last_room == 0 || before >= last_room.saturating_mul(TIMES_THE_ROOM);
+        // One that is larger than all the room there is would otherwise be told for ever to come again.
+        if is_full && running + waiting > 0 {
             return Err(Refused::Full { waiting });
         }
         let Some(pace) = self.public.pace else { return Ok(()) };
@@ -250,7 +257,7 @@ mod tests {
     }
 
     fn wait(state: &State, lane: u32) -> Option<u64> {
-        match state.admit(Lane(lane), &BOUNDS) {
+        match state.admit(1, Lane(lane), &BOUNDS) {
             Ok(()) => None,
             Err(Refused::Slow { wait, most, .. }) => {
                 assert_eq!(most, BOUNDS.wait);
@@ -267,6 +274,29 @@ mod tests {
         let unknown =
             State { public: Public { pace: None, ..busy(&[500]).public }, ..busy(&[500]) };
         assert_eq!(wait(&unknown, 0), None, "nobody knows how long that takes");
+    }
+
+    #[test]
+    fn a_request_of_many_jobs_does_not_wait_for_itself() {
+        let mut state = busy(&[0]);
+        state.public.is_pressed = false;
+        state.public.stats.running = 3;
+        assert_eq!(state.admit(800, Lane(1), &BOUNDS), Ok(()), "the first has a place");
+        state.public.stats.running = 4;
+        state.public.pace = Some(0.01);
+        let refused = state.admit(2, Lane(1), &BOUNDS);
+        assert!(matches!(refused, Err(Refused::Slow { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_request_of_many_jobs_has_room_for_all_or_comes_alone() {
+        let bounds = Bounds { waiting: 12, ..BOUNDS };
+        let few = State { public: Public { pace: None, ..busy(&[2]).public }, ..busy(&[2]) };
+        let admit = |jobs| few.admit(jobs, Lane(1), &bounds).is_ok();
+        // Of sixteen places six are taken, and the last of nine finds eight taken by its lane and two free.
+        assert_eq!([1, 8, 9, 10].map(admit), [true, true, true, false]);
+        let none = State { public: Public::default(), ..busy(&[]) };
+        assert_eq!(none.admit(100, Lane(1), &bounds), Ok(()), "it would never have room");
     }
 
     #[test]

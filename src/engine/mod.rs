@@ -158,13 +158,27 @@ impl Engine {
 
     /// Puts a job in line. Never waits.
     pub fn submit(&self, job: Job) -> Result<TokenStream, Refused> {
+        let (answer, stream) = self.begin(job, Instant::now())?;
+        self.shared.inbox.put(vec![answer])?;
+        Ok(stream)
+    }
+
+    /// Puts the jobs of one request in line, which are of one lane: all of them, or none. Never waits.
+    pub fn submit_all(&self, jobs: Vec<Job>) -> Result<Vec<TokenStream>, Refused> {
+        let now = Instant::now();
+        let begun: Result<Vec<_>, _> = jobs.into_iter().map(|job| self.begin(job, now)).collect();
+        let (answers, streams) = begun?.into_iter().unzip();
+        self.shared.inbox.put(answers)?;
+        Ok(streams)
+    }
+
+    fn begin(&self, job: Job, now: Instant) -> Result<(Answer, TokenStream), Refused> {
         self.check(&job.prompt, job.max_tokens)?;
-        let (mut answer, stream) = Answer::new(job, Instant::now());
+        let (mut answer, stream) = Answer::new(job, now);
         if self.shared.keep_prefixes {
             answer.name_pages();
         }
-        self.shared.inbox.put(answer)?;
-        Ok(stream)
+        Ok((answer, stream))
     }
 
     /// Refuses what no engine of this network and size could answer: a bad prompt, or one that with so many more tokens is too long.

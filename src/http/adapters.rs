@@ -26,11 +26,12 @@ use super::{
     body::{Payload, parse},
     error::ApiError,
     openapi::{AdapterPath, Conditions, Refusals, Unchanged, UploadRequest},
+    places::Place,
     rates,
     sampling::within,
     tally,
     trial::EngineTrial,
-    upload::{self, Place},
+    upload,
     wire::adapters::{
         ActivateIn, AdapterList, AdapterOut, Deleted, NoQuery, PutQuery, Residency, Status,
         VersionIn, VersionOut, VersionQuery,

@@ -15,13 +15,13 @@ use axum::{
     middleware::{from_fn, from_fn_with_state},
 };
 use opentelemetry_sdk::trace::SdkTracer;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     accounts, adapters, admin, audit, auth,
-    body::LARGE_BODIES,
+    body::{LARGE_BODIES, LARGE_BODIES_EACH},
     brought::Renderers,
     chat, completions, console,
     deadline::Deadline,
@@ -33,11 +33,12 @@ use super::{
     lorax, messages,
     metrics::{self, Metrics},
     models, openapi, ops,
+    places::Places,
     prompt::Encoder,
     report, request_id, responses,
     select::{self, Names, Part, Voice},
     tokenize,
-    upload::Places,
+    upload::Uploads,
     vllm,
 };
 use crate::{
@@ -170,8 +171,8 @@ struct Shared {
     /// Moved on by the shutdown.
     stage: watch::Sender<Stage>,
     desks: Desks,
-    large_bodies: Semaphore,
-    uploads: Places,
+    large_bodies: Places,
+    uploads: Uploads,
     renderers: Renderers,
 }
 
@@ -222,8 +223,8 @@ impl App {
             metrics,
             stage: watch::Sender::new(Stage::Serving),
             desks: Desks::new(),
-            large_bodies: Semaphore::new(LARGE_BODIES),
-            uploads: Places::new(),
+            large_bodies: Places::new(LARGE_BODIES, LARGE_BODIES_EACH),
+            uploads: Uploads::new(),
             renderers: Renderers::new(program()),
         };
         Self { shared: Arc::new(shared) }
@@ -261,11 +262,11 @@ impl App {
         &self.shared.settings
     }
 
-    pub(super) fn large_bodies(&self) -> &Semaphore {
+    pub(super) fn large_bodies(&self) -> &Places {
         &self.shared.large_bodies
     }
 
-    pub(super) fn uploads(&self) -> &Places {
+    pub(super) fn uploads(&self) -> &Uploads {
         &self.shared.uploads
     }
 

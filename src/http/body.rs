@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{
     body::{Body, Bytes, HttpBody},
-    extract::{FromRequest, Request},
+    extract::{FromRequest, FromRequestParts as _, Request},
     http::{
         HeaderMap,
         header::{CONTENT_ENCODING, CONTENT_TYPE},
@@ -12,22 +12,25 @@ use axum::{
 };
 use futures_util::StreamExt;
 use serde::de::{DeserializeOwned, DeserializeSeed};
-use tokio::sync::SemaphorePermit;
 
 use super::{
     app::App,
+    auth::By,
     error::ApiError,
+    places::Place,
     wire::unsupported::{Scan, Unsupported},
 };
-use crate::words;
+use crate::{tenant::TenantId, words};
 
 /// How long a body may take to arrive: a slow sender holds a connection no longer.
 const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// Bodies up to so many bytes are read without further ado; connections are bounded.
 const SMALL: u64 = 64 << 10;
-/// Larger ones, and those of unknown size, are read side by side, at most so many.
+/// Larger ones, and those of unknown size, are read side by side, at most so many, and of one tenant so many: who sends
+/// slowly keeps nobody else waiting.
 pub(super) const LARGE_BODIES: usize = 32;
+pub(super) const LARGE_BODIES_EACH: usize = 16;
 
 /// The bytes of a JSON body.
 #[derive(Debug)]
@@ -37,28 +40,29 @@ impl FromRequest<App> for Payload {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         check_type(&head.headers)?;
+        let By(caller) = By::from_request_parts(&mut head, app).await?;
         // Nothing is begun for a body that comes to its end during a shutdown: its sender need not be waited for.
-        app.while_accepting(receive(body, app)).await.map(Self)
+        app.while_accepting(receive(body, caller.tenant, app)).await.map(Self)
     }
 }
 
-async fn receive(body: Body, app: &App) -> Result<Bytes, ApiError> {
-    let _place = place(app, body.size_hint().upper()).await?;
+async fn receive(body: Body, tenant: TenantId, app: &App) -> Result<Bytes, ApiError> {
+    let _place = place(app, tenant, body.size_hint().upper()).await?;
     let read = read(body, app.settings().body_limit);
     let bytes = tokio::time::timeout(BODY_TIME, read).await;
     bytes.unwrap_or_else(|_| Err(ApiError::slow_body()))
 }
 
 /// Waits until a body of at most so many bytes may be read: without places for them, slow senders could fill the memory with what is not yet complete.
-async fn place(app: &App, most: Option<u64>) -> Result<Option<SemaphorePermit<'_>>, ApiError> {
+async fn place(app: &App, tenant: TenantId, most: Option<u64>) -> Result<Option<Place>, ApiError> {
     if most.is_some_and(|bytes| bytes <= SMALL) {
         return Ok(None);
     }
-    let place = tokio::time::timeout(BODY_TIME, app.large_bodies().acquire()).await;
+    let place = tokio::time::timeout(BODY_TIME, app.large_bodies().take(tenant)).await;
     let place = place.map_err(|_| ApiError::overloaded("too many large requests are arriving"))?;
-    Ok(Some(place.expect("the semaphore is never closed")))
+    Ok(Some(place))
 }
 
 /// Nothing but plain JSON. A browser sends that across origins only after a preflight, which is never granted.

@@ -1,13 +1,13 @@
 //! Where work that takes time is done: at few desks, because the processor belongs to the engine.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, Weak},
-};
+use std::sync::{Arc, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::error::ApiError;
+use super::{
+    error::ApiError,
+    places::{self, Places, acquire},
+};
 use crate::tenant::TenantId;
 
 /// Inputs up to so many bytes are parsed, rendered and encoded where they arrive: it takes less than a millisecond or two.
@@ -30,31 +30,7 @@ pub(super) struct Desks {
     all: Arc<Semaphore>,
     huge: Arc<Semaphore>,
     waiting: Semaphore,
-    forms: Arc<Semaphore>,
-    turns: Turns,
-}
-
-/// A place for each tenant before a line in which all of them stand: however much one wants, it stands in the line once, and so
-/// they take turns.
-#[derive(Debug, Default)]
-struct Turns(Mutex<HashMap<TenantId, Weak<Semaphore>>>);
-
-impl Turns {
-    /// The tenant's place, once what it wanted before is done.
-    async fn of(&self, tenant: TenantId) -> OwnedSemaphorePermit {
-        let own = {
-            let mut places = self.0.lock().expect("nothing that is done under it panics");
-            // Those that nobody has or waits for.
-            places.retain(|_, place| place.strong_count() > 0);
-            let own = places.get(&tenant).and_then(Weak::upgrade);
-            own.unwrap_or_else(|| {
-                let own = Arc::new(Semaphore::new(1));
-                places.insert(tenant, Arc::downgrade(&own));
-                own
-            })
-        };
-        acquire(&own).await
-    }
+    forms: Places,
 }
 
 /// Whoever asked for the work, as the work sees them.
@@ -68,10 +44,12 @@ impl Asker {
     }
 }
 
-/// A desk, and the right to fill it with something huge, or with something of a tenant's, where that is needed.
-struct Place {
-    _desk: OwnedSemaphorePermit,
-    _right: Option<OwnedSemaphorePermit>,
+/// A desk.
+enum Desk {
+    /// And the right to fill it with something huge, where that is needed.
+    Input { _desk: OwnedSemaphorePermit, _huge: Option<OwnedSemaphorePermit> },
+    /// One for forms.
+    Form { _desk: places::Place },
 }
 
 impl Desks {
@@ -80,8 +58,8 @@ impl Desks {
             all: Arc::new(Semaphore::new(DESKS)),
             huge: Arc::new(Semaphore::new(HUGE_DESKS)),
             waiting: Semaphore::new(HUGE_WAITING),
-            forms: Arc::new(Semaphore::new(FORM_DESKS)),
-            turns: Turns::default(),
+            // However much one tenant wants, it stands in the line once.
+            forms: Places::new(FORM_DESKS, 1),
         }
     }
 
@@ -98,8 +76,8 @@ impl Desks {
         if bytes <= INLINE {
             return work(&asker);
         }
-        let place = self.place(bytes).await?;
-        Self::at(place, asker, work).await
+        let desk = self.desk(bytes).await?;
+        Self::at(desk, asker, work).await
     }
 
     /// Compiles a form of a tenant's, off the reactor and away from the desks that prompts need.
@@ -110,19 +88,18 @@ impl Desks {
     ) -> Result<T, ApiError> {
         let here = Arc::new(());
         let asker = Asker(Arc::downgrade(&here));
-        let turn = self.turns.of(tenant).await;
-        let place = Place { _desk: acquire(&self.forms).await, _right: Some(turn) };
-        Self::at(place, asker, work).await
+        let desk = Desk::Form { _desk: self.forms.take(tenant).await };
+        Self::at(desk, asker, work).await
     }
 
     async fn at<T: Send + 'static>(
-        place: Place,
+        desk: Desk,
         asker: Asker,
         work: impl FnOnce(&Asker) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        // The place goes along: the work may go on although nobody waits for it any more.
+        // The desk goes along: the work may go on although nobody waits for it any more.
         let worked = tokio::task::spawn_blocking(move || {
-            let _place = place;
+            let _desk = desk;
             asker.still_there()?;
             work(&asker)
         });
@@ -132,9 +109,9 @@ impl Desks {
         })
     }
 
-    async fn place(&self, bytes: usize) -> Result<Place, ApiError> {
+    async fn desk(&self, bytes: usize) -> Result<Desk, ApiError> {
         let huge = if bytes < HUGE { None } else { Some(self.huge().await?) };
-        Ok(Place { _desk: acquire(&self.all).await, _right: huge })
+        Ok(Desk::Input { _desk: acquire(&self.all).await, _huge: huge })
     }
 
     async fn huge(&self) -> Result<OwnedSemaphorePermit, ApiError> {
@@ -145,15 +122,11 @@ impl Desks {
     }
 }
 
-async fn acquire(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
-    Arc::clone(places).acquire_owned().await.expect("the semaphore is never closed")
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         pin::Pin,
-        sync::mpsc,
+        sync::{Mutex, mpsc},
         task::{Context, Waker},
     };
 
@@ -233,7 +206,6 @@ mod tests {
         let order = order.lock().unwrap();
         assert_eq!((order.len(), order.iter().position(|who| *who == one)), (6, Some(0)));
         drop(order);
-        assert!(desks.turns.0.lock().unwrap().values().all(|place| place.strong_count() == 0));
     }
 
     #[tokio::test]

@@ -209,8 +209,8 @@ impl Scripted {
     }
 }
 
-impl Generator for Scripted {
-    fn submit(&self, mut job: Job) -> Result<TokenStream, Refused> {
+impl Scripted {
+    fn play(&self, mut job: Job) -> Result<TokenStream, Refused> {
         let scored = job.logprobs.is_some();
         let lease = job.adapter.take();
         self.jobs.lock().unwrap().push(job);
@@ -232,6 +232,12 @@ impl Generator for Scripted {
             self.hanging.lock().unwrap().push((sender, lease));
         }
         Ok(TokenStream::new(receiver))
+    }
+}
+
+impl Generator for Scripted {
+    fn submit_all(&self, jobs: Vec<Job>) -> Result<Vec<TokenStream>, Refused> {
+        jobs.into_iter().map(|job| self.play(job)).collect()
     }
 
     fn check(&self, prompt: &[u32], max_tokens: usize) -> Result<(), Refused> {

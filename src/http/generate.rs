@@ -113,15 +113,18 @@ impl Answers {
         let lending = lend(app, order.tenant, (voice, &order.requested));
         let lease = report.lending(voice, lending).await?;
         let prompt_tokens = order.prompts.iter().map(Vec::len).sum();
-        let mut tally = None;
+        let per_prompt = order.terms.choices;
+        let jobs = order.prompts.iter().zip(budgets).flat_map(|(prompt, budget)| {
+            let lease = lease.as_ref();
+            (0..per_prompt).map(move |choice| order.job(app, prompt, choice, (budget, lease)))
+        });
+        let mut streams = app.generator().submit_all(jobs.collect())?.into_iter();
+        // From now on something is used.
+        let tally = order.tally(app);
         let mut choices: Vec<BoxStream<'static, Numbered>> = Vec::new();
-        for (prompt, budget) in order.prompts.iter().zip(budgets) {
+        for prompt in &order.prompts {
             let detok = order.detok(app, prompt);
-            for choice in 0..order.terms.choices {
-                let job = order.job(app, prompt, choice, (budget, lease.as_ref()));
-                let tokens = app.generator().submit(job)?;
-                // From the first job on something is used.
-                let tally = tally.get_or_insert_with(|| order.tally(app));
+            for (choice, tokens) in streams.by_ref().take(per_prompt).enumerate() {
                 let stops = Stops::new(order.terms.stops.clone(), order.terms.keep);
                 let running = Running {
                     number: choices.len(),
@@ -135,14 +138,13 @@ impl Answers {
                 choices.push(running.pieces().boxed());
             }
         }
-        let tally = tally.unwrap_or_else(|| order.tally(app));
         order.permit.spend(prompt_tokens, Instant::now());
         let (count, pieces) = (choices.len(), stream::select_all(choices).peekable());
         Ok(Self {
             pieces: Box::pin(pieces),
             choices: count,
             running: count,
-            per_prompt: order.terms.choices,
+            per_prompt,
             usage: Usage::of_prompts(prompt_tokens),
             tally,
             report: report.clone(),

@@ -6,8 +6,14 @@ use crate::engine::{Engine, Job, Refused, Stats, TokenStream};
 
 /// A source of tokens. A trait so that tests can answer from a script, failures included.
 pub(super) trait Generator: fmt::Debug + Send + Sync + 'static {
-    /// Puts a job in line. Never waits.
-    fn submit(&self, job: Job) -> Result<TokenStream, Refused>;
+    /// Puts the jobs of one request in line: all of them, or none. Never waits.
+    fn submit_all(&self, jobs: Vec<Job>) -> Result<Vec<TokenStream>, Refused>;
+
+    /// Puts a job in line.
+    fn submit(&self, job: Job) -> Result<TokenStream, Refused> {
+        let mut streams = self.submit_all(vec![job])?;
+        Ok(streams.pop().expect("one for each job"))
+    }
 
     /// Refuses what could never be answered.
     fn check(&self, prompt: &[u32], max_tokens: usize) -> Result<(), Refused>;
@@ -26,8 +32,8 @@ pub(super) trait Generator: fmt::Debug + Send + Sync + 'static {
 }
 
 impl Generator for Engine {
-    fn submit(&self, job: Job) -> Result<TokenStream, Refused> {
-        Self::submit(self, job)
+    fn submit_all(&self, jobs: Vec<Job>) -> Result<Vec<TokenStream>, Refused> {
+        Self::submit_all(self, jobs)
     }
 
     fn check(&self, prompt: &[u32], max_tokens: usize) -> Result<(), Refused> {

@@ -11,7 +11,8 @@
 //! - `chat`, `completions`, `responses`, `messages` and `lorax` are five forms of that: each only reads its fields and writes its
 //!   answers, which `delivery` sends whole, or by `sse` as they grow. Those of `responses` have parts of several kinds: `responding`.
 //! - `embeddings` reads and generates nothing; `lend` is what all of these have an adapter by.
-//! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time.
+//! - `desks` is where parsing and encoding of what is large is done: off the reactor, few at a time, huge ones one at a time. `places`
+//!   are for what takes time or memory: so many in all, and so many of each tenant.
 //! - `console` is a page for people that asks these routes from their browser; its files are part of the binary.
 //! - `report` has a line written in the log for each request when it is over, and `spans` tells the same to whoever collects traces.
 //! - `metrics` counts and shows what others count, in `gateway` also under the names by which gateways ask.
@@ -57,6 +58,7 @@ mod metrics;
 mod models;
 mod openapi;
 mod ops;
+mod places;
 mod progress;
 mod prompt;
 mod rates;

@@ -1,8 +1,16 @@
 //! Connections: accepted up to a bound, given little time to say what they want, and finished before the server goes.
 
-use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, io, pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, extract::Request, http::header::EXPECT};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{
+        HeaderValue,
+        header::{CONNECTION, EXPECT},
+    },
+};
 use hyper::{
     body::Incoming,
     server::conn::http1,
@@ -207,12 +215,17 @@ impl Protocol {
             let (head, body) = request.into_parts();
             let (body, rest) = unread.watch(body);
             let answering = service.call(Request::from_parts(head, Body::new(body)));
+            let unread = unread.clone();
             async move {
-                let answer = answering.await;
+                let mut answer = answering.await?;
                 if !asks_first {
                     rest.take().await;
                 }
-                answer
+                if unread.is_so() {
+                    // Or the client would send its next request on it (RFC 9112, section 9.6).
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
             }
         });
         Ok(watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await?)

@@ -7,14 +7,14 @@ use std::{
     fs::{self, File},
     io::{self, Read as _},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, TryLockError},
 };
 
 use rustls::{
     ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
@@ -60,6 +60,22 @@ pub enum TlsError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A file has something between the lines of a certificate that is none.
+    #[error("the certificate number {number} of {} cannot be read: {source}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which of those in it, from 1 on.
+        number: usize,
+        /// What is wrong with it.
+        source: rustls::Error,
+    },
+    /// The reading before this one has not come to its end.
+    #[error("{} or {} is still being read since it was last looked at; does its file system answer?", files.certificate.display(), files.key.display())]
+    StillReading {
+        /// Both files.
+        files: TlsFiles,
+    },
     /// The key is another certificate's, or of a kind that is not known.
     #[error("{} and {} cannot be used together: {source}", files.certificate.display(), files.key.display())]
     Unusable {
@@ -83,6 +99,8 @@ struct Certificate {
     files: TlsFiles,
     provider: Arc<CryptoProvider>,
     current: RwLock<Pair>,
+    /// Held while files are read, so that nothing older is shown than was read last.
+    renewing: Mutex<()>,
 }
 
 /// A certificate with its key.
@@ -111,6 +129,7 @@ impl Tls {
             files: files.clone(),
             provider: Arc::clone(&provider),
             current,
+            renewing: Mutex::default(),
         });
         let resolver: Arc<dyn ResolvesServerCert> = Arc::<Certificate>::clone(&certificate);
         let builder = ServerConfig::builder_with_provider(provider);
@@ -124,7 +143,15 @@ impl Tls {
     /// Reads both files again. Whether they hold something else than before, which is then shown to whoever comes; on an error
     /// nothing changes.
     pub fn renew(&self) -> Result<bool, TlsError> {
-        let Certificate { files, provider, current } = &*self.certificate;
+        let Certificate { files, provider, current, renewing } = &*self.certificate;
+        let _alone = match renewing.try_lock() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(alone)) => alone.into_inner(),
+            // Where one file never comes to its end, more readers would only wait for the same.
+            Err(TryLockError::WouldBlock) => {
+                return Err(TlsError::StillReading { files: files.clone() });
+            }
+        };
         let read = Pair::read(files, provider)?;
         let mut current = current.write().unwrap_or_else(PoisonError::into_inner);
         let is_new = current.sha256 != read.sha256;
@@ -176,6 +203,12 @@ impl Pair {
             if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) }
         });
         let chain = chain.map_err(malformed(certificate, "certificate"))?;
+        // Clients refuse all of a chain that has one which they cannot read.
+        for (index, der) in chain.iter().enumerate() {
+            let (path, number) = (certificate.clone(), index + 1);
+            let damaged = |source| TlsError::Damaged { path, number, source };
+            ParsedCertificate::try_from(der).map_err(damaged)?;
+        }
         let secret = PrivateKeyDer::from_pem_slice(&secret);
         let secret = secret.map_err(malformed(key, "private key"))?;
         let unusable = |source| TlsError::Unusable { files: files.clone(), source };
@@ -252,6 +285,12 @@ mod tests {
         fs::write(&key, "no PEM").unwrap();
         let error = tls.renew().unwrap_err().to_string();
         assert!(error.contains("tls.key has no private key as PEM"), "{error}");
+        fs::copy(other.files().key, &key).unwrap();
+        let chain = fs::read_to_string(other.files().certificate).unwrap();
+        let rubbish = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        fs::write(&certificate, chain + rubbish).unwrap();
+        let error = tls.renew().unwrap_err().to_string();
+        assert!(error.contains("certificate number 2 of") && error.contains("tls.crt"), "{error}");
         fs::write(&certificate, "").unwrap();
         let error = tls.renew().unwrap_err().to_string();
         assert!(error.contains("tls.crt has no certificate as PEM"), "{error}");

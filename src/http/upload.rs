@@ -1,7 +1,6 @@
 //! An upload's body: `multipart/form-data` with two files, taken apart as it arrives.
 
 use std::{
-    collections::HashMap,
     path::Path,
     pin::Pin,
     sync::{
@@ -21,12 +20,12 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt as _};
 use multer::{Field, Multipart};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::time::timeout;
 
-use super::error::ApiError;
+use super::{
+    error::ApiError,
+    places::{Place, Places},
+};
 use crate::{
     adapter::{Part, Upload},
     tenant::TenantId,
@@ -65,39 +64,18 @@ pub(super) struct Incoming {
     body: Arc<Source>,
 }
 
-/// Places for uploads on their way: so many in all, and so many of each tenant.
+/// Places for uploads on their way.
 #[derive(Debug)]
-pub(super) struct Places {
-    all: Arc<Semaphore>,
-    own: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
-}
+pub(super) struct Uploads(Places);
 
-/// One of them; given back when it is dropped.
-#[derive(Debug)]
-pub(super) struct Place {
-    _own: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
-}
-
-impl Places {
+impl Uploads {
     pub(super) fn new() -> Self {
-        Self { all: Arc::new(Semaphore::new(UPLOADS)), own: Mutex::default() }
+        Self(Places::new(UPLOADS, UPLOADS_EACH))
     }
 
-    /// Waits for a place, first among its tenant's own, and not for ever.
+    /// Waits for a place, but not for ever.
     pub(super) async fn take(&self, tenant: TenantId) -> Result<Place, ApiError> {
-        let own = {
-            let mut own = self.own.lock().expect("nothing here panics");
-            let own = own.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(UPLOADS_EACH)));
-            Arc::clone(own)
-        };
-        let both = async {
-            let own = own.acquire_owned().await;
-            let all = Arc::clone(&self.all).acquire_owned().await;
-            let open = "the semaphores are never closed";
-            Place { _own: own.expect(open), _all: all.expect(open) }
-        };
-        let place = timeout(LINE, both).await;
+        let place = timeout(LINE, self.0.take(tenant)).await;
         place.map_err(|_| ApiError::overloaded("too many uploads are on their way"))
     }
 }

@@ -3,10 +3,10 @@
 //! What the SDK of OpenTelemetry reads of the environment counts: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`,
 //! `OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS` and the like. Without [`Traces::start`] nothing is made or sent.
 
-use std::time::Duration;
+use std::{error::Error, thread, time::Duration};
 
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
-use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::{
     Resource,
     trace::{SdkTracer, SdkTracerProvider},
@@ -16,6 +16,8 @@ use opentelemetry_sdk::{
 const SCOPE: &str = "chorus";
 /// What the SDK calls a service that nobody has named begins with this.
 const UNNAMED: &str = "unknown_service";
+/// How long the collector may take over some spans.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The address cannot be sent to.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +26,7 @@ const UNNAMED: &str = "unknown_service";
 )]
 pub struct BadEndpoint {
     endpoint: String,
-    source: ExporterBuildError,
+    source: Box<dyn Error + Send + Sync>,
 }
 
 /// Sends spans from a thread of its own, some at a time; what comes faster than it can be sent is dropped, and the log says so.
@@ -39,10 +41,11 @@ impl Traces {
         let bad = |source| BadEndpoint { endpoint: endpoint.to_owned(), source };
         let exporter = SpanExporter::builder()
             .with_http()
+            .with_http_client(client().map_err(bad)?)
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(endpoint)
             .build()
-            .map_err(bad)?;
+            .map_err(|error| bad(error.into()))?;
         let builder = SdkTracerProvider::builder().with_batch_exporter(exporter);
         Ok(Self { provider: builder.with_resource(resource()).build() })
     }
@@ -66,6 +69,18 @@ impl Traces {
     }
 }
 
+/// Sends to the collector and to nobody else: a redirect would take the headers that let it in, and what it is told of
+/// tenants, to whomever it names.
+fn client() -> Result<reqwest::blocking::Client, Box<dyn Error + Send + Sync>> {
+    let build = || {
+        let builder = reqwest::blocking::Client::builder();
+        builder.redirect(reqwest::redirect::Policy::none()).timeout(PATIENCE).build()
+    };
+    // What blocks must not be made where tasks run.
+    let built = thread::scope(|scope| scope.spawn(build).join());
+    Ok(built.map_err(|_| "its client could not be made")??)
+}
+
 /// Who sends them.
 fn resource() -> Resource {
     let named = Resource::builder().build();
@@ -78,12 +93,42 @@ fn resource() -> Resource {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry::trace::Tracer as _;
+
     use super::*;
 
     #[test]
     fn an_endpoint_that_is_no_url_is_named() {
         let error = Traces::start("http://[").unwrap_err().to_string();
         assert!(error.contains("http://[") && error.contains("--otlp-traces-endpoint"), "{error}");
+    }
+
+    #[test]
+    fn spans_follow_no_redirect() {
+        use std::io::{BufRead as _, BufReader, Write as _};
+        let (here, there) = (listener(), listener());
+        let endpoint = format!("http://{}/v1/traces", here.local_addr().unwrap());
+        let traces = Traces::start(&endpoint).unwrap();
+        let answer = format!(
+            "HTTP/1.1 307 Temporary Redirect\r\nLocation: http://{}/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            there.local_addr().unwrap()
+        );
+        let collector = thread::spawn(move || {
+            let (mut stream, _) = here.accept().unwrap();
+            let mut first = String::new();
+            BufReader::new(&stream).read_line(&mut first).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+            first
+        });
+        drop(traces.tracer().start("a request"));
+        traces.end(PATIENCE);
+        assert_eq!(collector.join().unwrap(), "POST /v1/traces HTTP/1.1\r\n");
+        there.set_nonblocking(true).unwrap();
+        assert!(there.accept().is_err(), "nobody came");
+    }
+
+    fn listener() -> std::net::TcpListener {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap()
     }
 
     #[test]

@@ -387,8 +387,9 @@ fn throughput<'a>(
 ) -> Throughput {
     let mut sums = Throughput::default();
     for sample in samples.filter(|sample| sample.is_done()) {
-        sums.prompt_tokens += sample.prompt_tokens;
-        sums.output_tokens += sample.output_tokens;
+        // A server may say anything.
+        sums.prompt_tokens = sums.prompt_tokens.saturating_add(sample.prompt_tokens);
+        sums.output_tokens = sums.output_tokens.saturating_add(sample.output_tokens);
     }
     let asked = counts.sent - counts.unfinished;
     Throughput {

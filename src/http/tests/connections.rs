@@ -26,6 +26,7 @@ use crate::engine::{Event, Finish};
 pub(super) const SOON: Duration = Duration::from_secs(10);
 /// So small that little fits between a server that writes and a client that does not read.
 const BUFFER: u32 = 4096;
+const CLOSES: &str = "\r\nconnection: close\r\n";
 
 pub(super) struct Server {
     pub(super) address: SocketAddr,
@@ -150,6 +151,14 @@ async fn scraped(address: SocketAddr, path: &str) -> (String, String) {
     (text["HTTP/1.1 ".len()..][..3].to_owned(), text)
 }
 
+/// The same for a body that does not say how long it is, up to its first chunk's bytes.
+fn in_one_chunk(bytes: usize) -> String {
+    head(0).replace(
+        "Content-Length: 0\r\n\r\n",
+        &format!("Transfer-Encoding: chunked\r\n\r\n{bytes:x}\r\n"),
+    )
+}
+
 async fn listeners() -> (Listeners, [SocketAddr; 2]) {
     let bind = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (clients, watchers) = (bind().await, bind().await);
@@ -216,7 +225,7 @@ async fn a_body_half_sent_is_not_waited_for_at_the_end() {
     let server = Server::start(app.clone());
     // Larger ones take a place, which shows that the server has begun to read it.
     let stream = server.send(&(head(1 << 20) + "{\"model\":")).await;
-    until(|| app.large_bodies().available_permits() < LARGE_BODIES).await;
+    until(|| app.large_bodies().free() < LARGE_BODIES).await;
     server.stop.send(()).unwrap();
     let text = rest(stream).await;
     assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
@@ -247,7 +256,7 @@ async fn a_refusal_that_is_known_before_a_small_body_is_there_keeps_the_connecti
     let expects = head(20).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
     let stream = server.send(&expects.replace(CHAT, "/v1/nowhere")).await;
     let text = rest(stream).await;
-    assert!(text.starts_with("HTTP/1.1 404 "), "{text}");
+    assert!(text.starts_with("HTTP/1.1 404 ") && text.contains(CLOSES), "{text}");
     server.stop.send(()).unwrap();
     ended(server.task).await;
 }
@@ -261,12 +270,15 @@ async fn a_client_that_is_still_sending_learns_why_it_is_refused() {
         (head(8 << 20), 413),
         (head(8 << 20).replace(CHAT, "/v1/nowhere"), 404),
         (head(8 << 20).replace("application/json", "text/plain"), 415),
+        (in_one_chunk(9 << 20).replace(CHAT, "/v1/nowhere"), 404),
     ] {
         let mut stream = server.send(&head).await;
         // It sends all before it reads.
         timeout(SOON, stream.write_all(&vec![b' '; 8 << 20])).await.unwrap().unwrap();
         let text = rest(stream).await;
         assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+        // Nothing more is read on it.
+        assert!(text.contains(CLOSES), "{text}");
     }
     server.stop.send(()).unwrap();
     ended(server.task).await;
