@@ -101,6 +101,8 @@ async fn a_full_engine_refuses_politely() {
         assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(error_code(&body(response).await), "overloaded");
         assert_eq!(engine.wanted(), 0);
+        let usage = body(get(&app, "/v1/usage?by=total").await).await;
+        assert_eq!(usage["data"], json!([]), "what is refused costs nothing");
     }
 }
 
