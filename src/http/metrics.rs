@@ -196,7 +196,8 @@ impl Latency {
             }
             Event::Pooled(_) => self.times.first = Some(now),
             Event::Finished(_) => self.latencies.whole.observe(whole(now - self.began)),
-            Event::Begun { waited, .. } => self.times.begun = Some(self.began + *waited),
+            // The engine's clock has begun a moment before ours.
+            Event::Begun { waited, .. } => self.times.begun = Some(now.min(self.began + *waited)),
             Event::Prompt(_) | Event::Failed(_) => {}
         }
     }
