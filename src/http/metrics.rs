@@ -196,8 +196,12 @@ impl Latency {
             }
             Event::Pooled(_) => self.times.first = Some(now),
             Event::Finished(_) => self.latencies.whole.observe(whole(now - self.began)),
-            // The engine's clock has begun a moment before ours.
-            Event::Begun { waited, .. } => self.times.begun = Some(now.min(self.began + *waited)),
+            Event::Begun { waited, .. } => {
+                // The engine's clock has begun a moment before ours.
+                let begun = now.min(self.began + *waited);
+                self.times.begun = Some(begun);
+                self.times.submitted = Some(begun.checked_sub(*waited).unwrap_or(begun));
+            }
             Event::Prompt(_) | Event::Failed(_) => {}
         }
     }

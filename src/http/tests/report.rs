@@ -293,7 +293,7 @@ const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 #[tokio::test]
 async fn a_request_is_told_as_spans_in_the_trace_of_its_client() {
     let (log, collected) = (Captured::begin("info"), Collected::default());
-    let (app, _) = app_with([said("abc")], collected.settings());
+    let (app, _) = app_with([said("xyz")], collected.settings());
     let mut request = post(CHAT, &chat(json!({"model": "sql"})));
     let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
     request.headers_mut().insert("traceparent", parent.parse().unwrap());
@@ -325,7 +325,7 @@ async fn a_request_is_told_as_spans_in_the_trace_of_its_client() {
     }
     assert_eq!(log.line()["trace"], TRACE);
     let all = format!("{spans:?}");
-    assert!(!all.contains("abc") && !all.contains("Hello") && !all.contains("theirs"), "{all}");
+    assert!(!all.contains("xyz") && !all.contains("Hello") && !all.contains("theirs"), "{all}");
 }
 
 #[tokio::test]
