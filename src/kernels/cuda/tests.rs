@@ -23,8 +23,11 @@ trait Element: Copy + Debug + PartialEq + 'static {
     /// Half the distance of one and the next number.
     const ROUNDING: f64;
     fn of(x: f32) -> Self;
-    fn wide(self) -> f64;
+    fn single(self) -> f32;
     fn bits(self) -> u16;
+    fn wide(self) -> f64 {
+        self.single().into()
+    }
 }
 
 impl Element for f16 {
@@ -34,8 +37,8 @@ impl Element for f16 {
     fn of(x: f32) -> Self {
         Self::from_f32(x)
     }
-    fn wide(self) -> f64 {
-        self.to_f64()
+    fn single(self) -> f32 {
+        self.to_f32()
     }
     fn bits(self) -> u16 {
         self.to_bits()
@@ -49,8 +52,8 @@ impl Element for bf16 {
     fn of(x: f32) -> Self {
         Self::from_f32(x)
     }
-    fn wide(self) -> f64 {
-        self.to_f64()
+    fn single(self) -> f32 {
+        self.to_f32()
     }
     fn bits(self) -> u16 {
         self.to_bits()

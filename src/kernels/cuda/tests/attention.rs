@@ -256,7 +256,7 @@ fn rope_and_write_is_right<T: Element>(random: &mut Numbers, heads: Heads, rows:
     for (row, want) in rows.iter().zip(want.chunks_mut(width)) {
         let mut turned = vec![0.0; dim];
         for (head, numbers) in want.chunks_mut(dim).enumerate() {
-            let wide: Vec<f32> = numbers.iter().map(|number| number.wide() as f32).collect();
+            let wide: Vec<f32> = numbers.iter().map(|number| number.single()).collect();
             angles.turn(row.1, &wide, &mut turned);
             let turned: Vec<T> = turned.iter().map(|number| T::of(*number)).collect();
             if head < queries {

@@ -179,7 +179,8 @@ proptest! {
     ) {
         let ranks: Vec<Vec<usize>> = ranks.iter().map(|ranks| ranks[..outputs.len()].to_vec()).collect();
         let mut random = Numbers(seed);
-        let slots: Vec<i32> = (0..rows).map(|_| random.below(ranks.len() + 1) as i32 - 1).collect();
+        let slot = |_| i32::try_from(random.below(ranks.len() + 1)).expect("few") - 1;
+        let slots: Vec<i32> = (0..rows).map(slot).collect();
         if seed % 2 == 0 {
             check(&World::<f16>::new(&mut random, inputs, &outputs, &ranks), &mut random, &slots, size);
         } else {
