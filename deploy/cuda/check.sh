@@ -28,7 +28,10 @@ for generation in 80 90; do
         "$nvcc" "${flags[@]}" -arch="sm_$generation" -ptx -o "$out" "$source"
         printf '%s: %s kernels\n' "$(basename "$out")" "$(grep -c '^\.visible \.entry' "$out")"
     done
-    # Registers and shared memory are known once it is machine code.
+    # What each takes is known once it is machine code.
     "$nvcc" "${flags[@]}" -arch="sm_$generation" -cubin -Xptxas -v -o "$ptx/all.sm_$generation.cubin" "$ptx/all.cu" 2>&1 |
-        sed -nE "s/.*entry function '([a-z0-9_]+)'.*/\1/p; s/^ +([0-9]+ bytes stack.*)/    \1/p; s/.*(Used [0-9]+ registers).*/    \1/p"
+        awk '/entry function/ { split($0, name, "\047"); kernel = name[2] }
+             /spill stores/ { spilled = $5 }
+             /Used [0-9]+ registers/ { print "  " kernel ": " $5 " registers, " spilled " bytes spilled" }'
+    LD_LIBRARY_PATH=$folder/home/lib64 python3 -B deploy/cuda/nvrtc.py "$folder/home" "$ptx/all.cu" "compute_$generation"
 done

@@ -133,7 +133,7 @@ __device__ void score(Tile& tile, const T* keys, const int* pages, Heads heads, 
 // Scores become weights; a warp takes a query at a time.
 __device__ inline void weigh(Tile& tile, int begin, int from, int to) {
     for (int q = threadIdx.x / WARP; q < QUERIES; q += ATTENTION_THREADS / WARP) {
-        float max = NOTHING_YET;
+        float max = minus_infinity();
         for (int i = threadIdx.x % WARP; i < to - begin; i += WARP) {
             if (begin + i >= from) max = fmaxf(max, tile.weights[q][i]);
         }
@@ -206,7 +206,7 @@ struct Fade {
 
 __device__ inline Fade fade(float max, float next) {
     const float both = fmaxf(max, next);
-    return {both, max == NOTHING_YET ? 0.0f : expf(max - both), expf(next - both)};
+    return {both, max == minus_infinity() ? 0.0f : expf(max - both), expf(next - both)};
 }
 
 __device__ inline float merged(Fade fade, float before, float split) {
@@ -255,7 +255,7 @@ __device__ void attention_combine(const float* answers, const float2* states, co
     const size_t query = size_t(blockIdx.x) * heads.queries + blockIdx.y;
     const int position = positions[blockIdx.x];
     for (int d = threadIdx.x; d < heads.dim; d += ATTENTION_THREADS) {
-        float max = NOTHING_YET, sum = 0.0f, answer = 0.0f;
+        float max = minus_infinity(), sum = 0.0f, answer = 0.0f;
         for (int split = first_visible(heads, position) / SPLIT; split <= position / SPLIT; ++split) {
             const float2 state = states[query * splits + split];
             const Fade next = fade(max, state.x);
@@ -287,7 +287,7 @@ __device__ void attention_whole(const T* qkv, const T* keys, const T* values, co
             answers[i / heads.dim][i % heads.dim] = 0.0f;
         }
         if (threadIdx.x < QUERIES) {
-            maxima[threadIdx.x] = NOTHING_YET;
+            maxima[threadIdx.x] = minus_infinity();
             sums[threadIdx.x] = 0.0f;
         }
         load_queries(tile, queries, heads, first, count);

@@ -29,7 +29,7 @@ __device__ inline Best best_of_warp(Best best) {
 }
 
 // Above all tokens, so that any of the same logit is taken before it.
-__device__ inline Best no_token_yet() { return {NOTHING_YET, 0x7fffffff}; }
+__device__ inline Best no_token_yet() { return {minus_infinity(), 0x7fffffff}; }
 
 // The best of each part of a vocabulary: logits [rows, vocab] to bests [rows, parts].
 //
@@ -43,8 +43,8 @@ __device__ void greedy_parts(const T* logits, Best* bests, const int* rows, int 
     for (int token = begin + threadIdx.x; token < end; token += GREEDY_THREADS) {
         const float logit = widen(logits[size_t(blockIdx.x) * vocab + token]);
         // What is no number is below nothing, and from here on above all.
-        const bool number = logit < -NOTHING_YET;
-        best = better(best, {number ? logit : -NOTHING_YET, number ? token : -1});
+        const bool number = logit < -minus_infinity();
+        best = better(best, {number ? logit : -minus_infinity(), number ? token : -1});
     }
     best = best_of_warp(best);
     if (threadIdx.x % WARP == 0) best_of_warps[threadIdx.x / WARP] = best;
@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(WARP)
         best = better(best, bests[size_t(blockIdx.x) * parts + part]);
     }
     best = best_of_warp(best);
-    if (threadIdx.x == 0) tokens[blockIdx.x] = best.logit == NOTHING_YET ? -1 : best.token;
+    if (threadIdx.x == 0) tokens[blockIdx.x] = best.logit == minus_infinity() ? -1 : best.token;
 }
 
 #define GREEDY_PARTS(name, T)                                                                                   \

@@ -18,7 +18,9 @@
 
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
-constexpr float NOTHING_YET = -__builtin_huge_valf();
+
+// Below every score and logit that is a number. (Neither INFINITY nor what it is made of is known to NVRTC.)
+__device__ inline float minus_infinity() { return __int_as_float(int(0xff800000u)); }
 
 __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(__half x) { return __half2float(x); }

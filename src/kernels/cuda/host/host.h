@@ -73,6 +73,8 @@ inline uint32_t bits_of(float x) {
     return bits;
 }
 
+inline float __int_as_float(int bits) { return float_of(uint32_t(bits)); }
+
 // 1 sign, 5 exponent and 10 fraction bits; the exponent is biased by 15.
 inline float __half2float(__half x) {
     const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, fraction = x.bits & 0x3ff;
