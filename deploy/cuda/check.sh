@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compiles every kernel of src/kernels/cuda to PTX, for each generation of GPU that is meant: one by one, and all together as a
-# server hands them to NVRTC. What nvcc or ptxas warns of is an error.
+# Compiles every kernel of src/kernels/cuda to PTX, for each generation of GPU that is meant: one file after the other, and all
+# together as NVRTC is given them. What nvcc warns of is an error.
 #
 #     deploy/cuda/check.sh [FOLDER]      # of deploy/cuda/toolchain.sh; default: target/cuda
 set -euo pipefail

@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Compiles one source with NVRTC, as a server does at its start: NVRTC knows less of C++ and of its headers than nvcc does.
+"""Compiles one source with NVRTC, which knows less of C++ and of its headers than nvcc does.
 
     nvrtc.py CUDA_HOME SOURCE ARCHITECTURE      # LD_LIBRARY_PATH has CUDA_HOME/lib64"""
 
