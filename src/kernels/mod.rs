@@ -9,6 +9,7 @@
 #![expect(unsafe_code, reason = "SIMD and threads; each block has its proof")]
 
 pub mod attention;
+pub mod cuda;
 mod dense;
 pub mod dora;
 pub mod elementwise;
