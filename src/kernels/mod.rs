@@ -9,7 +9,8 @@
 #![expect(unsafe_code, reason = "SIMD and threads; each block has its proof")]
 
 pub mod attention;
-pub mod cuda;
+#[cfg(test)]
+mod cuda;
 mod dense;
 pub mod dora;
 pub mod elementwise;

@@ -6,7 +6,7 @@
 
 /// Every kernel, as one source for a run-time compiler with `cuda_fp16.h` and `cuda_bf16.h` in its path. The kernels have C
 /// names that end in their element type: `rms_norm_f16`, `rms_norm_bf16`.
-pub const SOURCE: &str = concat!(
+const SOURCE: &str = concat!(
     include_str!("numbers.cuh"),
     include_str!("norm.cu"),
     include_str!("attention.cu"),
