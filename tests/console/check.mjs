@@ -293,8 +293,9 @@ async function checkKeys(page, { operator, made }) {
 async function main() {
   const folder = mkdtempSync(join(tmpdir(), 'chorus-console-'));
   mkdirSync(options.pictures, { recursive: true });
-  const server = options.url ? { url: options.url } : await started(folder);
+  // First, so that no server is left where there is no browser.
   const browser = await chromium.launch({ executablePath: options.browser, args: ['--no-sandbox'] });
+  const server = options.url ? { url: options.url } : await started(folder);
   try {
     const page = await browser.newPage({ viewport: { width: 1280, height: 860 } });
     page.setDefaultTimeout(15_000);
