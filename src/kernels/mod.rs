@@ -9,8 +9,8 @@
 #![expect(unsafe_code, reason = "SIMD and threads; each block has its proof")]
 
 pub mod attention;
-#[cfg(test)]
-mod cuda;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod cuda;
 mod dense;
 pub mod dora;
 pub mod elementwise;

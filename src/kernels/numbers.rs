@@ -151,12 +151,19 @@ impl Numbers {
         }
     }
 
+    /// The bytes of the numbers, and of the scales of codes.
+    #[expect(clippy::inline_always, reason = "part of a kernel")]
+    #[inline(always)]
+    pub(crate) fn as_they_lie(&self) -> (&[u8], &[u8]) {
+        self.part.split_at(self.kind.bytes_of(self.len).1)
+    }
+
     /// So many groups from group `first` on, of numbers whose type is `N`.
     #[expect(clippy::inline_always, reason = "part of a kernel, which then knows the length")]
     #[inline(always)]
     pub(super) fn groups<N: Widen>(&self, first: usize, count: usize) -> Groups<'_> {
         let bytes = GROUP * N::WIDTH;
-        let (numbers, scales) = self.part.split_at(self.kind.bytes_of(self.len).1);
+        let (numbers, scales) = self.as_they_lie();
         let scales = scales.as_chunks().0;
         Groups {
             numbers: &numbers[first * bytes..][..count * bytes],

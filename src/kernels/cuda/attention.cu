@@ -46,8 +46,8 @@ __device__ inline size_t place_in_pages(const int* pages, Heads heads, int head,
     return ((page * heads.keys + head) * PAGE + position % PAGE) * heads.dim;
 }
 
-// Turns the queries of qkv [rows, queries + 2 * keys, dim] in place, and puts keys, turned, and values into their pages. Dimension i
-// is turned with i + dim / 2 (as Llama's weights in Hugging Face's order have it).
+// Turns the queries of qkv [rows, queries + 2 * keys, dim] in place, and puts keys, turned, and values into their pages, rounded
+// once. Dimension i is turned with i + dim / 2 (as Llama's weights in Hugging Face's order have it).
 //
 // cosines, sines [positions, dim / 2]: of each position's angles, times what a scaling makes queries and keys longer by. They are
 // the host's, so that both sides turn by the same angles. keys, values [pages, key heads, PAGE, dim]; pages [sequences,
@@ -55,29 +55,32 @@ __device__ inline size_t place_in_pages(const int* pages, Heads heads, int head,
 //
 // Grid: rows. Block: ROPE_THREADS. No two rows have the same page and place.
 template <typename T>
-__device__ void rope_and_write(T* qkv, const float* cosines, const float* sines, T* keys, T* values, const int* pages,
+__device__ void rope_and_write(float* qkv, const float* cosines, const float* sines, T* keys, T* values, const int* pages,
                                int pages_of_sequence, const int* sequences, const int* positions, const int* rows,
                                Heads heads) {
     if (blockIdx.x >= unsigned(*rows)) return;
     const int row = blockIdx.x, half = heads.dim / 2, position = positions[row];
     const int* own_pages = pages + size_t(sequences[row]) * pages_of_sequence;
-    T* own = qkv + size_t(row) * (heads.queries + 2 * heads.keys) * heads.dim;
+    float* own = qkv + size_t(row) * (heads.queries + 2 * heads.keys) * heads.dim;
     for (int i = threadIdx.x; i < (heads.queries + heads.keys) * half; i += ROPE_THREADS) {
         const int head = i / half, d = i % half;
         const float cosine = cosines[size_t(position) * half + d], sine = sines[size_t(position) * half + d];
-        T* from = own + head * heads.dim;
-        const float left = widen(from[d]), right = widen(from[half + d]);
-        const T turned_left = narrow<T>(fmaf(left, cosine, -(right * sine)));
-        const T turned_right = narrow<T>(fmaf(right, cosine, left * sine));
-        T* to = head < heads.queries ? from
-                                     : keys + place_in_pages(own_pages, heads, head - heads.queries, position);
-        to[d] = turned_left;
-        to[half + d] = turned_right;
+        float* from = own + head * heads.dim;
+        const float left = from[d], right = from[half + d];
+        const float turned_left = fmaf(left, cosine, -(right * sine)), turned_right = fmaf(right, cosine, left * sine);
+        if (head < heads.queries) {
+            from[d] = turned_left;
+            from[half + d] = turned_right;
+        } else {
+            T* key = keys + place_in_pages(own_pages, heads, head - heads.queries, position);
+            key[d] = narrow<T>(turned_left);
+            key[half + d] = narrow<T>(turned_right);
+        }
     }
-    const T* own_values = own + size_t(heads.queries + heads.keys) * heads.dim;
+    const float* own_values = own + size_t(heads.queries + heads.keys) * heads.dim;
     for (int i = threadIdx.x; i < heads.keys * heads.dim; i += ROPE_THREADS) {
         const int head = i / heads.dim, d = i % heads.dim;
-        values[place_in_pages(own_pages, heads, head, position) + d] = own_values[i];
+        values[place_in_pages(own_pages, heads, head, position) + d] = narrow<T>(own_values[i]);
     }
 }
 
@@ -91,12 +94,11 @@ struct Tile {
 };
 
 // queries [query heads, dim], turned: those from `first` on, of which there are `count`.
-template <typename T>
-__device__ void load_queries(Tile& tile, const T* queries, Heads heads, int first, int count) {
+__device__ inline void load_queries(Tile& tile, const float* queries, Heads heads, int first, int count) {
     const float scale = 1.0f / sqrtf(float(heads.dim));
     for (int i = threadIdx.x; i < QUERIES * heads.dim; i += ATTENTION_THREADS) {
         const int q = i / heads.dim, d = i % heads.dim;
-        tile.queries[q][d] = q < count ? widen(queries[(first + q) * heads.dim + d]) * scale : 0.0f;
+        tile.queries[q][d] = q < count ? queries[(first + q) * heads.dim + d] * scale : 0.0f;
     }
     __syncthreads();
 }
@@ -220,7 +222,7 @@ __device__ inline float merged(Fade fade, float before, float split) {
 //
 // Grid: rows, key heads, splits. Block: ATTENTION_THREADS. A row's position is below splits * SPLIT.
 template <typename T>
-__device__ void attention_splits(const T* qkv, const T* keys, const T* values, const int* pages, int pages_of_sequence,
+__device__ void attention_splits(const float* qkv, const T* keys, const T* values, const int* pages, int pages_of_sequence,
                                  const int* sequences, const int* positions, const int* rows, Heads heads, float* answers,
                                  float2* states) {
     __shared__ Tile tile;
@@ -229,7 +231,7 @@ __device__ void attention_splits(const T* qkv, const T* keys, const T* values, c
     const int position = positions[row];
     if (split > position / SPLIT || split < first_visible(heads, position) / SPLIT) return;
     const int* own_pages = pages + size_t(sequences[row]) * pages_of_sequence;
-    const T* queries = qkv + size_t(row) * (heads.queries + 2 * heads.keys) * heads.dim;
+    const float* queries = qkv + size_t(row) * (heads.queries + 2 * heads.keys) * heads.dim;
     const int group = heads.queries / heads.keys;
     for (int done = 0; done < group; done += QUERIES) {
         const int first = head * group + done, count = group - done < QUERIES ? group - done : QUERIES;
@@ -271,7 +273,7 @@ __device__ void attention_combine(const float* answers, const float2* states, co
 //
 // Grid: rows, key heads. Block: ATTENTION_THREADS.
 template <typename T>
-__device__ void attention_whole(const T* qkv, const T* keys, const T* values, const int* pages, int pages_of_sequence,
+__device__ void attention_whole(const float* qkv, const T* keys, const T* values, const int* pages, int pages_of_sequence,
                                 const int* sequences, const int* positions, const int* rows, Heads heads, T* y) {
     __shared__ Tile tile;
     __shared__ float answers[QUERIES][MAX_DIM];
@@ -279,7 +281,7 @@ __device__ void attention_whole(const T* qkv, const T* keys, const T* values, co
     if (blockIdx.x >= unsigned(*rows)) return;
     const int row = blockIdx.x, head = blockIdx.y, position = positions[row];
     const int* own_pages = pages + size_t(sequences[row]) * pages_of_sequence;
-    const T* queries = qkv + size_t(row) * (heads.queries + 2 * heads.keys) * heads.dim;
+    const float* queries = qkv + size_t(row) * (heads.queries + 2 * heads.keys) * heads.dim;
     const int group = heads.queries / heads.keys;
     for (int done = 0; done < group; done += QUERIES) {
         const int first = head * group + done, count = group - done < QUERIES ? group - done : QUERIES;
@@ -315,13 +317,13 @@ __device__ void attention_whole(const T* qkv, const T* keys, const T* values, co
 
 #define ATTENTION(type, T)                                                                                      \
     extern "C" __global__ void __launch_bounds__(ROPE_THREADS) rope_and_write_##type(                           \
-        T* qkv, const float* cosines, const float* sines, T* keys, T* values, const int* pages,                 \
+        float* qkv, const float* cosines, const float* sines, T* keys, T* values, const int* pages,             \
         int pages_of_sequence, const int* sequences, const int* positions, const int* rows, Heads heads) {      \
         rope_and_write<T>(qkv, cosines, sines, keys, values, pages, pages_of_sequence, sequences, positions,    \
                           rows, heads);                                                                         \
     }                                                                                                           \
     extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention_splits_##type(                    \
-        const T* qkv, const T* keys, const T* values, const int* pages, int pages_of_sequence,                  \
+        const float* qkv, const T* keys, const T* values, const int* pages, int pages_of_sequence,              \
         const int* sequences, const int* positions, const int* rows, Heads heads, float* answers,               \
         float2* states) {                                                                                       \
         attention_splits<T>(qkv, keys, values, pages, pages_of_sequence, sequences, positions, rows, heads,     \
@@ -333,7 +335,7 @@ __device__ void attention_whole(const T* qkv, const T* keys, const T* values, co
         attention_combine<T>(answers, states, positions, rows, heads, splits, y);                               \
     }                                                                                                           \
     extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention_whole_##type(                     \
-        const T* qkv, const T* keys, const T* values, const int* pages, int pages_of_sequence,                  \
+        const float* qkv, const T* keys, const T* values, const int* pages, int pages_of_sequence,              \
         const int* sequences, const int* positions, const int* rows, Heads heads, T* y) {                       \
         attention_whole<T>(qkv, keys, values, pages, pages_of_sequence, sequences, positions, rows, heads, y);  \
     }

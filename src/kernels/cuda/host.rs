@@ -18,6 +18,7 @@ pub(super) enum Argument {
     Float(f32),
     /// A struct of four ints.
     Ints([c_int; 4]),
+    Maps(super::launch::LinearMaps),
 }
 
 impl Argument {
@@ -28,6 +29,7 @@ impl Argument {
             Self::Int(value) => (std::ptr::from_ref(value).cast(), size_of_val(value)),
             Self::Float(value) => (std::ptr::from_ref(value).cast(), size_of_val(value)),
             Self::Ints(value) => (std::ptr::from_ref(value).cast(), size_of_val(value)),
+            Self::Maps(value) => (std::ptr::from_ref(value).cast(), size_of_val(value)),
         }
     }
 }
@@ -45,7 +47,7 @@ pub(super) enum Order {
     Backwards,
 }
 
-/// Numbers for kernels to read and write, at a multiple of sixteen bytes as a device's are, between numbers that nobody may write.
+/// Numbers for kernels to read and write, at a multiple of 64 bytes as a device's are, between numbers that nobody may write.
 #[derive(Debug)]
 pub(super) struct Buffer<T> {
     all: Vec<T>,
@@ -61,7 +63,7 @@ impl<T: Copy + PartialEq> Buffer<T> {
     /// A buffer of `numbers`; around them lies `guard`, which spoils what it is taken for.
     pub(super) fn new(numbers: &[T], guard: T) -> Self {
         let mut all = vec![guard; numbers.len() + 3 * GUARD];
-        let start = GUARD + all[GUARD..].as_ptr().align_offset(16);
+        let start = GUARD + all[GUARD..].as_ptr().align_offset(64);
         all[start..start + numbers.len()].copy_from_slice(numbers);
         Self { all, start, len: numbers.len(), guard }
     }
@@ -69,6 +71,11 @@ impl<T: Copy + PartialEq> Buffer<T> {
     /// As a kernel is given it.
     pub(super) fn memory(&mut self) -> Argument {
         Argument::Memory(self.address())
+    }
+
+    /// The same from number `first` on.
+    pub(super) fn memory_from(&mut self, first: usize) -> Argument {
+        Argument::Memory(self.all[self.start + first..].as_mut_ptr().cast())
     }
 
     /// As a kernel finds it in a table.
@@ -144,6 +151,8 @@ pub(super) fn library() -> &'static Library {
         compiler.args(["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]);
         // Sums are rounded as they are spelled; vectors are loaded through pointers to other types.
         compiler.args(["-ffp-contract=off", "-fno-strict-aliasing"]);
+        // Of unrolling, for CUDA.
+        compiler.arg("-Wno-unknown-pragmas");
         // Whose reports launch.cpp takes. The checked jumps that distributions turn on know no fibers.
         compiler.args(["-fsanitize=bounds,alignment", "-U_FORTIFY_SOURCE"]);
         compiler.arg("-I").arg(&source).args(["-include", "host.h", "-o"]).arg(&out);

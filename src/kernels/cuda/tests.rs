@@ -11,6 +11,7 @@ use super::{
 use crate::kernels::attention::PAGE;
 
 mod attention;
+mod linear;
 mod lora;
 mod rows;
 
@@ -22,11 +23,30 @@ trait Element: Copy + Debug + PartialEq + 'static {
     const GUARD: Self;
     /// Half the distance of one and the next number.
     const ROUNDING: f64;
+    /// What a number may be off by, however small it is: those below the normal ones are multiples of the least.
+    const LEAST: f64;
     fn of(x: f32) -> Self;
     fn single(self) -> f32;
-    fn bits(self) -> u16;
+    fn bits(self) -> u32;
     fn wide(self) -> f64 {
         self.single().into()
+    }
+}
+
+impl Element for f32 {
+    const NAME: &'static str = "f32";
+    const GUARD: Self = Self::NAN;
+    const ROUNDING: f64 = 1.0 / 16_777_216.0;
+    // Devices have numbers below this one, but exp(-x) is infinite where its inverse would be one of them.
+    const LEAST: f64 = 1e-34;
+    fn of(x: f32) -> Self {
+        x
+    }
+    fn single(self) -> f32 {
+        self
+    }
+    fn bits(self) -> u32 {
+        self.to_bits()
     }
 }
 
@@ -34,14 +54,15 @@ impl Element for f16 {
     const NAME: &'static str = "f16";
     const GUARD: Self = Self::NAN;
     const ROUNDING: f64 = 1.0 / 2048.0;
+    const LEAST: f64 = 6e-8;
     fn of(x: f32) -> Self {
         Self::from_f32(x)
     }
     fn single(self) -> f32 {
         self.to_f32()
     }
-    fn bits(self) -> u16 {
-        self.to_bits()
+    fn bits(self) -> u32 {
+        self.to_bits().into()
     }
 }
 
@@ -49,14 +70,15 @@ impl Element for bf16 {
     const NAME: &'static str = "bf16";
     const GUARD: Self = Self::NAN;
     const ROUNDING: f64 = 1.0 / 256.0;
+    const LEAST: f64 = f32::LEAST;
     fn of(x: f32) -> Self {
         Self::from_f32(x)
     }
     fn single(self) -> f32 {
         self.to_f32()
     }
-    fn bits(self) -> u16 {
-        self.to_bits()
+    fn bits(self) -> u32 {
+        self.to_bits().into()
     }
 }
 
@@ -90,7 +112,7 @@ impl Numbers {
     }
 }
 
-fn bits<T: Element>(numbers: &[T]) -> Vec<u16> {
+fn bits<T: Element>(numbers: &[T]) -> Vec<u32> {
     numbers.iter().map(|number| number.bits()).collect()
 }
 
@@ -104,8 +126,7 @@ fn in_both_orders<T: Element>(run: impl Fn(Order) -> Vec<T>) -> Vec<T> {
 /// Fails unless `got` is `want` but for its own rounding and `error`.
 #[track_caller]
 fn assert_close<T: Element>(got: T, want: f64, error: f64) {
-    // A number below the normal ones is rounded to a multiple of the least.
-    let allowed = want.abs() * T::ROUNDING * 1.01 + error + 6e-8;
+    let allowed = want.abs() * T::ROUNDING * 1.01 + error + T::LEAST;
     let off = (got.wide() - want).abs();
     assert!(off <= allowed, "{got:?} is not {want}: off by {off} where {allowed} is allowed");
 }
@@ -163,19 +184,24 @@ fn faults_of_kernels_are_told() {
     let mut fault = |kernel| launch(kernel, ([1; 3], 64), Order::Forwards, &[numbers.memory()]);
     for (kernel, told) in [
         ("fault_barrier", "does not reach the barrier"),
-        ("fault_exchange", "wait for different exchanges"),
+        ("fault_exchange", "wait at different lines"),
         ("fault_index", "index 16 is beyond an array"),
         ("fault_alignment", "is no place for what is read"),
+        ("fault_warp", "wait at different lines"),
+        ("fault_matrix_place", "is not at a multiple of 32 bytes"),
+        ("fault_matrix_lines", "not multiples of 16 bytes apart"),
         ("rms_norm_f16", "sizes of the parameters"),
         ("nothing", "no such kernel"),
     ] {
         let error = fault(kernel).expect_err(kernel);
         assert!(error.contains(told), "{kernel}: {error}");
     }
-    let race = |order| {
-        let mut numbers = Buffer::new(&[0_i32; 128], -1);
-        launch("fault_race", ([2, 1, 1], 64), order, &[numbers.memory()]).unwrap();
-        numbers.numbers().to_vec()
-    };
-    assert_ne!(race(Order::Forwards), race(Order::Backwards));
+    for (kernel, block) in [("fault_race", 64), ("fault_matrix_race", 32)] {
+        let race = |order| {
+            let mut numbers = Buffer::new(&[0_i32; 128], -1);
+            launch(kernel, ([2, 1, 1], block), order, &[numbers.memory()]).unwrap();
+            numbers.numbers().to_vec()
+        };
+        assert_ne!(race(Order::Forwards), race(Order::Backwards), "{kernel}");
+    }
 }

@@ -210,6 +210,11 @@ impl Panels {
         self.bytes.len()
     }
 
+    /// Panel after panel, as they lie in memory: what a device is given.
+    pub fn stored(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Panels of 32 outputs, the last one filled up with zeros.
     pub fn count(&self) -> usize {
         self.outputs.div_ceil(COLUMNS)

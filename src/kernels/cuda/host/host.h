@@ -16,6 +16,7 @@ using std::size_t;
 #define __global__
 #define __device__
 #define __launch_bounds__(threads)
+#define __grid_constant__
 // One block runs at a time on a thread of the host.
 #define __shared__ static thread_local
 
@@ -29,6 +30,9 @@ struct float2 {
     float x, y;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -37,6 +41,8 @@ namespace host {
 
 // Waits until every thread of the block has come to the barrier of this line.
 void wait_for_block(int line);
+// Waits until every lane of the warp has come to the barrier of this line.
+void wait_for_warp(int line);
 // Waits until every thread of the warp has come to the exchange of this line, and gives the bits that another lane brought.
 uint32_t exchange(uint32_t bits, unsigned lanes, int apart, int line);
 
@@ -53,6 +59,7 @@ T shuffle(unsigned lanes, T value, int apart, int line) {
 }  // namespace host
 
 #define __syncthreads() host::wait_for_block(__LINE__)
+#define __syncwarp() host::wait_for_warp(__LINE__)
 #define __shfl_xor_sync(lanes, value, apart) host::shuffle(lanes, value, apart, __LINE__)
 
 struct __half {
@@ -73,30 +80,37 @@ inline uint32_t bits_of(float x) {
     return bits;
 }
 
+// A product that no compiler fuses with a sum; here none is.
+inline float __fmul_rn(float x, float y) { return x * y; }
+
 inline float __int_as_float(int bits) { return float_of(uint32_t(bits)); }
 
-// 1 sign, 5 exponent and 10 fraction bits; the exponent is biased by 15.
+// Four bytes of eight, y's above x's, by the four lowest halves of `which`.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned which) {
+    const uint64_t both = uint64_t(y) << 32 | x;
+    unsigned bytes = 0;
+    for (unsigned i = 0; i < 4; ++i) bytes |= unsigned(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return bytes;
+}
+
+// 1 sign, 5 exponent and 10 fraction bits; the exponent is biased by 15, and by 127 in a float.
 inline float __half2float(__half x) {
-    const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, fraction = x.bits & 0x3ff;
-    if (exponent == 31) return float_of(sign | 0x7f800000u | fraction << 13);
-    const float value = exponent == 0 ? std::ldexp(float(fraction), -24)
-                                      : std::ldexp(float(fraction | 0x400), int(exponent) - 25);
-    return sign ? -value : value;
+    const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, size = uint32_t(x.bits & 0x7fff) << 13;
+    if ((x.bits & 0x7c00) == 0x7c00) return float_of(sign | 0x7f800000u | size);
+    // Exact; makes subnormal numbers normal.
+    return float_of(sign | bits_of(float_of(size) * 0x1p112f));
 }
 
 // To the nearest, ties to even.
 inline __half __float2half_rn(float x) {
-    const uint16_t sign = uint16_t(bits_of(x) >> 16 & 0x8000);
-    const float size = std::fabs(x);
+    const uint32_t sign = bits_of(x) >> 16 & 0x8000, size = bits_of(x) & 0x7fffffff;
     if (std::isnan(x)) return {0x7fff};
     // Halfway between the greatest number and what would be the next.
-    if (size >= 65520.0f) return {uint16_t(sign | 0x7c00)};
-    int exponent = size == 0.0f ? -14 : std::ilogb(size);
-    if (exponent < -14) exponent = -14;
-    // In units of the last place; rounded by the host's own rounding, which is to even.
-    const long units = std::lrint(std::ldexp(double(size), 10 - exponent));
-    // A sum: units that reach 2048 carry into the exponent, and those below 1024 are subnormal.
-    return {uint16_t(sign | (uint32_t(exponent + 14) * 1024 + uint32_t(units)))};
+    if (size >= bits_of(65520.0f)) return {uint16_t(sign | 0x7c00)};
+    // Subnormal: in units of the last place, which is that of a half; rounded by the sum.
+    if (size < bits_of(0x1p-14f)) return {uint16_t(sign | (bits_of(float_of(size) + 0.5f) - bits_of(0.5f)))};
+    // A fraction that is rounded up beyond its bits carries into the exponent.
+    return {uint16_t(sign | ((size + 0xfff + (size >> 13 & 1) - (112u << 23)) >> 13))};
 }
 
 // The upper half of a float.

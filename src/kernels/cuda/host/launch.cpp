@@ -1,7 +1,7 @@
 // Runs the kernels on the host: see host.h.
 //
 // A block's threads are fibers. Each runs until it waits, for its block or for its warp, or is done. A warp goes on when all its
-// lanes wait for the same exchange, a block when all its threads that are not done wait for the same barrier. Anything else would
+// lanes wait at the same line, a block when all its threads that are not done wait for the same barrier. Anything else would
 // hang or be undefined on a device, and ends the launch with an error; so does an index beyond the end of an array, or a load from
 // a place that is not a multiple of its size, of which the compiler's checks tell (-fsanitize=bounds,alignment).
 #include <setjmp.h>
@@ -9,6 +9,7 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -22,9 +23,13 @@
 
 #include "../lora.cu"
 
+#include "../bias.cu"
+
 #include "../gate.cu"
 
 #include "../greedy.cu"
+
+#include "../linear.cu"
 
 // What kernels must not do, to see that it is told.
 extern "C" void fault_barrier(int* numbers) {
@@ -50,6 +55,37 @@ extern "C" void fault_race(int* numbers) {
     numbers[blockIdx.x * 64 + threadIdx.x] = all[(threadIdx.x + 1) % 64];
 }
 
+// Comes to another operation than half of its warp.
+extern "C" void fault_warp(int* numbers) {
+    Sums sums;
+    nvcuda::wmma::fill_fragment(sums, float(numbers[threadIdx.x]));
+    if (threadIdx.x < 16) __syncwarp();
+    if (threadIdx.x >= 16) nvcuda::wmma::mma_sync(sums, Inputs<__half>{}, Widened<__half, nvcuda::wmma::row_major>{}, sums);
+}
+extern "C" void fault_matrix_place(const __half* numbers) {
+    Inputs<__half> inputs;
+    nvcuda::wmma::load_matrix_sync(inputs, numbers + 8, 16);
+}
+extern "C" void fault_matrix_lines(const __half* numbers) {
+    Inputs<__half> inputs;
+    nvcuda::wmma::load_matrix_sync(inputs, numbers, 4);
+}
+// Loads what other lanes store, without a barrier in between.
+extern "C" void fault_matrix_race(float* numbers) {
+    alignas(32) __shared__ __half lines[FRAGMENT][FRAGMENT];
+    alignas(32) __shared__ float squares[FRAGMENT][FRAGMENT];
+    for (int i = 0; i < 8; ++i) lines[threadIdx.x / 2][threadIdx.x % 2 * 8 + i] = narrow<__half>(float(blockIdx.x + 1));
+    Inputs<__half> left;
+    Widened<__half, nvcuda::wmma::col_major> right;
+    Sums sums;
+    nvcuda::wmma::load_matrix_sync(right, &lines[0][0], FRAGMENT);
+    nvcuda::wmma::load_matrix_sync(left, &lines[0][0], FRAGMENT);
+    nvcuda::wmma::fill_fragment(sums, 0.0f);
+    nvcuda::wmma::mma_sync(sums, left, right, sums);
+    nvcuda::wmma::store_matrix_sync(&squares[0][0], sums, FRAGMENT, nvcuda::wmma::mem_row_major);
+    numbers[blockIdx.x * 64 + threadIdx.x] = squares[threadIdx.x / 2][threadIdx.x % 2];
+}
+
 namespace host {
 namespace {
 
@@ -65,6 +101,8 @@ struct Fiber {
     State state = State::Done;
     int line = 0;       // at which it waits
     uint32_t bits = 0;  // that it brings to its warp
+    // Its parts of matrices that the warp multiplies.
+    const float *left = nullptr, *right = nullptr;
 };
 
 using Body = void (*)(void (*kernel)(), const void* const* arguments);
@@ -87,29 +125,30 @@ struct Device {
     const void* const* arguments = nullptr;
     std::string error;
 };
-thread_local Device device;
+// A pointer: the thing itself would be asked at each use whether it is made yet.
+thread_local Device* device = nullptr;
 
 // Goes from a fiber back to the scheduler, until it is resumed.
 void pause() {
-    if (_setjmp(device.fiber->resumed) == 0) _longjmp(device.scheduler, 1);
+    if (_setjmp(device->fiber->resumed) == 0) _longjmp(device->scheduler, 1);
 }
 
 // A fiber runs one thread of one block after the other.
 void run_threads() {
     for (;;) {
-        device.kernel->body(device.kernel->kernel, device.arguments);
-        device.fiber->state = State::Done;
+        device->kernel->body(device->kernel->kernel, device->arguments);
+        device->fiber->state = State::Done;
         pause();
     }
 }
 
 __attribute__((noinline)) void resume(unsigned thread) {
-    Fiber& fiber = *device.fibers[thread];
-    device.fiber = &fiber;
-    device.thread = thread;
+    Fiber& fiber = *device->fibers[thread];
+    device->fiber = &fiber;
+    device->thread = thread;
     threadIdx = {thread, 0, 0};
     fiber.state = State::Runs;
-    if (_setjmp(device.scheduler) != 0) return;
+    if (_setjmp(device->scheduler) != 0) return;
     if (fiber.begun) _longjmp(fiber.resumed, 1);
     fiber.begun = true;
     getcontext(&fiber.first);
@@ -121,13 +160,13 @@ __attribute__((noinline)) void resume(unsigned thread) {
 }
 
 [[gnu::format(printf, 1, 2)]] void fail(const char* format, ...) {
-    if (!device.error.empty()) return;
+    if (!device->error.empty()) return;
     char text[400];
     va_list values;
     va_start(values, format);
     std::vsnprintf(text, sizeof text, format, values);
     va_end(values);
-    device.error = text;
+    device->error = text;
 }
 
 // Runs the lanes of a warp, `first` to `end`, until none of them can go on without other warps.
@@ -135,18 +174,18 @@ void run_warp(unsigned first, unsigned end, bool backwards) {
     for (;;) {
         for (unsigned i = 0; i < end - first; ++i) {
             resume(backwards ? end - 1 - i : first + i);
-            if (!device.error.empty()) return;
+            if (!device->error.empty()) return;
         }
-        const Fiber& one = *device.fibers[first];
+        const Fiber& one = *device->fibers[first];
         bool all = one.state == State::WaitsForWarp, none = !all;
         for (unsigned lane = first; lane < end; ++lane) {
-            const Fiber& fiber = *device.fibers[lane];
+            const Fiber& fiber = *device->fibers[lane];
             const bool waits = fiber.state == State::WaitsForWarp;
             all = all && waits && fiber.line == one.line;
             none = none && !waits;
         }
         if (none) return;
-        if (!all) return fail("lanes of the warp of threads %u to %u wait for different exchanges, or are done", first, end);
+        if (!all) return fail("lanes of the warp of threads %u to %u wait at different lines, or are done", first, end);
     }
 }
 
@@ -154,25 +193,27 @@ void run_warp(unsigned first, unsigned end, bool backwards) {
 bool released(unsigned threads) {
     const Fiber *waits = nullptr, *other = nullptr;
     for (unsigned thread = 0; thread < threads; ++thread) {
-        const Fiber* fiber = device.fibers[thread].get();
+        const Fiber* fiber = device->fibers[thread].get();
         if (fiber->state == State::WaitsForBlock && waits == nullptr) waits = fiber;
         if (waits != nullptr && fiber->state == State::WaitsForBlock && fiber->line != waits->line) other = fiber;
     }
     if (other != nullptr) fail("threads of a block wait at the barriers of lines %d and %d", waits->line, other->line);
     for (unsigned thread = 0; waits != nullptr && thread < threads; ++thread) {
-        if (device.fibers[thread]->state == State::Done) fail("thread %u does not reach the barrier of line %d", thread, waits->line);
+        if (device->fibers[thread]->state == State::Done) fail("thread %u does not reach the barrier of line %d", thread, waits->line);
     }
     return waits != nullptr;
 }
 
 void run_block(unsigned threads, bool backwards) {
     do {
-        for (unsigned first = 0; first < threads; first += WARP) {
+        const unsigned warps = (threads + WARP - 1) / WARP;
+        for (unsigned i = 0; i < warps; ++i) {
+            const unsigned first = (backwards ? warps - 1 - i : i) * WARP;
             const unsigned end = threads - first < unsigned(WARP) ? threads : first + WARP;
             run_warp(first, end, backwards);
-            if (!device.error.empty()) return;
+            if (!device->error.empty()) return;
         }
-    } while (released(threads) && device.error.empty());
+    } while (released(threads) && device->error.empty());
 }
 
 template <typename... P, size_t... I>
@@ -190,12 +231,17 @@ Kernel bind(const char* name, void (*kernel)(P...)) {
 
 #define KERNEL(name) bind(#name, name)
 #define BOTH(name) KERNEL(name##_f16), KERNEL(name##_bf16)
+#define TILES(name) KERNEL(name##_f16_16), KERNEL(name##_f16_64), KERNEL(name##_bf16_16), KERNEL(name##_bf16_64)
 const std::vector<Kernel>& kernels() {
     static const std::vector<Kernel> all = {
         BOTH(rms_norm),     BOTH(rope_and_write), BOTH(attention_splits),   BOTH(attention_combine), BOTH(attention_whole),
-        BOTH(lora_shrink),  BOTH(lora_expand),    BOTH(silu_mul),           BOTH(greedy_parts),      KERNEL(greedy_parts_f32),
-        KERNEL(greedy_pick),
+        BOTH(lora_shrink),  KERNEL(lora_expand),  BOTH(silu_mul),           BOTH(greedy_parts),      KERNEL(greedy_parts_f32),
+        KERNEL(greedy_pick), KERNEL(rms_norm_f32), KERNEL(add_bias),
+        TILES(linear_f32),  TILES(linear_f16),    TILES(linear_bf16),       TILES(linear_q4_0),      TILES(linear_q4_1),
+        TILES(linear_q5_0), TILES(linear_q5_1),   TILES(linear_q8_0),       TILES(linear_q4_k),      TILES(linear_q5_k),
+        TILES(linear_q6_k),
         KERNEL(fault_barrier), KERNEL(fault_exchange), KERNEL(fault_index), KERNEL(fault_alignment), KERNEL(fault_race),
+        KERNEL(fault_warp), KERNEL(fault_matrix_place), KERNEL(fault_matrix_lines), KERNEL(fault_matrix_race),
     };
     return all;
 }
@@ -210,9 +256,41 @@ struct SourceLocation {
 }  // namespace
 
 void wait_for_block(int line) {
-    device.fiber->line = line;
-    device.fiber->state = State::WaitsForBlock;
+    device->fiber->line = line;
+    device->fiber->state = State::WaitsForBlock;
     pause();
+}
+
+void wait_for_warp(int line) {
+    device->fiber->line = line;
+    device->fiber->state = State::WaitsForWarp;
+    pause();
+}
+
+void refuse_matrix(const char* why, int line) {
+    fail("a matrix of line %d %s", line, why);
+    pause();
+    std::abort();
+}
+
+using Eight = float __attribute__((vector_size(32)));
+
+void multiply(float* sums, const float* left, const float* right, const float* before, int line) {
+    const Device& own = *device;
+    const unsigned lane = own.thread % WARP, first = own.thread - lane;
+    if (first + WARP > blockDim.x) refuse_matrix("is multiplied by a part of a warp", line);
+    own.fiber->left = left;
+    own.fiber->right = right;
+    wait_for_warp(line);
+    Eight added, next;
+    std::memcpy(&added, before, sizeof added);
+    for (unsigned k = 0; k < 16; ++k) {
+        std::memcpy(&next, own.fibers[first + 2 * k + lane % 2]->right, sizeof next);
+        added += own.fibers[first + lane / 2 * 2 + k / 8]->left[k % 8] * next;
+    }
+    std::memcpy(sums, &added, sizeof added);
+    // No lane takes new matrices before all have multiplied these.
+    wait_for_warp(line);
 }
 
 uint32_t exchange(uint32_t bits, unsigned lanes, int apart, int line) {
@@ -220,15 +298,13 @@ uint32_t exchange(uint32_t bits, unsigned lanes, int apart, int line) {
         fail("the exchange of line %d is not one of all lanes", line);
         pause();
     }
-    Fiber& fiber = *device.fiber;
-    const unsigned other = device.thread ^ unsigned(apart);
+    Fiber& fiber = *device->fiber;
+    const unsigned other = device->thread ^ unsigned(apart);
     // Brought, then taken: no lane brings anew before all have taken.
     for (int turn = 0; turn < 2; ++turn) {
         if (turn == 0) fiber.bits = bits;
-        if (turn == 1) bits = other < blockDim.x ? device.fibers[other]->bits : bits;
-        fiber.line = line;
-        fiber.state = State::WaitsForWarp;
-        pause();
+        if (turn == 1) bits = other < blockDim.x ? device->fibers[other]->bits : bits;
+        wait_for_warp(line);
     }
     return bits;
 }
@@ -254,7 +330,7 @@ struct Launch {
     const char* kernel;
     unsigned grid[3];
     unsigned block;
-    int backwards;  // 1: blocks, warps' lanes, last first
+    int backwards;  // 1: blocks, warps and their lanes, last first
     const void* const* arguments;
     const size_t* sizes;  // of the arguments, in bytes
     size_t count;         // of the arguments
@@ -262,7 +338,9 @@ struct Launch {
 
 // Null, or what went wrong: to be read before the next launch of this thread.
 const char* chorus_launch(const Launch* launch) {
-    host::Device& device = host::device;
+    static thread_local std::unique_ptr<host::Device> owned{new host::Device};
+    host::device = owned.get();
+    host::Device& device = *owned;
     device.error.clear();
     device.kernel = nullptr;
     for (const host::Kernel& kernel : host::kernels()) {

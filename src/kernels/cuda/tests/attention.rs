@@ -88,11 +88,11 @@ impl<T: Element> Cache<T> {
     }
 
     /// Attention of `rows`, whose queries are in `qkv`, by splits and merged.
-    fn by_splits(&self, qkv: &[T], rows: &[Row], order: Order) -> Vec<T> {
+    fn by_splits(&self, qkv: &[f32], rows: &[Row], order: Order) -> Vec<T> {
         let Heads { queries, keys, dim, .. } = self.heads;
         let splits = (self.each * PAGE).div_ceil(constant("SPLIT"));
         let mut device = self.device(rows);
-        let mut qkv = Buffer::new(qkv, T::GUARD);
+        let mut qkv = Buffer::new(qkv, f32::NAN);
         let states = rows.len() * queries * splits;
         let mut answers = Buffer::new(&vec![f32::NAN; states * dim], f32::NAN);
         let mut states = Buffer::new(&vec![[f32::NAN; 2]; states], [f32::NAN; 2]);
@@ -120,10 +120,10 @@ impl<T: Element> Cache<T> {
     }
 
     /// The same without room for splits.
-    fn whole(&self, qkv: &[T], rows: &[Row], order: Order) -> Vec<T> {
+    fn whole(&self, qkv: &[f32], rows: &[Row], order: Order) -> Vec<T> {
         let Heads { queries, keys, dim, .. } = self.heads;
         let mut device = self.device(rows);
-        let mut qkv = Buffer::new(qkv, T::GUARD);
+        let mut qkv = Buffer::new(qkv, f32::NAN);
         let mut y = Buffer::new(&vec![T::GUARD; rows.len() * queries * dim], T::GUARD);
         let mut arguments = vec![qkv.memory()];
         arguments.extend(device.cache(self.each));
@@ -134,7 +134,7 @@ impl<T: Element> Cache<T> {
     }
 
     /// The plain formula for one query of a row: each number with the error that rounding of scores may bring.
-    fn reference(&self, query: &[T], row: Row, head: usize) -> Vec<(f64, f64)> {
+    fn reference(&self, query: &[f32], row: Row, head: usize) -> Vec<(f64, f64)> {
         let dim = self.heads.dim;
         let at = |position| self.place((row.0, position), head);
         let seen = self.heads.first_visible(row.1)..row.1 + 1;
@@ -167,7 +167,7 @@ impl<T: Element> Cache<T> {
     fn check(&self, random: &mut Numbers, rows: &[Row], size: f32) {
         let Heads { queries, keys, dim, .. } = self.heads;
         let (width, out) = (self.heads.width(), queries * dim);
-        let qkv: Vec<T> = random.vec(rows.len() * width, size);
+        let qkv: Vec<f32> = random.vec(rows.len() * width, size);
         let got = in_both_orders(|order| self.by_splits(&qkv, rows, order));
         let whole = in_both_orders(|order| self.whole(&qkv, rows, order));
         assert_eq!(bits(&whole), bits(&got), "split after split");
@@ -183,6 +183,14 @@ impl<T: Element> Cache<T> {
             }
         }
     }
+}
+
+fn wide<T: Element>(numbers: &[T]) -> Vec<f32> {
+    numbers.iter().map(|number| number.single()).collect()
+}
+
+fn narrow<T: Element>(numbers: &[f32]) -> Vec<T> {
+    numbers.iter().map(|number| T::of(*number)).collect()
 }
 
 struct Device<T> {
@@ -238,17 +246,18 @@ fn rope_and_write_is_right<T: Element>(random: &mut Numbers, heads: Heads, rows:
     let mut cache = Cache::<T>::new(random, heads, 2, positions);
     let cos: Vec<f32> = (0..positions * half).map(|_| random.unit()).collect();
     let sin: Vec<f32> = (0..positions * half).map(|_| random.unit()).collect();
-    let qkv: Vec<T> = random.vec(rows.len() * width, 3.0);
+    let qkv: Vec<f32> = random.vec(rows.len() * width, 3.0);
     let run = |order| {
         let mut device = cache.device(rows);
         let (mut cosines, mut sines) = (Buffer::new(&cos, f32::NAN), Buffer::new(&sin, f32::NAN));
-        let mut all = Buffer::new(&qkv, T::GUARD);
+        let mut all = Buffer::new(&qkv, f32::NAN);
         let mut arguments = vec![all.memory(), cosines.memory(), sines.memory()];
         arguments.extend(device.cache(cache.each));
         arguments.push(heads.argument());
         let shape = ([rows.len() + 2, 1, 1], constant("ROPE_THREADS"));
         launch(&format!("rope_and_write_{}", T::NAME), shape, order, &arguments).unwrap();
-        [all.numbers(), device.keys.numbers(), device.values.numbers()].concat()
+        let (keys, values) = (wide(device.keys.numbers()), wide(device.values.numbers()));
+        [all.numbers().to_vec(), keys, values].concat()
     };
     let got = in_both_orders(run);
     let angles = Angles { cos: &cos, sin: &sin };
@@ -256,27 +265,27 @@ fn rope_and_write_is_right<T: Element>(random: &mut Numbers, heads: Heads, rows:
     for (row, want) in rows.iter().zip(want.chunks_mut(width)) {
         let mut turned = vec![0.0; dim];
         for (head, numbers) in want.chunks_mut(dim).enumerate() {
-            let wide: Vec<f32> = numbers.iter().map(|number| number.single()).collect();
-            angles.turn(row.1, &wide, &mut turned);
-            let turned: Vec<T> = turned.iter().map(|number| T::of(*number)).collect();
+            angles.turn(row.1, numbers, &mut turned);
             if head < queries {
                 numbers.copy_from_slice(&turned);
             } else if head < queries + keys {
                 let at = cache.place(*row, head - queries);
-                cache.keys[at..at + dim].copy_from_slice(&turned);
+                cache.keys[at..at + dim].copy_from_slice(&narrow(&turned));
             } else {
                 let at = cache.place(*row, head - queries - keys);
-                cache.values[at..at + dim].copy_from_slice(numbers);
+                cache.values[at..at + dim].copy_from_slice(&narrow(numbers));
             }
         }
     }
-    let want = [want, cache.keys, cache.values].concat();
-    for (got, want) in got.iter().zip(want) {
-        if want.wide().is_nan() {
+    // Keys are rounded on both sides, and may be so to either side of what lies halfway.
+    let rounded = want.len()..want.len() + cache.keys.len();
+    let want = [want, wide(&cache.keys), wide(&cache.values)].concat();
+    for (at, (got, want)) in got.iter().zip(want).enumerate() {
+        let rounding = if rounded.contains(&at) { 2.0 * T::ROUNDING } else { 0.0 };
+        if want.is_nan() {
             assert_eq!(got.bits(), want.bits(), "nobody writes here");
         } else {
-            // Both are rounded, and may be so to either side of what lies halfway.
-            assert_close(*got, want.wide(), 1e-6 + want.wide().abs() * T::ROUNDING);
+            assert_close(*got, want.into(), 1e-6 + f64::from(want.abs()) * rounding);
         }
     }
 }
