@@ -205,6 +205,13 @@ impl Adapter {
         own.into_iter().chain(self.mixed.iter().map(|(part, weight)| (&**part, *weight)))
     }
 
+    /// The same as they are shared: a device has each of them once, whatever mixes they are in.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn shared_parts(this: &Arc<Self>) -> impl Iterator<Item = (&Arc<Self>, f32)> {
+        let own = this.mixed.is_empty().then_some((this, 1.0));
+        own.into_iter().chain(this.mixed.iter().map(|(part, weight)| (part, *weight)))
+    }
+
     /// Fails unless the base weights that came with the adapter are the base's own.
     ///
     /// PEFT may save a targeted embedding along with its delta. The delta is meant for that one, so it has to be ours.

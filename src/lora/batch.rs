@@ -33,6 +33,18 @@ impl LoraBatch {
         self.groups.iter().map(|(rows, adapter)| (rows, &**adapter))
     }
 
+    /// The runs, with their adapters as they are shared.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn shared_groups(&self) -> impl Iterator<Item = (&Range<usize>, &Arc<Adapter>)> {
+        self.groups.iter().map(|(rows, adapter)| (rows, adapter))
+    }
+
+    /// Whether all rows are the base's own.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
     /// The adapter of a row.
     pub fn adapter(&self, row: usize) -> Option<&Adapter> {
         self.groups().find(|(rows, _)| rows.contains(&row)).map(|(_, adapter)| adapter)

@@ -3,7 +3,7 @@
 //! One forward pass over a flat batch of rows: prompts in chunks and single new tokens of any sequences, through any
 //! adapters, side by side.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, ops::Range, sync::Mutex};
 
 use candle_core::{Device, Result, Tensor};
 
@@ -39,7 +39,7 @@ pub struct Step<'a> {
 
 impl Step<'_> {
     /// The rows of which something is wanted, ascending.
-    fn wanted(&self) -> Result<Vec<u32>> {
+    pub(super) fn wanted(&self) -> Result<Vec<u32>> {
         let rows = self.tokens.len();
         if self.sequences.iter().map(|s| s.rows.len()).sum::<usize>() != rows {
             candle_core::bail!("a step's sequences are not its {rows} rows");
@@ -119,7 +119,7 @@ impl Weights {
 }
 
 impl Layer {
-    fn projections(&self, inputs: Inputs) -> &[Projection] {
+    pub(super) fn projections(&self, inputs: Inputs) -> &[Projection] {
         match inputs {
             Inputs::Qkv => &self.qkv,
             Inputs::O => &self.o,
@@ -172,6 +172,12 @@ impl Llama {
     /// Threads of its kernels.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// What it computes with.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     /// Bytes of its weights in memory.
@@ -327,29 +333,40 @@ impl Llama {
     }
 
     /// Rows `[rows, hidden]` of the embedding, each with its adapter's.
-    fn embed(&self, step: &Step<'_>) -> Result<Vec<f32>> {
+    pub(super) fn embed(&self, step: &Step<'_>) -> Result<Vec<f32>> {
         let (hidden, vocab) = (self.spec.hidden, self.spec.vocab);
+        if let Some(token) = step.tokens.iter().find(|token| **token as usize >= vocab) {
+            candle_core::bail!("token {token} of a vocabulary of {vocab}");
+        }
         let mut x = vec![0.0; step.tokens.len() * hidden];
-        for (row, (token, x)) in step.tokens.iter().zip(x.chunks_exact_mut(hidden)).enumerate() {
-            let token = *token as usize;
-            if token >= vocab {
-                candle_core::bail!("token {token} of a vocabulary of {vocab}");
-            }
+        // A row of the embedding is a column of a panel, whose numbers lie far from each other: threads wait for them side by side.
+        let rows: Vec<_> = x.chunks_exact_mut(hidden).map(Mutex::new).collect();
+        self.pool.run(rows.len(), |row| {
+            let token = step.tokens[row] as usize;
+            let mut x = rows[row].lock().expect("each is locked once");
             let adapter = step.lora.adapter(row);
-            if !adapter.is_some_and(|adapter| adapter.replaced_embedding(token, x)) {
-                self.weights.embedding.weights.row(token, x);
+            if !adapter.is_some_and(|adapter| adapter.replaced_embedding(token, &mut x)) {
+                self.weights.embedding.weights.row(token, &mut x);
             }
             if let Some(adapter) = adapter {
-                adapter.embed(token, x);
+                adapter.embed(token, &mut x);
             }
-        }
+        });
+        drop(rows);
         Ok(x)
     }
 
     /// Cosine and sine `[rows, dim / 2]` of each row's position, which make queries and keys longer where the scaling says so.
     fn angles(&self, sequences: &[SequenceRows<'_>]) -> (Vec<f32>, Vec<f32>) {
-        let positions = sequences.iter().flat_map(|s| s.position..s.position + s.rows.len());
-        let angles = positions.flat_map(|position| {
+        self.angles_of(sequences.iter().flat_map(|s| s.position..s.position + s.rows.len()))
+    }
+
+    /// The same of any positions.
+    pub(super) fn angles_of(
+        &self,
+        positions: impl IntoIterator<Item = usize>,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let angles = positions.into_iter().flat_map(|position| {
             // The product in f32, as transformers has it; its cosine to the last bit.
             self.weights.frequencies.iter().map(move |freq| f64::from(position as f32 * freq))
         });
@@ -359,7 +376,7 @@ impl Llama {
         angles.map(of).map(|(cos, sin)| (cos * longer, sin * longer)).unzip()
     }
 
-    fn head(&self) -> &Projection {
+    pub(super) fn head(&self) -> &Projection {
         self.weights.head.as_ref().unwrap_or(&self.weights.embedding)
     }
 

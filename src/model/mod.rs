@@ -1,6 +1,8 @@
 //! The base: a frozen network on candle tensors, paged keys and values, and the rows of each adapter through it.
 
 mod gguf;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod gpu;
 mod hugging_face;
 mod kv;
 mod llama;
