@@ -17,6 +17,7 @@ use super::{
     sampler::{self, Limits, NotANumber, Sampler},
     sequence::{Outcome, Part, Sequence, SequenceId},
     stats::End,
+    step::Side,
     stream::TokenStream,
 };
 use crate::lora::{Adapter, Digest, Lease};
@@ -267,6 +268,28 @@ impl Answer {
         Ok(())
     }
 
+    /// Whether the greedy token alone is of use of what `part` samples, and is found without this answer.
+    pub(crate) fn is_greedy(&self, part: &Part, side: Side) -> bool {
+        let limits = Limits {
+            allowed: None,
+            stops: &self.stop_tokens,
+            goes_on: self.generated() < self.min_tokens,
+        };
+        side == Side::Device
+            && part.sampled.len() == 1
+            && part.completes
+            && self.max_tokens > 0
+            && self.scores.is_none()
+            && self.logprobs.is_none()
+            && matches!(self.guidance, Guidance::Free)
+            && self.sampler.is_greedy(&limits)
+    }
+
+    /// Takes the greedy token of the one row that it sampled, where [that](Self::is_greedy) was all it wanted.
+    pub(crate) fn accept_greedy(&mut self, token: Option<u32>) -> Result<Next, Undrawn> {
+        self.go_on(token.ok_or(NotANumber)?, None)
+    }
+
     /// Takes the logits `[part.sampled, vocab]` of its rows in a step, and tells the reader what is new but the end.
     pub(crate) fn accept(&mut self, part: &Part, logits: &[f32]) -> Result<Next, Undrawn> {
         let mut rows = match part.sampled.len() {
@@ -336,10 +359,16 @@ impl Answer {
         let goes_on = self.generated() < self.min_tokens;
         let limits = Limits { allowed, stops: &self.stop_tokens, goes_on };
         let id = self.sampler.draw(row, &limits)?;
+        self.go_on(id, Some(row))
+    }
+
+    /// The next token is known, and with `row` its logits `[vocab]`.
+    fn go_on(&mut self, id: u32, row: Option<&[f32]>) -> Result<Next, Undrawn> {
         if self.stop_tokens.contains(&id) {
             return Ok(Next::Finished(Finish::Stop));
         }
-        let logprob = self.logprobs.map(|top| sampler::score(row, id, top)).transpose()?;
+        let wanted = row.zip(self.logprobs);
+        let logprob = wanted.map(|(row, top)| sampler::score(row, id, top)).transpose()?;
         self.tokens.push(id);
         self.send(Event::Token { id, logprob });
         if self.generated() == self.max_tokens {

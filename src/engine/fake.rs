@@ -10,7 +10,9 @@ use std::{
 
 use super::{
     guide::{Allowed, Guide, Lost, TokenSet},
-    step::{Batch, Forward, Results},
+    job::Sampling,
+    sampler::{Limits, Sampler},
+    step::{Batch, Brought, Forward, Results, Side},
 };
 use crate::{
     lora::{Adapter, Digest, Extras, Lease, Manifest, Matrices, Sites, ZeroBase},
@@ -190,14 +192,26 @@ impl Watch {
 pub(crate) struct Fake {
     /// What was written at each place of each page.
     kv: Vec<[u64; PAGE]>,
+    /// Adapters that have room beside each other, where they have to be brought.
+    room: Option<usize>,
+    /// Adapters that steps may run through then.
+    there: Vec<Digest>,
+    /// Those on their way, and the steps that they still take.
+    coming: Vec<(Digest, u32)>,
     watch: Arc<Watch>,
 }
 
 impl Fake {
     /// A network with so many pages, and a view of it.
     pub(crate) fn new(pages: usize) -> (Self, Arc<Watch>) {
-        let watch = Arc::default();
-        (Self { kv: vec![[0; PAGE]; pages], watch: Arc::clone(&watch) }, watch)
+        Self::with_room(pages, None)
+    }
+
+    /// And with room for so many adapters, which have to be brought.
+    pub(crate) fn with_room(pages: usize, room: Option<usize>) -> (Self, Arc<Watch>) {
+        let (watch, kv) = (Arc::default(), vec![[0; PAGE]; pages]);
+        let own = Arc::clone(&watch);
+        (Self { kv, room, there: Vec::new(), coming: Vec::new(), watch: own }, watch)
     }
 }
 
@@ -229,10 +243,53 @@ impl Forward for Fake {
         CONTEXT
     }
 
+    fn side(&self) -> Side {
+        Side::Device
+    }
+
+    /// As a device with room for few adapters would, which takes some steps for each.
+    fn prepare(
+        &mut self,
+        wanted: &[Arc<Adapter>],
+        running: &[Arc<Adapter>],
+    ) -> candle_core::Result<Brought> {
+        let Some(most) = self.room else { return Ok(Brought::default()) };
+        self.coming.iter_mut().for_each(|(_, steps)| *steps -= 1);
+        while self.coming.first().is_some_and(|(_, steps)| *steps == 0) {
+            self.there.push(self.coming.remove(0).0);
+        }
+        let kept: BTreeSet<_> = running.iter().map(|adapter| adapter.digest()).collect();
+        for digest in wanted.iter().map(|adapter| adapter.digest()) {
+            if self.there.contains(&digest) || self.coming.iter().any(|(one, _)| *one == digest) {
+                continue;
+            }
+            let room = |fake: &Self| fake.there.len() + fake.coming.len() < most;
+            if !room(self)
+                && let Some(gone) = self.there.iter().position(|one| !kept.contains(one))
+            {
+                self.there.remove(gone);
+            }
+            if room(self) {
+                self.coming.push((digest, 2));
+            }
+        }
+        let there = Some(self.there.iter().copied().collect());
+        Ok(Brought { there, ..Brought::default() })
+    }
+
+    fn settle(&mut self) -> candle_core::Result<bool> {
+        let coming = (!self.coming.is_empty()).then(|| self.coming.remove(0));
+        Ok(coming.map(|(digest, _)| self.there.push(digest)).is_some())
+    }
+
     fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Results> {
         self.watch.note(&batch);
         let adapters = adapters(&batch);
-        let (mut logits, mut states) = (Vec::new(), Vec::new());
+        let is_there = |(_, adapter): &(_, Arc<Adapter>)| {
+            self.room.is_none() || self.there.contains(&adapter.digest())
+        };
+        assert!(batch.adapters.iter().all(is_there), "nobody runs before its adapter is there");
+        let (mut logits, mut states, mut greedy) = (Vec::new(), Vec::new(), Vec::new());
         let mut next = 0;
         for sequence in &batch.sequences {
             assert_eq!(sequence.rows.start, next, "sequences without a gap");
@@ -245,13 +302,24 @@ impl Forward for Fake {
                 let before = before.map(|(page, at)| self.kv[page][at]);
                 let (page, at) = place(position);
                 self.kv[page][at] = entry(token, position, adapters[row], before);
-                if batch.sample.contains(&u32::try_from(row).unwrap()) {
+                let row = u32::try_from(row).unwrap();
+                if batch.sample.contains(&row) || batch.greedy.contains(&row) {
                     let read = |at: usize| self.kv[place(at).0][place(at).1];
                     let entries: Vec<_> = (0..=position).map(read).collect();
                     let bad = token == OVERFLOWS;
-                    logits.extend(if bad { vec![f32::NAN; VOCAB] } else { spread(&entries) });
+                    let own = if bad { vec![f32::NAN; VOCAB] } else { spread(&entries) };
+                    if batch.greedy.contains(&row) {
+                        assert!(!batch.sample.contains(&row), "one or the other");
+                        greedy.push(
+                            Sampler::new(Sampling::default(), &[])
+                                .draw(&own, &Limits::default())
+                                .ok(),
+                        );
+                    } else {
+                        logits.extend(own);
+                    }
                 }
-                if batch.pool.contains(&u32::try_from(row).unwrap()) {
+                if batch.pool.contains(&row) {
                     let bad = token == OVERFLOWS;
                     let own = state(self.kv[page][at]);
                     states.extend(if bad { vec![f32::INFINITY; HIDDEN] } else { own });
@@ -270,7 +338,7 @@ impl Forward for Fake {
         if batch.tokens.contains(&FAILS) {
             candle_core::bail!("as the test wished");
         }
-        Ok(Results { logits, states })
+        Ok(Results { logits, states, greedy })
     }
 }
 

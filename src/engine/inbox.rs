@@ -19,6 +19,9 @@ use super::{
 /// Transactions on Networking 6, 1998).
 const TIMES_THE_ROOM: usize = 7;
 
+/// How long deadlines are not looked at where everybody rests.
+const LONGEST_REST: Duration = Duration::from_millis(100);
+
 /// New jobs on the way in, numbers on the way out.
 ///
 /// A std mutex: it is held for a few moves, never across an await or a computation. What it protects is
@@ -142,17 +145,17 @@ impl Inbox {
 
     /// Sleeps until a job is there or the phase is no longer open.
     pub(crate) fn wait(&self) {
-        self.wait_while(|state| state.phase == Phase::Open);
+        let quiet = |state: &mut State| state.phase == Phase::Open && state.arrivals.is_empty();
+        drop(self.news.wait_while(self.lock(), quiet).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Sleeps until a job or a guide is there or all are to be ended.
     pub(crate) fn wait_for_guides(&self) {
-        self.wait_while(|state| state.phase < Phase::Aborting && state.guided.is_empty());
-    }
-
-    fn wait_while(&self, quiet: impl Fn(&State) -> bool) {
-        let quiet = |state: &mut State| state.arrivals.is_empty() && quiet(state);
-        drop(self.news.wait_while(self.lock(), quiet).unwrap_or_else(PoisonError::into_inner));
+        let quiet = |state: &mut State| {
+            state.phase < Phase::Aborting && state.guided.is_empty() && state.arrivals.is_empty()
+        };
+        // Those who wait for something else, as room for their adapter, may have a deadline.
+        drop(self.news.wait_timeout_while(self.lock(), LONGEST_REST, quiet));
     }
 
     /// What came in.

@@ -48,6 +48,8 @@ use std::{
 
 use tokio::sync::watch;
 
+#[cfg(feature = "cuda")]
+pub(crate) use self::scheduler::SCORED_ROWS;
 use self::{
     answer::Answer,
     guide::Guides,

@@ -117,6 +117,12 @@ impl Sampler {
         Ok(id)
     }
 
+    /// Whether the token of the greatest logit is drawn, whatever the logits are.
+    pub(crate) fn is_greedy(&self, limits: &Limits<'_>) -> bool {
+        let plain = self.sampling.bias.is_empty() && !self.penalizes() && !limits.bind();
+        plain && self.sampling.temperature <= 0.0
+    }
+
     fn penalizes(&self) -> bool {
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } =
             self.sampling;

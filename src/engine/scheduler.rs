@@ -33,11 +33,12 @@ use super::{
     slots::Slots,
     waiting::{Place, Waiting},
 };
+use crate::lora::Digest;
 
 /// Logit rows of one step beyond one for each sequence: they belong to prompts that are scored.
 ///
 /// 64 rows of a vocabulary of 50,000 are 13 MB.
-const SCORED_ROWS: usize = 64;
+pub(crate) const SCORED_ROWS: usize = 64;
 
 /// Rows of a prompt beside few sequences that are being answered.
 ///
@@ -263,6 +264,21 @@ impl Scheduler {
     /// All pages.
     pub(crate) fn pages(&self) -> &Pages {
         &self.pages
+    }
+
+    /// Sequences whose adapters must stay where they are: they run, or go on before anybody else does.
+    pub(crate) fn keeping(&self) -> impl Iterator<Item = SequenceId> {
+        self.running.iter().map(Sequence::id).chain(self.waiting.preempted())
+    }
+
+    /// Sequences that wait, in about the order in which they will be let in.
+    pub(crate) fn upcoming(&self) -> impl Iterator<Item = SequenceId> {
+        self.waiting.upcoming(|lane| self.given(lane))
+    }
+
+    /// Which adapters are where steps run through them, beside those that run; `None` is all.
+    pub(crate) fn set_there(&mut self, there: Option<BTreeSet<Digest>>) {
+        self.slots.set_there(there);
     }
 
     /// The adapters that run.

@@ -1,6 +1,6 @@
 //! How many different adapters may run at once, and which do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::lora::Digest;
 
@@ -8,11 +8,14 @@ use crate::lora::Digest;
 ///
 /// - Never more adapters are bound than there are slots.
 /// - A slot is free again when the last running sequence of its adapter is gone.
+/// - Where adapters have to be brought to a device, none is bound that is not there.
 #[derive(Debug)]
 pub(crate) struct Slots {
     /// How many adapters may be bound.
     capacity: usize,
     bound: BTreeMap<Digest, Slot>,
+    /// Of those that are not bound, which could be; `None` is all.
+    there: Option<BTreeSet<Digest>>,
 }
 
 #[derive(Debug)]
@@ -26,15 +29,24 @@ struct Slot {
 impl Slots {
     /// `capacity` free slots.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { capacity, bound: BTreeMap::new() }
+        Self { capacity, bound: BTreeMap::new(), there: None }
     }
 
     /// Whether a new sequence of this adapter may run now; the base needs no slot.
     pub(crate) fn admits(&self, adapter: Option<Digest>) -> bool {
         adapter.is_none_or(|digest| match self.bound.get(&digest) {
             Some(slot) => !slot.draining,
-            None => self.bound.len() < self.capacity,
+            None => self.bound.len() < self.capacity && self.is_there(digest),
         })
+    }
+
+    /// Which adapters are where steps run through them, beside those that are bound; `None` is all.
+    pub(crate) fn set_there(&mut self, there: Option<BTreeSet<Digest>>) {
+        self.there = there;
+    }
+
+    fn is_there(&self, adapter: Digest) -> bool {
+        self.there.as_ref().is_none_or(|there| there.contains(&adapter))
     }
 
     /// A sequence of this adapter starts to run.
@@ -104,6 +116,17 @@ mod tests {
         slots.release(Some(digest(1)));
         assert!(slots.admits(Some(digest(2))));
         assert_eq!(slots.bound(), 0);
+    }
+
+    #[test]
+    fn who_is_not_there_yet_is_not_bound() {
+        let mut slots = Slots::new(2);
+        slots.set_there(Some(BTreeSet::from([digest(1)])));
+        assert!(slots.admits(None) && slots.admits(Some(digest(1))));
+        assert!(!slots.admits(Some(digest(2))));
+        slots.bind(Some(digest(1)));
+        slots.set_there(Some(BTreeSet::new()));
+        assert!(slots.admits(Some(digest(1))), "it runs, so it is there");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What the engine counts.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::job::{Failure, Finish};
+use crate::lora::Digest;
 
 /// Upper bounds in seconds: from a step of a small model to a long queue.
 const SECONDS: [f64; 16] = [
@@ -108,6 +109,8 @@ pub struct Stats {
     pub pages_idle: usize,
     /// Gauge: different adapters among the running sequences.
     pub adapters_running: usize,
+    /// Gauge: the adapters that are on the device, where one computes.
+    pub on_device: Arc<BTreeSet<Digest>>,
     /// Steps computed.
     pub steps: u64,
     /// Rows of all steps.

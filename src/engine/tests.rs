@@ -19,6 +19,8 @@ use super::{
 };
 use crate::lora::Lease;
 
+mod on_device;
+
 /// A job that can be submitted more than once.
 #[derive(Clone, Debug)]
 struct Wish {
@@ -253,9 +255,11 @@ proptest! {
         wishes in prop::collection::vec(wishes(), 1..16),
         (pages, step_tokens) in (9..24_usize, 1..80_usize),
         (max_running, slots, keep_prefixes) in (1..9_usize, 1..4_usize, any::<bool>()),
+        room in prop::option::of(1..4_usize),
     ) {
         let settings = Settings { pages, context: usize::MAX, step_tokens, max_running, max_waiting: 64, max_wait: Duration::MAX, slots, keep_prefixes };
-        let (engine, watch) = engine(settings);
+        let (network, watch) = Fake::with_room(pages, room);
+        let engine = Engine::over(network, settings).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let streams: Vec<_> =
             wishes.iter().map(|wish| engine.submit(wish.job()).unwrap()).collect();

@@ -100,6 +100,23 @@ impl Waiting {
         })
     }
 
+    /// Those that have run before; they come first, whatever is there.
+    pub(crate) fn preempted(&self) -> impl Iterator<Item = SequenceId> {
+        self.preempted.iter().map(Sequence::id)
+    }
+
+    /// Others in about the order in which they come: those overdue, then the first of each lane, the second of each, and so on.
+    pub(crate) fn upcoming(&self, given: impl Fn(Lane) -> u64) -> impl Iterator<Item = SequenceId> {
+        let mut lanes: Vec<_> = self.in_turn().collect();
+        lanes.sort_by_cached_key(|lane| given(*lane));
+        let longest = self.lanes.values().map(VecDeque::len).max().unwrap_or(0);
+        let at = move |place: usize| {
+            let lanes = lanes.clone();
+            lanes.into_iter().filter_map(move |lane| self.lanes[&lane].get(place))
+        };
+        self.overdue().chain((0..longest).flat_map(at)).map(Sequence::id)
+    }
+
     /// Lanes in ascending order, beginning behind the one served last and going round.
     fn in_turn(&self) -> impl Iterator<Item = Lane> {
         let after = self.lanes.range((Bound::Excluded(self.served), Bound::Unbounded));

@@ -1,7 +1,7 @@
 //! The thread that owns the device: drain, plan, compute, commit, tell.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -20,13 +20,28 @@ use super::{
     scheduler::{Plan, Scheduler},
     sequence::{Part, SequenceId},
     stats::{End, Stats},
-    step::{Batch, Forward, Results},
+    step::{Batch, Brought, Forward, Results, Side},
 };
+use crate::lora::{Adapter, Digest};
 
 /// A step counts as mixed from so many rows of adapters on...
 const MIXED_ROWS: usize = 8;
 /// ...and so many different adapters.
 const MIXED_ADAPTERS: usize = 4;
+
+/// Adapters that are brought to a device before those who wait for them are let in...
+const WANTED: usize = 8;
+/// ...and how many of those who wait are asked for theirs.
+const LOOKED_AT: usize = 64;
+
+/// What a step gave a part.
+#[derive(Clone, Copy)]
+enum Drawn<'a> {
+    /// The greedy token of its one row, or none where a logit is no number.
+    Greedy(Option<u32>),
+    /// Its logits `[part.sampled, vocab]`, and its states `[part.pooled, hidden]`.
+    Rows(&'a [f32], &'a [f32]),
+}
 
 /// All state of the engine beside the inbox; nobody else can reach it.
 #[derive(Debug)]
@@ -52,8 +67,10 @@ pub(crate) struct Worker<F> {
     farewells: Vec<Farewell>,
     inbox: Arc<Inbox>,
     guides: Guides,
-    /// All that could be computed is: who runs waits for a guide.
+    /// All that could be computed is: who runs waits for a guide, and who waits perhaps for an adapter.
     rests: bool,
+    /// No step can be computed any more.
+    lost: bool,
     /// Dropped with the worker: that is how others know that it is gone.
     _alive: watch::Sender<()>,
 }
@@ -81,6 +98,7 @@ impl<F: Forward> Worker<F> {
             inbox,
             guides,
             rests: false,
+            lost: false,
             _alive: alive,
         }
     }
@@ -133,7 +151,7 @@ impl<F: Forward> Worker<F> {
             self.publish();
             if self.scheduler.is_idle() && self.arrivals.is_empty() {
                 self.inbox.wait();
-            } else if self.rests {
+            } else if self.rests && !self.settle() {
                 self.inbox.wait_for_guides();
             }
             let News { arrivals, guided, phase } = self.inbox.receive();
@@ -155,6 +173,10 @@ impl<F: Forward> Worker<F> {
             let now = Instant::now();
             self.sweep(now);
             self.step(now);
+            if self.lost {
+                tracing::error!("the device computes nothing any more: the engine ends");
+                return self.abort();
+            }
         }
     }
 
@@ -202,8 +224,60 @@ impl<F: Forward> Worker<F> {
         }
     }
 
+    /// Has the adapters of those who wait brought to the device, where there is one, and tells the scheduler who may come in.
+    fn prepare(&mut self) {
+        if self.network.side() == Side::Host {
+            return;
+        }
+        let of = |id: SequenceId| self.answers.get(&id).and_then(Answer::adapter);
+        let mut wanted: Vec<Arc<Adapter>> = Vec::new();
+        for adapter in self.scheduler.upcoming().take(LOOKED_AT).filter_map(of) {
+            if wanted.len() < WANTED
+                && wanted.iter().all(|other| other.digest() != adapter.digest())
+            {
+                wanted.push(Arc::clone(adapter));
+            }
+        }
+        let keeping: Vec<_> = self.scheduler.keeping().filter_map(of).map(Arc::clone).collect();
+        let Brought { there, lost } =
+            self.network.prepare(&wanted, &keeping).unwrap_or_else(|error| {
+                // They come in, and their steps tell why they fail.
+                tracing::error!(%error, "no adapter comes to the device");
+                Brought::default()
+            });
+        self.scheduler.set_there(there);
+        self.lose(&lost);
+    }
+
+    /// Ends those whose adapters cannot be brought: they alone, and no step that others have rows in.
+    fn lose(&mut self, lost: &BTreeSet<Digest>) {
+        let is_lost = |answer: &Answer| {
+            answer.adapter().is_some_and(|adapter| {
+                let mut parts = adapter.parts().map(|(part, _)| part.digest());
+                lost.contains(&adapter.digest()) || parts.any(|digest| lost.contains(&digest))
+            })
+        };
+        if lost.is_empty() {
+            return;
+        }
+        let ids = self.answers.iter().filter(|(_, answer)| is_lost(answer));
+        let ids: Vec<_> = ids.map(|(id, _)| *id).collect();
+        for id in ids {
+            self.end(id, End::Failed(Failure::Step));
+        }
+    }
+
+    /// Waits for an adapter that is on its way; false where none is.
+    fn settle(&mut self) -> bool {
+        self.network.settle().unwrap_or_else(|error| {
+            tracing::error!(%error, "no adapter comes to the device");
+            false
+        })
+    }
+
     /// One step of everybody who has rows in it.
     fn step(&mut self, now: Instant) {
+        self.prepare();
         let plan = self.scheduler.plan();
         self.stats.preemptions += plan.preempted as u64;
         self.rests = plan.parts.is_empty();
@@ -227,27 +301,31 @@ impl<F: Forward> Worker<F> {
         let done = Instant::now();
         self.count(&plan);
         self.stats.step_seconds.record(done.saturating_duration_since(now));
-        match results {
-            Some(results) => self.commit(&plan, &results, done),
-            None => {
-                plan.parts.iter().for_each(|part| self.end(part.id, End::Failed(Failure::Step)));
-            }
+        if let Some(results) = results {
+            self.commit(&plan, &results, done);
+            return;
         }
+        plan.parts.iter().for_each(|part| self.end(part.id, End::Failed(Failure::Step)));
+        self.lost = self.network.is_lost();
     }
 
     /// What the rows of `plan` want, or `None` if it cannot be had.
     fn compute(&mut self, plan: &Plan) -> Option<Results> {
         let answers = &self.answers;
-        let batch = Batch::new(&plan.parts, &self.scheduler, |id| &answers[&id]);
+        let side = self.network.side();
+        let batch = Batch::new(&plan.parts, &self.scheduler, side, |id| &answers[&id]);
         let logits = batch.sample.len() * self.network.vocab();
         let states = batch.pool.len() * self.network.hidden();
-        let expected = |got: &Results| got.logits.len() == logits && got.states.len() == states;
+        let tokens = batch.greedy.len();
+        let expected = |got: &Results| {
+            (got.logits.len(), got.states.len(), got.greedy.len()) == (logits, states, tokens)
+        };
         let network = &mut self.network;
         // Whatever it leaves half done lies where this step's rows are, in pages without a name: they are given back with
         // their sequences, and nobody else has them.
         match catch_unwind(AssertUnwindSafe(|| network.forward(batch))) {
             Ok(Ok(results)) if expected(&results) => return Some(results),
-            Ok(Ok(Results { logits, states })) => {
+            Ok(Ok(Results { logits, states, .. })) => {
                 let (logits, states) = (logits.len(), states.len());
                 tracing::error!(logits, states, "a step gave a wrong number of logits or states");
             }
@@ -263,22 +341,33 @@ impl<F: Forward> Worker<F> {
     fn commit(&mut self, plan: &Plan, results: &Results, now: Instant) {
         let (vocab, hidden) = (self.network.vocab(), self.network.hidden());
         let (mut logits, mut states) = (&*results.logits, &*results.states);
+        let (side, mut greedy) = (self.network.side(), results.greedy.iter());
         for part in &plan.parts {
+            if self.answer(part.id).is_greedy(part, side) {
+                let token = greedy.next().copied().flatten();
+                self.advance(part, Drawn::Greedy(token), now);
+                continue;
+            }
             let (own_logits, other_logits) = logits.split_at(part.sampled.len() * vocab);
             let (own_states, other_states) = states.split_at(part.pooled.len() * hidden);
             (logits, states) = (other_logits, other_states);
-            self.advance(part, (own_logits, own_states), now);
+            self.advance(part, Drawn::Rows(own_logits, own_states), now);
         }
     }
 
-    /// `part` is computed, its logits are `[part.sampled, vocab]` and its states `[part.pooled, hidden]`.
-    fn advance(&mut self, part: &Part, (logits, states): (&[f32], &[f32]), now: Instant) {
+    /// `part` is computed.
+    fn advance(&mut self, part: &Part, drawn: Drawn<'_>, now: Instant) {
         self.scheduler.commit(part);
         let answer = self.answer(part.id);
         let known = answer.generated();
         let passed = answer.pass_prompt(part.rows.end, now);
-        let pooled = answer.pool(part, states).map_err(Undrawn::from);
-        let next = pooled.and_then(|()| answer.accept(part, logits));
+        let next = match drawn {
+            Drawn::Greedy(token) => answer.accept_greedy(token),
+            Drawn::Rows(logits, states) => {
+                let pooled = answer.pool(part, states).map_err(Undrawn::from);
+                pooled.and_then(|()| answer.accept(part, logits))
+            }
+        };
         if let Some((tokens, seconds)) = passed {
             self.stats.prompt_tokens += tokens as u64;
             self.stats.prefill_seconds.record(seconds);
@@ -346,6 +435,7 @@ impl<F: Forward> Worker<F> {
         self.stats.pages_free = self.scheduler.pages().free();
         self.stats.pages_idle = self.scheduler.pages().idle();
         self.stats.adapters_running = self.scheduler.slots().bound();
+        self.stats.on_device = self.network.on_device();
         let (jobs, pace) = (self.scheduler.jobs(), self.pace.per_second());
         let (_, is_pressed) = self.planned;
         self.inbox.publish(Public { stats: self.stats.clone(), jobs, is_pressed, pace });
@@ -394,7 +484,7 @@ mod tests {
         fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Results> {
             self.begun.send(()).unwrap();
             self.go.recv().unwrap();
-            Ok(Results { logits: vec![0.0; batch.sample.len() * 2], states: vec![] })
+            Ok(Results { logits: vec![0.0; batch.sample.len() * 2], ..Results::default() })
         }
     }
 
