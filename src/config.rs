@@ -162,6 +162,10 @@ pub struct Store {
 pub struct Engine {
     /// What computes.
     pub device: Device,
+    /// Whether a GPU's answers are the same in any company.
+    pub deterministic: bool,
+    /// Memory of a GPU for adapters, where it was asked for.
+    pub device_adapter_bytes: Option<ByteSize>,
     /// How a quantized base is computed.
     pub precision: Precision,
     /// The instructions it is computed with.
@@ -374,6 +378,8 @@ impl Serve {
             },
             engine: Engine {
                 device: knobs.device.unwrap_or_default(),
+                deterministic: knobs.deterministic.is_some_and(|Switch(fixed)| fixed),
+                device_adapter_bytes: knobs.device_adapter_bytes,
                 precision: knobs.precision.unwrap_or_default(),
                 kernels: knobs.kernels.unwrap_or_default(),
                 threads,

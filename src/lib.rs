@@ -112,6 +112,15 @@
 //! with the same bytes do not change, so that no quota tells one of another. An adapter has one form in memory, which is the
 //! kernels' own, and its size there is known from its headers; its device slot is a count of the sequences that run through it.
 //!
+//! # On a GPU
+//!
+//! `--features cuda` builds a program that serves on a GPU, too. The engine asks of a network what [`engine`] calls `Forward`, and knows of no
+//! device beyond that an adapter may have to be brought there first, which is why somebody is left in line while others go on, and
+//! that greedy tokens may be found there. `model::gpu` is that network: kernels in CUDA C++ ([`kernels`]), all memory planned and taken at the
+//! start, answers' steps captured as graphs, adapters brought beside the steps in the very bytes that they have on the host.
+//! Everything but the driver is generic over a trait, `kernels::cuda::Gpu`, whose second implementation is the host: the tests run whole
+//! networks through the same launches and the same kernels, without a GPU.
+//!
 //! # Measuring it
 //!
 //! [`mod@bench`] is a client and knows nothing of the rest, so that what it says of other servers is as true as what it says of this one.
@@ -126,6 +135,11 @@
 //! - Files in the store are named by sha256 and a nonce, not by sha256 alone: with one key for equal bytes an upload and a
 //!   deletion that meet could leave a record without its file.
 //! - A pin is a lease that the server itself holds; the cache's policy knows nothing of it.
+//! - On a GPU a step is not a chain of candle tensors with custom ops, but launches on buffers that are planned at the start: an op of
+//!   candle allocates what it gives, and a captured step must not. candle gives the device, its stream and its cuBLAS.
+//! - A quantized base is not multiplied there by candle's `QMatMul`, which chooses its kernel by the number of rows, so that a row's
+//!   bits would depend on its company, and takes memory in each call; but by a kernel of ours on tensor cores, which reads the panels
+//!   that the processor has, and which the host can run.
 
 pub mod adapter;
 pub mod bench;

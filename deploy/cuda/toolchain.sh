@@ -49,8 +49,9 @@ for library in "$tree"/lib/*; do
 done
 ln -s lib64 "$home/lib"
 
-# 3. The driver comes with the kernel module and is in no package. To link, its names are enough: one empty function for each.
-grep -oE '\bcu[A-Z][A-Za-z0-9]*(_v[0-9]+)?(_ptsz|_ptds)?[[:space:]]*\(' "$home/include/cuda.h" | tr -d '( \t' |
+# 3. The driver comes with the kernel module and is in no package. To link, its names are enough: one empty function for each, by
+# whatever name the header has it (some are macros for a newer one).
+grep -oE '\bcu[A-Z][A-Za-z0-9]*(_v[0-9]+)?(_ptsz|_ptds)?\b' "$home/include/cuda.h" |
     sed -E 's/_(ptsz|ptds)$//; s/_v[0-9]+$//' | sort -u |
     while read -r name; do
         for version in '' _v2 _v3 _v4; do

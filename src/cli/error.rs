@@ -84,6 +84,29 @@ pub(crate) enum CliError {
     Tls(#[from] http::TlsError),
     #[error(transparent)]
     Traces(#[from] BadEndpoint),
+    #[error(
+        "device-adapter-bytes is memory of a GPU, and the processor computes here: leave it out, or choose a GPU with --device"
+    )]
+    NoDeviceMemory,
+    #[cfg(feature = "cuda")]
+    #[error("there is no GPU {ordinal}: this machine has {there}, which are counted from 0")]
+    NoGpu { ordinal: usize, there: usize },
+    #[cfg(feature = "cuda")]
+    #[error(
+        "kv-dtype = f32: on a GPU keys and values are kept in 16 bits; leave it out, or choose --device cpu"
+    )]
+    DeviceKv,
+    #[cfg(feature = "cuda")]
+    #[error("the driver does not say what GPUs there are")]
+    NoDriver(#[source] candle_core::Error),
+    #[cfg(feature = "cuda")]
+    #[error(
+        "precision is how the processor computes, and a GPU takes 16-bit floats: leave it out, or choose --device cpu"
+    )]
+    DevicePrecision,
+    #[cfg(feature = "cuda")]
+    #[error("the GPU cannot serve this base")]
+    Device(#[source] candle_core::Error),
     #[error("the engine did not start")]
     Engine(#[from] candle_core::Error),
     #[error("the engine ended by a fault that the log tells; start the server again")]

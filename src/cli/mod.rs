@@ -6,6 +6,7 @@ mod audit;
 mod base;
 mod bench;
 mod command;
+mod device;
 mod error;
 mod plan;
 mod progress;

@@ -14,14 +14,7 @@ use crate::{
 /// The plan. Printing it is all that can be done with it.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Processor or accelerator.
-    pub(crate) device: String,
-    /// Threads that compute.
-    pub(crate) threads: usize,
-    /// Name of the instructions that kernels use.
-    pub(crate) tier: String,
-    /// How products with a quantized base are computed.
-    pub(crate) precision: &'static str,
+    pub(crate) device: Device,
     pub(crate) base: Base,
     pub(crate) kv: Kv,
     pub(crate) adapters: Adapters,
@@ -34,6 +27,30 @@ pub(crate) struct Plan {
     pub(crate) address: SocketAddr,
     /// Where scrapers have a listener of their own.
     pub(crate) metrics: Option<SocketAddr>,
+}
+
+/// What computes.
+#[derive(Debug)]
+pub(crate) enum Device {
+    Processor {
+        /// Threads that compute.
+        threads: usize,
+        /// Name of the instructions that kernels use.
+        tier: String,
+        /// How products with a quantized base are computed.
+        precision: &'static str,
+    },
+    #[cfg(feature = "cuda")]
+    Gpu {
+        name: String,
+        /// What products take.
+        precision: &'static str,
+        /// In which order they are summed, where that is fixed.
+        products: &'static str,
+        memory: crate::model::gpu::Plan,
+        /// Bytes that are free now.
+        free: usize,
+    },
 }
 
 /// Where a store is.
@@ -111,11 +128,37 @@ impl Kv {
     }
 }
 
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Processor { threads, tier, precision } => {
+                writeln!(f, "  device    cpu, {threads} threads, {tier} kernels, {precision}")
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu { name, precision, products, memory, free } => {
+                writeln!(f, "  device    {name}, {precision}{products}")?;
+                let size = |bytes: usize| ByteSize(bytes as u64);
+                let (total, free) = (size(memory.total()), size(*free));
+                writeln!(
+                    f,
+                    "            {total} of {free} free: base {}, keys and values {}, adapters {} and their tables {}, steps {}, left to the driver {}",
+                    size(memory.base),
+                    size(memory.kv),
+                    size(memory.adapters),
+                    size(memory.tables),
+                    size(memory.step),
+                    size(memory.driver)
+                )
+            }
+        }
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, threads, tier, precision, base, kv, .. } = self;
+        let Self { device, base, kv, .. } = self;
         writeln!(f, "chorus {}", env!("CARGO_PKG_VERSION"))?;
-        writeln!(f, "  device    {device}, {threads} threads, {tier} kernels, {precision}")?;
+        write!(f, "{device}")?;
         writeln!(f, "  base      {}: {}", base.id, base.path.display())?;
         let (bytes, memory) = (ByteSize(base.bytes), ByteSize(base.memory));
         writeln!(f, "            {}, {bytes} on disk, {memory} in memory", base.format)?;
@@ -229,10 +272,11 @@ mod tests {
 
     fn plan() -> Plan {
         Plan {
-            device: "cpu".into(),
-            threads: 2,
-            tier: "avx512".into(),
-            precision: "16-bit inputs",
+            device: Device::Processor {
+                threads: 2,
+                tier: "avx512".into(),
+                precision: "16-bit inputs",
+            },
             base: Base {
                 id: "tiny".into(),
                 path: "models/tiny.gguf".into(),

@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     base::{Located, locate},
+    device::{Computer, Size},
     error::CliError,
     plan::{self, Plan},
     reload::{Reloaded, reload_on},
@@ -24,13 +25,13 @@ use super::{
 };
 use crate::{
     adapter::{self, Adapters, Folder, LoraRoot, Rules},
-    config::{self, AdapterDtype, Device, Serve, ServeArgs},
+    config::{self, AdapterDtype, Serve, ServeArgs},
     engine::{self, Engine},
     http,
     kernels::{linear::Precision, panels::Encoding, simd::Tier},
     ledger::{Ledger, NotOpened},
     lora::{Limits, Matrices},
-    model::{Kv, KvType, Llama, PAGE},
+    model::{Llama, PAGE},
     store::Store,
     telemetry::{self, traces::Traces},
     tenant::Tenants,
@@ -172,25 +173,29 @@ fn build(
     located: Located,
     (store, tenants): (Store, Tenants),
 ) -> Result<Started, CliError> {
-    // `auto` will mean more once there is more than one.
-    let (Device::Auto | Device::Cpu) = config.engine.device;
+    // Before the base is read, which takes its time.
+    let computer = Computer::choose(&config.engine)?;
     let (text, model) = load(&located.path, &config.engine)?;
-    let kv = kv_plan(&config.engine, &model, &located.id)?;
-    let folder = scan(&config.adapters, &model, &located.id, config.engine.threads)?;
+    let page_bytes = computer.page_bytes(&config.engine, &model);
+    let kv = kv_plan(&config.engine, &model, &located.id, page_bytes)?;
+    let size = Size {
+        engine: config.engine.clone(),
+        settings: engine_settings(&config.engine, kv),
+        rank: config.adapters.max_rank,
+    };
+    // What is larger than all adapters may be together could never be loaded as it is; and a file that is rounded is whole in memory
+    // meanwhile.
+    let largest = computer.largest_adapter(&config.engine, config.adapters.cache_bytes.0);
+    let limits = Limits { max_rank: config.adapters.max_rank, max_bytes: largest };
+    let threads = config.engine.threads;
+    let folder = scan(&config.adapters, (&model, &located.id), &limits, threads)?;
     let base_model = http::BaseModel {
         id: located.id.clone(),
         digest: located.checksum.to_string(),
         created: located.changed,
     };
     let plan = Plan {
-        device: "cpu".to_owned(),
-        threads: model.threads(),
-        tier: model.tier().to_string(),
-        precision: match model.precision() {
-            Precision::Int8 => "8-bit inputs",
-            Precision::Int16 => "16-bit inputs",
-            Precision::Exact => "32-bit floats",
-        },
+        device: computer.plan(&model, &size),
         base: plan::Base {
             id: located.id.clone(),
             format: format(&located.path, model.encoding()),
@@ -210,15 +215,14 @@ fn build(
     };
     let model = Arc::new(model);
     let base: Arc<dyn crate::lora::Base> = Arc::<Llama>::clone(&model);
-    let settings = adapter_settings(config, &store);
+    let settings = adapter_settings(config, &store, limits);
     // Blocking is all right on this thread, which is no worker of the runtime.
     let runtime = Handle::current();
     let ledger = runtime.block_on(open_ledger(config, &store))?;
     let foundation = adapter::Foundation { base, sha256: base_model.digest.clone() };
     let shared = (store, tenants.clone());
     let adapters = runtime.block_on(Adapters::open(folder, foundation, shared, settings))?;
-    let kv_type = kv_type(&config.engine, &model);
-    let engine = Engine::start(model, kv_type, engine_settings(&config.engine, kv))?;
+    let engine = computer.start(model, &size)?;
     let traces = config.traces.endpoint.as_ref();
     let traces = traces.map(|endpoint| Traces::start(endpoint.as_str())).transpose()?;
     let tracer = traces.as_ref().map(Traces::tracer);
@@ -245,7 +249,7 @@ async fn open_ledger(config: &Serve, store: &Store) -> Result<Ledger, CliError> 
     })
 }
 
-fn adapter_settings(config: &Serve, store: &Store) -> adapter::Settings {
+fn adapter_settings(config: &Serve, store: &Store, limits: Limits) -> adapter::Settings {
     let spool = config.store.spool.clone();
     let beside = || store.folder().map_or_else(env::temp_dir, Path::to_owned);
     adapter::Settings {
@@ -253,7 +257,7 @@ fn adapter_settings(config: &Serve, store: &Store) -> adapter::Settings {
         max_waiting: config.adapters.line,
         time_out: config.adapters.wait,
         loaders: ADAPTER_LOADERS,
-        limits: limits(&config.adapters),
+        limits,
         matrices: matrices(&config.adapters),
         spool: spool.unwrap_or_else(beside),
         refresh: config.store.refresh,
@@ -297,12 +301,6 @@ fn format(path: &Path, encoding: Encoding) -> String {
     format!("{container}, {encoding:?}")
 }
 
-/// What is larger than all adapters may be together could never be loaded as it is; and a file that is rounded is whole in
-/// memory meanwhile.
-fn limits(adapters: &config::Adapters) -> Limits {
-    Limits { max_rank: adapters.max_rank, max_bytes: adapters.cache_bytes.0 }
-}
-
 fn matrices(adapters: &config::Adapters) -> Matrices {
     match adapters.dtype {
         AdapterDtype::Native => Matrices::Native,
@@ -313,13 +311,12 @@ fn matrices(adapters: &config::Adapters) -> Matrices {
 /// Checks the adapters' folder; an absent default folder has no adapters.
 fn scan(
     adapters: &config::Adapters,
-    base: &Llama,
-    base_id: &str,
+    (base, base_id): (&Llama, &str),
+    limits: &Limits,
     workers: NonZeroUsize,
 ) -> Result<Folder, CliError> {
-    let limits = limits(adapters);
     let reserved = ["base", "default", base_id];
-    let rules = Rules { base, limits: &limits, reserved: &reserved, workers };
+    let rules = Rules { base, limits, reserved: &reserved, workers };
     match Folder::scan(&adapters.folder, &rules) {
         Err(absent) if absent.is_absent() && !adapters.folder_is_given => Ok(Folder::empty()),
         scanned => Ok(scanned?),
@@ -346,16 +343,13 @@ fn adapters_plan(adapters: &config::Adapters, folder: &Folder) -> plan::Adapters
     }
 }
 
-/// The type of keys and values; where 32-bit floats are computed with, they are kept.
-fn kv_type(config: &config::Engine, model: &Llama) -> KvType {
-    match (config.kv_dtype, model.precision()) {
-        (config::KvDtype::F32, _) | (config::KvDtype::Auto, Precision::Exact) => KvType::F32,
-        _ => KvType::F16,
-    }
-}
-
 /// How the memory for keys and values is cut into pages.
-fn kv_plan(config: &config::Engine, model: &Llama, base: &str) -> Result<plan::Kv, CliError> {
+fn kv_plan(
+    config: &config::Engine,
+    model: &Llama,
+    base: &str,
+    bytes: u64,
+) -> Result<plan::Kv, CliError> {
     let context = model.spec().context;
     let context = match config.max_context {
         Some(asked) if asked > context => {
@@ -363,7 +357,6 @@ fn kv_plan(config: &config::Engine, model: &Llama, base: &str) -> Result<plan::K
         }
         asked => asked.unwrap_or(context),
     };
-    let bytes = Kv::page_bytes(model.spec(), kv_type(config, model)) as u64;
     let page = Page { tokens: PAGE, bytes };
     page.divide(config.kv_bytes.0, context, config.max_running).ok_or(CliError::NoPage {
         given: config.kv_bytes.0,

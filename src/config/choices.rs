@@ -2,14 +2,17 @@
 
 use std::{fmt, str::FromStr};
 
-/// What computes. `auto` and `cpu` are the same in this build.
+/// What computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The fastest there is.
+    /// The fastest there is: a GPU where this build can use one and the machine has one, else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
+    /// An NVIDIA GPU, by its number.
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
 }
 
 impl FromStr for Device {
@@ -19,11 +22,28 @@ impl FromStr for Device {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
-                Err("this build has no CUDA: choose auto or cpu".to_owned())
-            }
-            _ => Err("choose auto or cpu".to_owned()),
+            #[cfg(feature = "cuda")]
+            "cuda" => Ok(Self::Cuda(0)),
+            cuda if cuda == "cuda" || cuda.starts_with("cuda:") => Self::cuda(cuda),
+            _ => Err(format!("choose {DEVICES}")),
         }
+    }
+}
+
+/// The devices of this build.
+const DEVICES: &str =
+    if cfg!(feature = "cuda") { "auto, cpu, cuda or cuda:N" } else { "auto or cpu" };
+
+impl Device {
+    #[cfg(feature = "cuda")]
+    fn cuda(text: &str) -> Result<Self, String> {
+        let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+        number.map(Self::Cuda).ok_or_else(|| format!("choose {DEVICES}, with N from 0 on"))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda(_: &str) -> Result<Self, String> {
+        Err(format!("this build has no CUDA: choose {DEVICES}"))
     }
 }
 

@@ -92,7 +92,7 @@ pub struct Knobs {
     /// auto, names where there are no API keys and off otherwise [default: auto]
     #[arg(long, env = "CHORUS_LORA_INFO", value_name = "HOW")]
     pub(super) lora_info: Option<LoraInfo>,
-    /// What computes: auto or cpu [default: auto]
+    /// What computes: auto or cpu, or in a build with CUDA cuda or cuda:N for GPU N [default: auto, a GPU where there is one]
     #[arg(long, env = "CHORUS_DEVICE", value_name = "DEVICE")]
     pub(super) device: Option<Device>,
     /// How a quantized base is computed: int16, in integers with inputs rounded to 16 bits; int8,
@@ -106,6 +106,13 @@ pub struct Knobs {
     /// Threads that compute [default: all cores]
     #[arg(long, env = "CHORUS_THREADS", value_name = "N")]
     pub(super) threads: Option<Count>,
+    /// Give the same answers in any company on a GPU as well, at the price of speed where the base is not quantized; the
+    /// processor's always are
+    #[arg(long, env = "CHORUS_DETERMINISTIC", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) deterministic: Option<Switch>,
+    /// Memory of a GPU for adapters, which come there from adapter-cache-bytes [default: 1GiB where a GPU computes]
+    #[arg(long, env = "CHORUS_DEVICE_ADAPTER_BYTES", value_name = "SIZE")]
+    pub(super) device_adapter_bytes: Option<ByteSize>,
     /// Request header that names the adapter [default: X-Adapter]
     #[arg(long, env = "CHORUS_ADAPTER_HEADER", value_name = "HEADER")]
     pub(super) adapter_header: Option<HeaderField>,
@@ -204,6 +211,8 @@ impl Knobs {
             lora_info: self.lora_info.or(under.lora_info),
             prefix_cache: self.prefix_cache.or(under.prefix_cache),
             device: self.device.or(under.device),
+            deterministic: self.deterministic.or(under.deterministic),
+            device_adapter_bytes: self.device_adapter_bytes.or(under.device_adapter_bytes),
             precision: self.precision.or(under.precision),
             kernels: self.kernels.or(under.kernels),
             threads: self.threads.or(under.threads),

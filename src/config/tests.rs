@@ -52,6 +52,8 @@ fn every_knob_can_be_written_in_the_file() {
         allowed-hosts = "llm.example.org, llm"
         open = true
         device = "cpu"
+        deterministic = true
+        device-adapter-bytes = "3GiB"
         precision = "exact"
         kernels = "portable"
         kv-dtype = "f32"
@@ -88,8 +90,10 @@ fn every_knob_can_be_written_in_the_file() {
     "#;
     let dir = tempfile::tempdir().unwrap();
     let written = Serve::try_from(typed(&["--config", &file(&dir, text)])).unwrap();
-    let mut flags = vec!["--open".to_owned(), "--metrics-open".to_owned()];
-    for line in text.lines().filter(|line| line.contains('=') && !line.contains("open")) {
+    let switches = ["open", "metrics-open", "deterministic"];
+    let mut flags: Vec<_> = switches.map(|switch| format!("--{switch}")).into();
+    let is_switch = |line: &str| switches.iter().any(|switch| line.trim().starts_with(switch));
+    for line in text.lines().filter(|line| line.contains('=') && !is_switch(line)) {
         let (key, value) = line.trim().split_once(" = ").unwrap();
         flags.extend([format!("--{key}"), value.trim_matches('"').to_owned()]);
     }

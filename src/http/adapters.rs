@@ -1,6 +1,7 @@
 //! `/v1/adapters`: what a tenant does with its own.
 
 use std::{
+    collections::BTreeSet,
     io,
     time::{Instant, SystemTime},
 };
@@ -39,8 +40,8 @@ use super::{
 };
 use crate::{
     adapter::{
-        AdapterName, Card, Expected, Kept, NotChanged, Part, Room, Target, Terms, Unfit, Upload,
-        Version, Wanted,
+        AdapterName, Card, Digest, Expected, Kept, NotChanged, Part, Room, Target, Terms, Unfit,
+        Upload, Version, Wanted,
     },
     ledger::Used,
     tenant::{Caller, Scope, TenantId},
@@ -60,7 +61,8 @@ pub(super) async fn list(
 ) -> Result<Json<AdapterList>, ApiError> {
     need(&caller, Scope::Infer)?;
     let cards = app.adapters().list(caller.tenant);
-    let data = cards.into_iter().map(|card| adapter(&app, card, None)).collect();
+    let on_device = app.on_device();
+    let data = cards.into_iter().map(|card| adapter(&app, card, &on_device, None)).collect();
     let tenant = app.tenants().name(caller.tenant).map(String::from);
     Ok(Json(AdapterList { object: "list", tenant, data }))
 }
@@ -129,7 +131,8 @@ pub(super) async fn put(
         Ok((Kept { card, is_new }, rate)) => {
             let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
             let tag = tag(card.revision.version);
-            let mut response = (status, tag, Json(adapter(&app, card, None))).into_response();
+            let mut response =
+                (status, tag, Json(adapter(&app, card, &app.on_device(), None))).into_response();
             rates::write_uploads(rate, response.headers_mut());
             Ok(response)
         }
@@ -345,9 +348,11 @@ pub(super) async fn file(
 async fn shown(app: &App, caller: &Caller, name: &AdapterName) -> Result<Response, ApiError> {
     let tenant = caller.tenant;
     let card = found(app, caller, name, || app.adapters().card(tenant, name)).await?;
-    let versions = app.adapters().versions(tenant, name).into_iter().map(version).collect();
+    let versions = app.adapters().versions(tenant, name).into_iter();
+    let on_device = app.on_device();
+    let versions = versions.map(|one| version(one, &on_device)).collect();
     let tag = card.active.then(|| tag(card.revision.version));
-    Ok((tag, Json(adapter(app, card, Some(versions)))).into_response())
+    Ok((tag, Json(adapter(app, card, &on_device, Some(versions)))).into_response())
 }
 
 /// What is looked for under a name, here or, where another server may have made it, once the store was asked.
@@ -365,8 +370,13 @@ async fn found<T>(
     look().ok_or_else(|| ApiError::model_not_found(name.as_str()))
 }
 
-fn adapter(app: &App, card: Card, versions: Option<Vec<VersionOut>>) -> AdapterOut {
-    let (status, residency) = standing(&card);
+fn adapter(
+    app: &App,
+    card: Card,
+    on_device: &BTreeSet<Digest>,
+    versions: Option<Vec<VersionOut>>,
+) -> AdapterOut {
+    let (status, residency) = standing(&card, on_device);
     AdapterOut {
         id: card.revision.name.to_string(),
         object: "adapter",
@@ -391,8 +401,8 @@ fn adapter(app: &App, card: Card, versions: Option<Vec<VersionOut>>) -> AdapterO
     }
 }
 
-fn version(Version { card, stored }: Version) -> VersionOut {
-    let (status, residency) = standing(&card);
+fn version(Version { card, stored }: Version, on_device: &BTreeSet<Digest>) -> VersionOut {
+    let (status, residency) = standing(&card, on_device);
     VersionOut {
         version: card.revision.version,
         digest: format!("sha256:{}", card.revision.digest),
@@ -407,13 +417,18 @@ fn version(Version { card, stored }: Version) -> VersionOut {
     }
 }
 
-fn standing(card: &Card) -> (Status, Residency) {
+fn standing(card: &Card, on_device: &BTreeSet<Digest>) -> (Status, Residency) {
     let status = match (card.compatible, card.active) {
         (false, _) => Status::Incompatible,
         (true, true) => Status::Active,
         (true, false) => Status::Inactive,
     };
-    (status, if card.resident { Residency::Host } else { Residency::Disk })
+    let residency = match card.resident {
+        true if on_device.contains(&card.revision.digest) => Residency::Device,
+        true => Residency::Host,
+        false => Residency::Disk,
+    };
+    (status, residency)
 }
 
 /// Who asks, as the log of changes has it.

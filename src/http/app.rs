@@ -1,6 +1,7 @@
 //! What every request shares, and which path leads where.
 
 use std::{
+    collections::BTreeSet,
     env,
     future::Future,
     path::PathBuf,
@@ -42,7 +43,7 @@ use super::{
     vllm,
 };
 use crate::{
-    adapter::{Adapters, Extras, LoraRoot, Lot, Wanted},
+    adapter::{Adapters, Digest, Extras, LoraRoot, Lot, Wanted},
     engine::Engine,
     ledger::Ledger,
     tenant::{Caller, Permit, TenantId, TenantName, Tenants},
@@ -188,6 +189,11 @@ enum Stage {
 }
 
 impl App {
+    /// The adapters that are in the memory of a GPU that computes.
+    pub(super) fn on_device(&self) -> Arc<BTreeSet<Digest>> {
+        self.generator().stats().on_device
+    }
+
     /// `text` belongs to the base that `engine` runs; `adapters` were checked against it.
     pub fn new(
         base: BaseModel,

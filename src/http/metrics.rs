@@ -348,6 +348,7 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
         ("kv_pages_free", "KV pages that no sequence holds", stats.pages_free),
         ("kv_pages_kept", "Free KV pages that hold prefixes for others to use", stats.pages_idle),
         ("adapters_running", "Adapters among the running sequences", stats.adapters_running),
+        ("adapters_on_device", "Adapters in a GPU's memory", stats.on_device.len()),
         ("step_rows_max", "Rows of the largest step so far", stats.max_rows),
     ] {
         writer.gauge(name, help, value)?;

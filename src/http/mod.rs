@@ -86,6 +86,8 @@ mod double;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "cuda")]
+pub(crate) use self::select::MOST_PARTS;
 pub use self::{
     app::{AdapterHeader, App, BadHeader, BaseModel, LoraInfo, Settings, Stored},
     serve::{Listeners, serve, starting},

@@ -127,7 +127,7 @@ pub(super) struct Part {
 }
 
 /// The most adapters of a mix.
-pub(super) const MOST_PARTS: usize = 8;
+pub(crate) const MOST_PARTS: usize = 8;
 /// How much of an adapter there may be.
 const WEIGHTS: RangeInclusive<f32> = -16.0..=16.0;
 

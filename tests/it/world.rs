@@ -180,11 +180,15 @@ impl Server {
         Self::start_on(&base_gguf(), chorus::catalog::DEFAULT, arguments)
     }
 
-    /// Serves a base under a name.
+    /// Serves a base under a name, on the device that `CHORUS_TEST_DEVICE` names.
     pub(crate) fn start_on(base: &Path, id: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_chorus"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--served-model-name", id]);
         command.arg("--model").arg(base);
+        #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
+        if let Ok(device) = std::env::var("CHORUS_TEST_DEVICE") {
+            command.args(["--device", &device]);
+        }
         if !arguments.contains(&"--adapters") {
             command.arg("--adapters").arg(shipped_adapters());
         }

@@ -87,6 +87,8 @@ pub(in crate::http) enum Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::http) enum Residency {
+    /// In the memory of a GPU that computes, and in memory.
+    Device,
     /// In memory, in the form that runs.
     Host,
     /// In the folder or the store.
