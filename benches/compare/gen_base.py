@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""A base of Llama-3.2-1B's shape with random weights, as GGUF, with a tokenizer that every server loads (needs gguf).
+"""A base of Llama-3.2-1B's or Llama-3.1-8B's shape with random weights, as GGUF, with a tokenizer that every server loads (needs gguf).
 
-    gen_base.py SMALL.gguf OUT.gguf --type Q4_0|Q4_K
+    gen_base.py SMALL.gguf OUT.gguf --type Q4_0|Q4_K|BF16 [--shape 8b]
 
-16 layers, hidden 2048, 32 heads, 8 of keys, FFN 8192, 128,256 tokens. The tokenizer is SMALL's, filled up with tokens that
-no text has. Codes are random; scales make weights of about N(0, 0.02^2), so that activations stay what a network's are.
+1b: 16 layers, hidden 2048, 32 heads, 8 of keys, FFN 8192, 128,256 tokens, tied. 8b: 32 layers, hidden 4096, FFN 14336, untied. The
+tokenizer is SMALL's, filled up with tokens that no text has. Codes are random; scales make weights of about N(0, 0.02^2), so that
+activations stay what a network's are.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-LAYERS, HIDDEN, HEADS, KV_HEADS, FFN, VOCAB = 16, 2048, 32, 8, 8192, 128256
+HEADS, KV_HEADS, VOCAB = 32, 8, 128256
+SHAPES = {"1b": (16, 2048, 8192), "8b": (32, 4096, 14336)}
 SIZE = 0.02
 
 
@@ -51,28 +53,38 @@ def q8_0(rng, outputs, inputs):
     return np.concatenate([halves(rng, blocks, SIZE / 73), codes], axis=1).reshape(outputs, -1)
 
 
+def bf16(rng, outputs, inputs):
+    # The upper halves of floats.
+    weights = rng.standard_normal(outputs * inputs, dtype=np.float32) * np.float32(SIZE)
+    return (weights.view(np.uint32) >> 16).astype("<u2").view(np.uint8).reshape(outputs, -1)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("small", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--type", choices=["Q4_0", "Q4_K"], default="Q4_0")
+    parser.add_argument("--type", choices=["Q4_0", "Q4_K", "BF16"], default="Q4_0")
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
     args = parser.parse_args()
+    layers, hidden, ffn = SHAPES[args.shape]
     small = gguf.GGUFReader(args.small)
     field = lambda key: small.fields[f"tokenizer.ggml.{key}"].contents()  # noqa: E731
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(args.out, "llama")
-    writer.add_name(f"random 1B {args.type}")
+    writer.add_name(f"random {args.shape.upper()} {args.type}")
     writer.add_context_length(8192)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FFN)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(ffn)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_rope_freq_base(500000.0)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_rope_dimension_count(hidden // HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCAB)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0 if args.type == "Q4_0" else gguf.LlamaFileType.MOSTLY_Q4_K_M)
+    types = gguf.LlamaFileType
+    file_type = {"Q4_0": types.MOSTLY_Q4_0, "Q4_K": types.MOSTLY_Q4_K_M, "BF16": types.MOSTLY_BF16}
+    writer.add_file_type(file_type[args.type])
     tokens = list(field("tokens"))
     kinds = list(field("token_type"))
     spare = VOCAB - len(tokens)
@@ -85,17 +97,18 @@ def main():
     writer.add_eos_token_id(field("eos_token_id"))
     if "tokenizer.chat_template" in small.fields:
         writer.add_chat_template(small.fields["tokenizer.chat_template"].contents())
-    kind = Type.Q4_0 if args.type == "Q4_0" else Type.Q4_K
-    make = q4_0 if args.type == "Q4_0" else q4_k
-    writer.add_tensor("token_embd.weight", q8_0(rng, VOCAB, HIDDEN), raw_dtype=Type.Q8_0)
-    writer.add_tensor("output_norm.weight", np.ones(HIDDEN, np.float32))
+    kind, make = {"Q4_0": (Type.Q4_0, q4_0), "Q4_K": (Type.Q4_K, q4_k), "BF16": (Type.BF16, bf16)}[args.type]
+    rows, of_rows = (Type.BF16, bf16) if args.type == "BF16" else (Type.Q8_0, q8_0)
+    for name in ["token_embd"] + ["output"] * (args.shape == "8b"):
+        writer.add_tensor(f"{name}.weight", of_rows(rng, VOCAB, hidden), raw_dtype=rows)
+    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
     shapes = {
-        "attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN // 4, HIDDEN), "attn_v": (HIDDEN // 4, HIDDEN),
-        "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (FFN, HIDDEN), "ffn_up": (FFN, HIDDEN), "ffn_down": (HIDDEN, FFN),
+        "attn_q": (hidden, hidden), "attn_k": (hidden // 4, hidden), "attn_v": (hidden // 4, hidden),
+        "attn_output": (hidden, hidden), "ffn_gate": (ffn, hidden), "ffn_up": (ffn, hidden), "ffn_down": (hidden, ffn),
     }  # fmt: skip
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(HIDDEN, np.float32))
+            writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(hidden, np.float32))
         for name, (outputs, inputs) in shapes.items():
             writer.add_tensor(f"blk.{layer}.{name}.weight", make(rng, outputs, inputs), raw_dtype=kind)
     writer.write_header_to_file()
