@@ -139,8 +139,8 @@ def check_file(binary, options):
         if not re.search("Examples?;|Without it", comment):
             expect(value.strip('"') == default, f"chorus.toml: {name} = {value}, but its default is {default}")
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as taken:
-        # There is no certificate here, and nobody below asks by https.
-        taken.write(re.sub(r"^#((?!tls-)[a-z][a-z-]* = )", r"\1", text, flags=re.M))
+        # There is no certificate here, and nobody below asks by https; and no GPU.
+        taken.write(re.sub(r"^#((?!tls-|device-adapter-)[a-z][a-z-]* = )", r"\1", text, flags=re.M))
         taken.flush()
         with served(binary, "--config", HERE / "chorus.toml"), served(binary, "--config", taken.name, "--max-context", "128", "--metrics-listen", "127.0.0.1:0"):
             pass

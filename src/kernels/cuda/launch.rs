@@ -9,22 +9,23 @@ use crate::kernels::{
 };
 
 /// Threads of a block, as the kernels have them.
-const NORM_THREADS: usize = 256;
-const ROPE_THREADS: usize = 128;
-const ATTENTION_THREADS: usize = 128;
-const GATE_THREADS: usize = 256;
-const GREEDY_THREADS: usize = 256;
-const LORA_THREADS: usize = 128;
+pub(super) const NORM_THREADS: usize = 256;
+pub(super) const ROPE_THREADS: usize = 128;
+pub(super) const ATTENTION_THREADS: usize = 128;
+pub(super) const GATE_THREADS: usize = 256;
+pub(super) const GREEDY_THREADS: usize = 256;
+pub(super) const LORA_THREADS: usize = 128;
 /// Outputs of a block.
-const EXPAND_OUTPUTS: usize = 256;
-const BIAS_THREADS: usize = 256;
+pub(super) const EXPAND_OUTPUTS: usize = 256;
+pub(super) const BIAS_THREADS: usize = 256;
+pub(super) const LINEAR_THREADS: usize = 256;
 /// Logits that a block looks at, and threads that look at what the blocks found.
-const GREEDY_PART: usize = 8192;
+pub(super) const GREEDY_PART: usize = 8192;
 const WARP: usize = 32;
 /// Positions of a split of attention.
 pub(crate) const SPLIT: usize = 256;
 /// The widest head.
-const MAX_DIM: usize = 256;
+pub(super) const MAX_DIM: usize = 256;
 /// The greatest rank of a site.
 pub(crate) const MAX_RANK: usize = 512;
 /// The most sites that share an input.
@@ -473,9 +474,6 @@ impl<G: Gpu> Kernels<'_, G> {
 pub(crate) fn greedy_parts(vocab: usize) -> usize {
     vocab.div_ceil(GREEDY_PART)
 }
-
-/// Threads of a block.
-const LINEAR_THREADS: usize = 256;
 
 fn shape_of(heads: Heads) -> Result<Argument> {
     let Heads { queries, keys, dim, window } = heads;

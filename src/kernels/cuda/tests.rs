@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use super::{
     SOURCE,
     host::{Argument, Buffer, Order, launch, library},
+    launch,
 };
 use crate::kernels::attention::PAGE;
 
@@ -146,6 +147,29 @@ fn constant(name: &str) -> usize {
 fn pages_are_the_schedulers() {
     assert_eq!(constant("PAGE"), PAGE);
     assert_eq!(constant("SPLIT") % PAGE, 0);
+}
+
+#[test]
+fn launches_are_as_the_kernels_have_them() {
+    for (name, value) in [
+        ("NORM_THREADS", launch::NORM_THREADS),
+        ("ROPE_THREADS", launch::ROPE_THREADS),
+        ("ATTENTION_THREADS", launch::ATTENTION_THREADS),
+        ("GATE_THREADS", launch::GATE_THREADS),
+        ("GREEDY_THREADS", launch::GREEDY_THREADS),
+        ("SHRINK_THREADS", launch::LORA_THREADS),
+        ("EXPAND_THREADS", launch::LORA_THREADS),
+        ("BIAS_THREADS", launch::BIAS_THREADS),
+        ("LINEAR_THREADS", launch::LINEAR_THREADS),
+        ("GREEDY_PART", launch::GREEDY_PART),
+        ("SPLIT", launch::SPLIT),
+        ("MAX_RANK", launch::MAX_RANK),
+        ("MAX_SITES", launch::MAX_SITES),
+    ] {
+        assert_eq!(constant(name), value, "{name}");
+    }
+    assert_eq!(2 * launch::LORA_THREADS, launch::EXPAND_OUTPUTS);
+    assert_eq!(2 * launch::ATTENTION_THREADS, launch::MAX_DIM);
 }
 
 #[test]

@@ -1,59 +1,28 @@
 //! What many adapters do to the results of a product.
 
-use std::{ffi::c_void, ops::Range, ptr::null_mut};
+use std::ops::Range;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    super::launch::{LoraNumbers, LoraSite, LoraStack},
+    *,
+};
 use crate::kernels::{
     lora::{padded_inputs, padded_outputs, place_in_b},
     memory::Slab,
     numbers::{GROUP, NumberType, Numbers as Stored},
 };
 
-/// Mirrors `LoraNumbers` of the kernels.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct LoraNumbers {
-    numbers: *mut c_void,
-    scales: *mut c_void,
-}
-
-/// Mirrors `LoraSite` of the kernels.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct LoraSite {
-    b: LoraNumbers,
-    b_bias: *mut c_void,
-    gain: *mut c_void,
-    bias: *mut c_void,
-    first: i32,
-    rank: i32,
-    outputs: i32,
-    place: i32,
-    scale: f32,
-    kind: i32,
-}
-
-/// Mirrors `LoraStack` of the kernels.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct LoraStack {
-    a: LoraNumbers,
-    rank: i32,
-    kind: i32,
-    sites: [LoraSite; 3],
-}
-
 const _: () = assert!(size_of::<LoraSite>() == 64 && size_of::<LoraStack>() == 216);
 
-const NO_NUMBERS: LoraNumbers = LoraNumbers { numbers: null_mut(), scales: null_mut() };
+const NO_NUMBERS: LoraNumbers = LoraNumbers { numbers: 0, scales: 0 };
 /// A site that an adapter leaves alone: nobody asks where its outputs are.
 const NO_SITE: LoraSite = LoraSite {
     b: NO_NUMBERS,
-    b_bias: null_mut(),
-    gain: null_mut(),
-    bias: null_mut(),
+    b_bias: 0,
+    gain: 0,
+    bias: 0,
     first: 0,
     rank: 0,
     outputs: i32::MAX,
@@ -164,13 +133,13 @@ struct Memory {
 }
 
 impl Memory {
-    fn bytes(&mut self, bytes: &[u8]) -> *mut c_void {
+    fn bytes(&mut self, bytes: &[u8]) -> u64 {
         if bytes.is_empty() {
-            return null_mut();
+            return 0;
         }
         // No number in any type that has such.
         self.bytes.push(Buffer::new(bytes, 0xff));
-        self.bytes.last_mut().expect("it was just pushed").address()
+        self.bytes.last_mut().expect("it was just pushed").address().expose_provenance() as u64
     }
 
     fn numbers(&mut self, numbers: &Stored) -> LoraNumbers {
@@ -178,10 +147,10 @@ impl Memory {
         LoraNumbers { numbers: self.bytes(numbers), scales: self.bytes(scales) }
     }
 
-    fn floats(&mut self, floats: Option<&Vec<f32>>) -> *mut c_void {
-        floats.map_or(null_mut(), |floats| {
+    fn floats(&mut self, floats: Option<&Vec<f32>>) -> u64 {
+        floats.map_or(0, |floats| {
             self.floats.push(Buffer::new(floats, f32::NAN));
-            self.floats.last_mut().expect("it was just pushed").address()
+            self.floats.last_mut().expect("it was just pushed").address().expose_provenance() as u64
         })
     }
 
