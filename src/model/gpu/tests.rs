@@ -364,6 +364,8 @@ fn nobody_goes_before_a_step_is_done() {
         assert!(world.network.settle().unwrap(), "it has room once the other goes");
     }
     assert!(!world.network.on_device().contains(&one.digest()));
+    // Were the step still to be done, it would be now.
+    gpu.wait().unwrap();
     world.computed[0] = prompt.len();
     world.both(&[Part { sequence: 0, tokens: &[5], adapter: Some(one) }], "what was kept");
 }
