@@ -387,6 +387,78 @@ fn the_plan_is_all_that_the_device_is_asked_for() {
     assert!(refused.contains(&format!("the plan takes {}", plan.total())), "{refused}");
 }
 
+/// Answers of a reference: a prompt, the tokens of its greedy answer, and by how much each led.
+fn reference(name: &str) -> (Vec<u32>, Vec<u32>, Vec<f64>) {
+    let file = models().join(format!("../smollm2/reference/{name}.json"));
+    let reference: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let prompt = &reference["prompts"][0];
+    let read = |key: &str| prompt[key].clone();
+    (
+        serde_json::from_value(read("prompt_ids")).unwrap(),
+        serde_json::from_value(read("greedy_ids")).unwrap(),
+        serde_json::from_value(read("margin")).unwrap(),
+    )
+}
+
+/// The default base with adapters of the project in one batch, token by token as transformers and PEFT answered: what is told is always their
+/// last token, so that one that is not decided by more than 16-bit inputs may change says nothing of the next.
+fn the_default_base_answers_as_the_reference_on<G: TestGpu>(gpu: &Arc<G>, answers: usize) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let base = root.join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(base.exists(), "fetch it first: chorus pull smollm2-135m-instruct");
+    let llama = Llama::load(&base, Tier::available()[0], 2, Precision::Exact).unwrap();
+    let llama = Arc::new(llama);
+    let size = Size { pages: 40, context: 160, rows: 256, adapter_bytes: 64 << 20, ..size() };
+    let mut network = Network::new(Arc::clone(gpu), Arc::clone(&llama), size).unwrap();
+    let names = ["base", "german", "pirate", "sql"];
+    let load = |name: &str| adapter(&root.join("adapters").join(name), &llama, Matrices::Native);
+    let adapters = names.map(load_unless_base(load));
+    let references = names.map(reference);
+    let mut computed = [0; 4];
+    for answer in 0..answers {
+        let (mut tokens, mut sequences, mut groups, mut last) = (vec![], vec![], vec![], vec![]);
+        let pages: Vec<Vec<u32>> = (0..4).map(|at| (at * 10..at * 10 + 10).collect()).collect();
+        for at in 0..4 {
+            let (prompt, greedy, _) = &references[at];
+            let known: Vec<u32> = prompt.iter().chain(&greedy[..answer]).copied().collect();
+            let rows = tokens.len()..tokens.len() + known.len() - computed[at];
+            tokens.extend_from_slice(&known[computed[at]..]);
+            let position = std::mem::replace(&mut computed[at], known.len());
+            let used = known.len().div_ceil(PAGE);
+            sequences.push(SequenceRows {
+                rows: rows.clone(),
+                position,
+                pages: &pages[at][..used],
+            });
+            last.push(u32::try_from(rows.end - 1).unwrap());
+            groups.extend(adapters[at].clone().map(|adapter| (rows, adapter)));
+        }
+        let lora = LoraBatch::new(groups);
+        let step =
+            Step { tokens: &tokens, sequences: &sequences, lora: &lora, sample: &[], pool: &[] };
+        let got = network.forward(&step, &last).unwrap().greedy;
+        for (at, name) in names.iter().enumerate() {
+            let (_, greedy, margins) = &references[at];
+            let decided = margins[answer] > 0.1;
+            assert!(!decided || got[at] == Some(greedy[answer]), "{name}, token {answer}: {got:?}");
+        }
+        gpu.check();
+    }
+}
+
+fn load_unless_base<'a>(
+    load: impl Fn(&str) -> Option<Arc<Adapter>> + 'a,
+) -> impl FnMut(&'a str) -> Option<Arc<Adapter>> {
+    move |name| if name == "base" { None } else { Some(load(name).unwrap()) }
+}
+
+#[test]
+#[ignore = "takes minutes; .ci/full runs it"]
+fn the_default_base_answers_as_the_reference() {
+    the_default_base_answers_as_the_reference_on(&Arc::new(Host::new(1 << 31)), 6);
+}
+
 #[cfg(feature = "cuda")]
 impl TestGpu for crate::kernels::cuda::Cuda {
     /// `compute-sanitizer` tells, see `deploy/cuda/README.md`.
@@ -396,12 +468,14 @@ impl TestGpu for crate::kernels::cuda::Cuda {
 /// Chosen with `CHORUS_TEST_DEVICE=cuda:N`, in a build with CUDA.
 #[cfg(feature = "cuda")]
 #[test]
-fn every_kind_of_adapter_changes_it_on_the_gpu() {
+fn networks_are_on_the_gpu_what_they_are_on_the_cpu() {
     #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
     let asked = std::env::var("CHORUS_TEST_DEVICE").unwrap_or_default();
     let Some(ordinal) = asked.strip_prefix("cuda:").and_then(|number| number.parse().ok()) else {
         eprintln!("not run: it needs a GPU, which CHORUS_TEST_DEVICE=cuda:0 would choose");
         return;
     };
-    on(&Arc::new(crate::kernels::cuda::Cuda::new(ordinal).unwrap()));
+    let gpu = Arc::new(crate::kernels::cuda::Cuda::new(ordinal).unwrap());
+    on(&gpu);
+    the_default_base_answers_as_the_reference_on(&gpu, 48);
 }
