@@ -69,7 +69,6 @@ export CUDA_PATH='$home'
 export PATH='$home/bin':"\$PATH"
 export CUDA_COMPUTE_CAP="\${CUDA_COMPUTE_CAP:-90}"
 export CUDARC_CUDA_VERSION=13000
-export RUSTFLAGS="-L native=$home/lib64 -L native=$home/lib64/stubs"
 export LIBRARY_PATH='$home/lib64:$home/lib64/stubs'
 export LD_LIBRARY_PATH='$home/lib64'
 EXPORTS
