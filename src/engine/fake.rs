@@ -258,8 +258,10 @@ impl Forward for Fake {
         while self.coming.first().is_some_and(|(_, steps)| *steps == 0) {
             self.there.push(self.coming.remove(0).0);
         }
-        let kept: BTreeSet<_> = running.iter().map(|adapter| adapter.digest()).collect();
+        let mut kept: BTreeSet<_> = running.iter().map(|adapter| adapter.digest()).collect();
         for digest in wanted.iter().map(|adapter| adapter.digest()) {
+            // Who is first in line goes for nobody behind it, or nobody would ever come in.
+            kept.insert(digest);
             if self.there.contains(&digest) || self.coming.iter().any(|(one, _)| *one == digest) {
                 continue;
             }
