@@ -33,7 +33,7 @@ ROOT = HERE.parent
 # A base of two layers, which is read in a moment.
 TINY = ROOT / "tests" / "fixtures" / "models" / "tied"
 # What chorus reads besides the options of `serve`.
-OTHER_VARIABLES = {"CHORUS_OPERATOR_KEY", "CHORUS_URL", "CHORUS_KEY"}
+OTHER_VARIABLES = {"CHORUS_OPERATOR_KEY", "CHORUS_URL", "CHORUS_KEY", "CHORUS_TEST_DEVICE"}
 # Labels that Prometheus and Kubernetes add to those of chorus.
 OUTER_LABELS = {"le", "instance", "job", "namespace", "pod"}
 # How long the end waits for the store, after the drain: LAST_SHEET of src/cli/serve.rs.

@@ -92,7 +92,8 @@ pub struct Knobs {
     /// auto, names where there are no API keys and off otherwise [default: auto]
     #[arg(long, env = "CHORUS_LORA_INFO", value_name = "HOW")]
     pub(super) lora_info: Option<LoraInfo>,
-    /// What computes: auto or cpu, or in a build with CUDA cuda or cuda:N for GPU N [default: auto, a GPU where there is one]
+    /// What computes: auto or cpu, or in a build with CUDA cuda or cuda:N for GPU N; auto is a GPU where there is one
+    /// [default: auto]
     #[arg(long, env = "CHORUS_DEVICE", value_name = "DEVICE")]
     pub(super) device: Option<Device>,
     /// How a quantized base is computed: int16, in integers with inputs rounded to 16 bits; int8,
