@@ -158,8 +158,6 @@ mod on_gpu {
 
     fn size(size: &Size) -> gpu::Size {
         let Size { engine, settings, rank } = size;
-        let bytes =
-            engine.device_adapter_bytes.map_or(ADAPTER_BYTES, |config::ByteSize(bytes)| bytes);
         gpu::Size {
             pages: settings.pages,
             context: settings.context,
@@ -168,7 +166,7 @@ mod on_gpu {
             scored: SCORED_ROWS,
             parts: MOST_PARTS,
             rank: *rank,
-            adapter_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+            adapter_bytes: usize::try_from(adapter_bytes(engine)).unwrap_or(usize::MAX),
             products: if engine.deterministic { Products::Fixed } else { Products::Fastest },
         }
     }
