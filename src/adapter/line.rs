@@ -17,7 +17,6 @@
 //!   load for others takes an owner's adapters below what is kept for it.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     num::NonZeroUsize,
     sync::Arc,
@@ -26,28 +25,25 @@ use std::{
 
 use lru::LruCache;
 
-pub(super) use self::owners::{Owner, Portion, Portions};
-use self::{
-    owners::{Account, Taken},
-    uses::{Candidate, Rank, Uses, in_order},
+use self::{loads::Failed, owners::Account, uses::Uses};
+pub(super) use self::{
+    orders::{Asked, Load, Orders, Ticket, Waited, Want},
+    owners::{Owner, Portion, Portions},
+    standing::{Counts, Standing},
 };
-use super::{LoadError, NotLent};
+use super::NotLent;
 use crate::lora::Digest;
 
+mod head;
+mod loads;
+mod orders;
 mod owners;
+mod standing;
 mod uses;
 
 /// How long the head of the line waits for adapters to fall idle before it recalls leased ones: long enough for
 /// traffic with gaps to leave one, short beside the answer that a lease is for.
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
-
-/// How long a failed load answers for the next ones: a storm of requests reads a broken file once in that time, not
-/// once each.
-pub(super) const FAILURE_MEMORY: Duration = Duration::from_secs(5);
-
-/// The same where the next load may well succeed: the store does not answer, or memory is short. Long enough for the
-/// requests that are there already, and too short for anybody to see that it is over later than it is.
-pub(super) const SETBACK_MEMORY: Duration = Duration::from_millis(250);
 
 /// Of how many evicted adapters it is remembered when they were used: 2 MB.
 const PAST: NonZeroUsize = NonZeroUsize::new(16_384).expect("not 0");
@@ -64,17 +60,6 @@ pub(super) struct Bounds {
     pub(super) waiting: usize,
     /// Loads at once.
     pub(super) loads: NonZeroUsize,
-}
-
-/// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Want {
-    /// For whom.
-    pub(super) owner: Owner,
-    /// Which adapter.
-    pub(super) digest: Digest,
-    /// What it takes of memory once it is loaded.
-    pub(super) bytes: usize,
 }
 
 /// The state of the cache. `V` is a loaded adapter, `W` the way to reach whoever waits.
@@ -150,98 +135,6 @@ struct Waiter<W> {
     want: Want,
     since: Instant,
     reply: W,
-}
-
-#[derive(Debug)]
-struct Failed {
-    error: Arc<LoadError>,
-    until: Instant,
-}
-
-/// Names one waiting request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
-    want: Want,
-    number: u64,
-}
-
-/// The answer to a request, as far as there is one already.
-#[derive(Debug)]
-pub(super) enum Asked<V> {
-    /// It was in memory; one lease is counted.
-    Lent(Arc<V>),
-    /// An answer will be among some later event's orders, unless the ticket leaves.
-    Waits(Ticket),
-}
-
-/// What a request waited for that left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waited {
-    /// A load, or room in the memory.
-    ForRoom,
-    /// Room in its owner's portion, which is this large.
-    ForPortion(usize),
-}
-
-/// What the outside has to do after an event, in this order.
-#[derive(Debug)]
-#[must_use]
-pub(super) struct Orders<V, W> {
-    /// Waiters that have their answer, and what they asked for; with `Ok` one lease each is counted.
-    pub(super) answers: Vec<(W, Want, Answer<V>)>,
-    /// Adapters that nothing names any more, or that their owner has no room for: to be dropped outside of the lock.
-    pub(super) dropped: Vec<Arc<V>>,
-    /// Loads to begin. Each ends in exactly one call of [`Line::loaded`] or [`Line::failed`].
-    pub(super) loads: Vec<Load<V>>,
-}
-
-/// What a waiter gets in the end.
-pub(super) type Answer<V> = Result<Arc<V>, Arc<LoadError>>;
-
-/// One load whose memory is reserved.
-#[derive(Debug)]
-pub(super) struct Load<V> {
-    /// What to load.
-    pub(super) digest: Digest,
-    /// Bytes that are reserved for it.
-    pub(super) bytes: usize,
-    /// Adapters that made room: to be dropped before the load takes memory.
-    pub(super) evicted: Vec<Arc<V>>,
-}
-
-/// Totals since the start.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    /// Requests served at once.
-    pub(super) hits: u64,
-    /// Requests that had to wait, whatever came of it.
-    pub(super) misses: u64,
-    /// Loads begun.
-    pub(super) loads: u64,
-    /// Of these, the ones of what had been dropped a while ago.
-    pub(super) reloads: u64,
-    /// Loads that failed.
-    pub(super) failures: u64,
-    /// Adapters dropped to make room.
-    pub(super) evictions: u64,
-}
-
-/// How things stand.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
-    pub(super) resident: usize,
-    pub(super) resident_bytes: usize,
-    pub(super) leased: usize,
-    pub(super) loading: usize,
-    pub(super) loading_bytes: usize,
-    pub(super) waiting: usize,
-    pub(super) counts: Counts,
-}
-
-impl<V, W> Orders<V, W> {
-    fn none() -> Self {
-        Self { answers: Vec::new(), dropped: Vec::new(), loads: Vec::new() }
-    }
 }
 
 impl<V, W> Line<V, W> {
@@ -407,11 +300,6 @@ impl<V, W> Line<V, W> {
         orders
     }
 
-    /// Its files are others than those that could not be loaded, or in another place.
-    pub(super) fn retry(&mut self, digest: Digest) {
-        self.failed.remove(&digest);
-    }
-
     /// Owners have these portions from now on. What they have beyond them goes with their next load.
     pub(super) fn divide(&mut self, portions: Portions, now: Instant) -> Orders<V, W> {
         self.portions = portions;
@@ -431,107 +319,11 @@ impl<V, W> Line<V, W> {
         Some(self.take_out(digest))
     }
 
-    /// A load that was ordered is done.
-    pub(super) fn loaded(&mut self, digest: Digest, value: V, now: Instant) -> Orders<V, W> {
-        let mut orders = Orders::none();
-        let Loading { bytes, owners, waiters } = self.end_load(digest);
-        let value = Arc::new(value);
-        let leases = waiters.len();
-        self.waiting -= leases;
-        self.resident_bytes += bytes;
-        if leases == 0 {
-            self.idle_bytes += bytes;
-        }
-        for owner in &owners {
-            self.touch(*owner, digest, now);
-            let account = self.accounts.get_mut(owner).expect("it has a claim");
-            account.resident += account.claims[&digest].bytes;
-        }
-        let answer = |w: Waiter<W>| (w.reply, w.want, Ok(Arc::clone(&value)));
-        orders.answers.extend(waiters.into_iter().map(answer));
-        self.failed.remove(&digest);
-        self.resident.insert(digest, Resident { value, bytes, leases, owners });
-        orders.dropped.extend(self.drop_forgotten(digest));
-        self.go_on(now, &mut orders);
-        orders
-    }
-
-    /// A load that was ordered came to nothing: so do the requests that wait for it, and no others.
-    pub(super) fn failed(
-        &mut self,
-        digest: Digest,
-        error: Arc<LoadError>,
-        now: Instant,
-    ) -> Orders<V, W> {
-        let mut orders = Orders::none();
-        let Loading { owners, waiters, .. } = self.end_load(digest);
-        for owner in owners {
-            self.give_up(owner, digest);
-        }
-        self.forgotten.remove(&digest);
-        self.counts.failures += 1;
-        self.waiting -= waiters.len();
-        let answer = |w: Waiter<W>| (w.reply, w.want, Err(Arc::clone(&error)));
-        orders.answers.extend(waiters.into_iter().map(answer));
-        self.failed.retain(|_, failed| now < failed.until);
-        if let Some(memory) = remembered(&error) {
-            self.failed.insert(digest, Failed { error, until: now + memory });
-        }
-        self.go_on(now, &mut orders);
-        orders
-    }
-
     /// Time passed. To be called once a request has waited for [`PATIENCE`].
     pub(super) fn advance(&mut self, now: Instant) -> Orders<V, W> {
         let mut orders = Orders::none();
         self.go_on(now, &mut orders);
         orders
-    }
-
-    /// Whether an adapter is in memory for this owner. Whether it is for others is not told.
-    pub(super) fn holds(&self, owner: Owner, digest: &Digest) -> bool {
-        self.resident.get(digest).is_some_and(|entry| entry.owners.contains(&owner))
-    }
-
-    /// Numbers for the operator.
-    pub(super) fn standing(&self) -> Standing {
-        Standing {
-            resident: self.resident.len(),
-            resident_bytes: self.resident_bytes,
-            leased: self.resident.values().filter(|entry| entry.leases > 0).count(),
-            loading: self.loading.len(),
-            loading_bytes: self.reserved_bytes,
-            waiting: self.waiting,
-            counts: self.counts,
-        }
-    }
-
-    /// What is in memory, those that are lent first and then those that would stay the longest; and what requests wait for,
-    /// in the order in which they get it.
-    pub(super) fn census(&self, now: Instant) -> (Vec<Digest>, Vec<Digest>) {
-        let ranked = self
-            .resident
-            .iter()
-            .map(|(digest, entry)| ((entry.leases > 0, self.rank(digest, entry, now)), *digest));
-        let mut ranked: Vec<_> = ranked.collect();
-        ranked.sort_unstable_by_key(|(rank, _)| Reverse(*rank));
-        let resident: Vec<_> = ranked.into_iter().map(|(_, digest)| digest).collect();
-        let loading = self.loading.iter().filter(|(_, loading)| !loading.waiters.is_empty());
-        let held = self.held_up.iter().flat_map(|owner| &self.accounts[owner].held);
-        let places = self.places.iter().map(|place| place.digest);
-        let wanted = loading.map(|(digest, _)| *digest).chain(places);
-        let mut seen = HashSet::new();
-        let awaited = wanted
-            .chain(held.map(|waiter| waiter.want.digest))
-            .filter(|digest| !self.resident.contains_key(digest) && seen.insert(*digest));
-        let awaited = awaited.collect();
-        (resident, awaited)
-    }
-
-    /// Why its last load failed, if that was a moment ago.
-    fn failure(&self, digest: &Digest, now: Instant) -> Option<Arc<LoadError>> {
-        let failed = self.failed.get(digest).filter(|failed| now < failed.until)?;
-        Some(Arc::clone(&failed.error))
     }
 
     /// Counts one lease of an adapter that is here and not recalled, and that its owner has claimed.
@@ -583,179 +375,6 @@ impl<V, W> Line<V, W> {
             self.admit(owner, now, orders);
         }
         self.move_up(now, orders);
-    }
-
-    /// Serves the head of the line for as long as there is room and a free loader; recalls for it when it has waited
-    /// enough.
-    fn move_up(&mut self, now: Instant, orders: &mut Orders<V, W>) {
-        while let Some(head) = self.places.front() {
-            // Recalling while every loader is busy would idle adapters for nothing.
-            if self.loading.len() == self.bounds.loads.get() {
-                return;
-            }
-            let since = head.waiters[0].since;
-            let Some(victims) = self.victims(head, now) else {
-                if now.saturating_duration_since(since) >= PATIENCE {
-                    self.recall(now);
-                }
-                return;
-            };
-            let load = self.begin_load(&victims);
-            orders.loads.push(load);
-            self.end_recall(now, orders);
-        }
-    }
-
-    /// Takes the head out of the line and reserves its memory, which there is once these are gone.
-    fn begin_load(&mut self, victims: &[Digest]) -> Load<V> {
-        let Place { digest, bytes, waiters } = self.places.pop_front().expect("there is a head");
-        let evicted = victims.iter().map(|victim| self.take_out(*victim)).collect();
-        self.counts.evictions += victims.len() as u64;
-        let mut owners: Vec<_> = waiters.iter().map(|waiter| waiter.want.owner).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        let was_here = |owner: &Owner| self.accounts[owner].claims[&digest].uses.is_some();
-        self.counts.reloads += u64::from(owners.iter().any(was_here));
-        self.counts.loads += 1;
-        self.loaded = self.loaded.saturating_add(bytes as u64);
-        self.reserved_bytes += bytes;
-        self.loading.insert(digest, Loading { bytes, owners, waiters });
-        Load { digest, bytes, evicted }
-    }
-
-    fn end_load(&mut self, digest: Digest) -> Loading<W> {
-        let loading = self.loading.remove(&digest).expect("each load that was ordered ends once");
-        self.reserved_bytes -= loading.bytes;
-        loading
-    }
-
-    /// Idle adapters whose memory the head's load needs; `None` where all of them do not suffice.
-    fn victims(&self, head: &Place<W>, now: Instant) -> Option<Vec<Digest>> {
-        let mut missing = head.bytes.saturating_sub(self.free_bytes());
-        if missing > self.idle_bytes {
-            return None;
-        }
-        let (mut victims, mut taken) = (Vec::new(), Taken::default());
-        if missing == 0 {
-            return Some(victims);
-        }
-        let mut idle: Vec<_> = self.in_order(head, now, |entry| entry.leases == 0).collect();
-        // What the head has recalled is its own already.
-        idle.sort_by_key(|candidate| !self.recalled.contains(&candidate.digest));
-        for Candidate { digest, bytes, .. } in idle {
-            if self.may_go(digest, head, &mut taken) {
-                victims.push(digest);
-                missing = missing.saturating_sub(bytes);
-                if missing == 0 {
-                    return Some(victims);
-                }
-            }
-        }
-        None
-    }
-
-    /// Sees to it that enough bytes for the head become free with the leases that exist now: idle adapters are kept
-    /// idle, then leased ones fall idle, in the order in which they make room. Where loads hold the rest, what they bring
-    /// is recalled once it is there.
-    fn recall(&mut self, now: Instant) {
-        let Some(head) = self.places.front() else { return };
-        let mut taken = Taken::default();
-        let mut missing = head.bytes.saturating_sub(self.free_bytes() + self.recalled_bytes);
-        if missing == 0 {
-            return;
-        }
-        let mut recalled = Vec::new();
-        // Those that have been recalled are counted as gone before others are asked for.
-        for digest in &self.recalled {
-            self.may_go(*digest, head, &mut taken);
-        }
-        let idle = self.in_order(head, now, |entry| entry.leases == 0);
-        let leased = self.in_order(head, now, |entry| entry.leases > 0);
-        for Candidate { digest, bytes, .. } in idle.chain(leased) {
-            if missing == 0 {
-                break;
-            }
-            if !self.recalled.contains(&digest) && self.may_go(digest, head, &mut taken) {
-                missing = missing.saturating_sub(bytes);
-                recalled.push((digest, bytes));
-            }
-        }
-        for (digest, bytes) in recalled {
-            self.recalled.insert(digest);
-            self.recalled_bytes += bytes;
-        }
-    }
-
-    /// The head was served or left: recalled adapters that are still here serve whoever asked for them meanwhile.
-    fn end_recall(&mut self, now: Instant, orders: &mut Orders<V, W>) {
-        if self.recalled.is_empty() {
-            return;
-        }
-        self.recalled.clear();
-        self.recalled_bytes = 0;
-        let (here, absent): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.places)
-            .into_iter()
-            .partition(|place| self.resident.contains_key(&place.digest));
-        self.places = absent;
-        for waiter in here.into_iter().flat_map(|place| place.waiters) {
-            self.waiting -= 1;
-            let value = self.lend(waiter.want, now).expect("resident, and nothing is recalled");
-            orders.answers.push((waiter.reply, waiter.want, Ok(value)));
-        }
-    }
-
-    /// Neither resident nor reserved.
-    fn free_bytes(&self) -> usize {
-        self.bounds.budget - self.resident_bytes - self.reserved_bytes
-    }
-
-    /// What is resident and meant, in the order in which it makes room for the head.
-    fn in_order(
-        &self,
-        head: &Place<W>,
-        now: Instant,
-        meant: fn(&Resident<V>) -> bool,
-    ) -> impl Iterator<Item = Candidate> + use<V, W> {
-        let (mut candidates, mut newcomers) = (Vec::new(), 0);
-        for (digest, entry) in &self.resident {
-            let rank = self.rank(digest, entry, now);
-            newcomers += if rank.is_newcomer() { entry.bytes } else { 0 };
-            if meant(entry) {
-                candidates.push(Candidate { digest: *digest, bytes: entry.bytes, rank });
-            }
-        }
-        let is_known = |waiter: &Waiter<W>| {
-            let uses = self.accounts[&waiter.want.owner].claims[&head.digest].uses;
-            uses.is_some_and(|uses| !self.again(uses, now).rank(now).is_newcomer())
-        };
-        if !head.waiters.iter().any(is_known) {
-            newcomers += head.bytes;
-        }
-        in_order(candidates, newcomers, self.bounds.budget)
-    }
-
-    /// An adapter is as hot as it is for any of its owners.
-    fn rank(&self, digest: &Digest, entry: &Resident<V>, now: Instant) -> Rank {
-        let ranks = entry.owners.iter().filter_map(|owner| {
-            let uses = self.accounts[owner].claims[digest].uses;
-            uses.map(|uses| uses.rank(now))
-        });
-        ranks.max().expect("what is resident was used by each of its owners")
-    }
-}
-
-/// How long the failure answers for the next loads; `None` where whoever asks with the right size is served at once.
-fn remembered(error: &LoadError) -> Option<Duration> {
-    match error {
-        LoadError::Memory { .. } => None,
-        LoadError::Store(_) | LoadError::NoMemory { .. } | LoadError::BrokenOff => {
-            Some(SETBACK_MEMORY)
-        }
-        LoadError::Gone
-        | LoadError::Changed
-        | LoadError::Damaged
-        | LoadError::File(_)
-        | LoadError::Adapter(_) => Some(FAILURE_MEMORY),
     }
 }
 
