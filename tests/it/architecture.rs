@@ -29,6 +29,7 @@ const KEPT_TO: [(&str, &[&str]); 9] = [
         &[
             "engine/mod.rs",
             "engine/step.rs",
+            "engine/tests",
             "engine/worker.rs",
             "kernels",
             "model",

@@ -1,7 +1,10 @@
 //! The engine over a network on a device, to which adapters must be brought first.
 
 use super::{all as all_events, *};
-use crate::model::gpu::tests::{TestDevice, adapters, models};
+use crate::{
+    lora::Lease,
+    model::gpu::tests::{TestDevice, adapters, models},
+};
 
 /// An answer of the engine: its tokens, and the log-probability of each.
 type Said = Vec<(u32, f32)>;
