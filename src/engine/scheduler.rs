@@ -17,21 +17,21 @@
 //! prefixes are kept, since full pages are found again, and only where another is admitted for it. To keep places free for
 //! newcomers instead would cost a lane that is alone a part of its batch.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
-};
+mod admission;
+mod prompts;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Settings,
     counters::Counters,
     inbox::Jobs,
     job::Lane,
-    pages::{Pages, pages_for},
+    pages::Pages,
     prefix::Key,
     sequence::{Part, Sequence, SequenceId},
     slots::Slots,
-    waiting::{Place, Waiting},
+    waiting::Waiting,
 };
 use crate::lora::Digest;
 
@@ -47,59 +47,6 @@ pub(crate) const SCORED_ROWS: usize = 64;
 /// answer would take for ever. Several prompts take so many each: a short one need not wait for a long one. But a lane that has
 /// been given less than another whose sequences run takes all rows at once that it is behind by.
 const PROMPT_ROWS: usize = 8;
-
-/// The prompts of one lane that want rows.
-#[derive(Debug)]
-struct Prompts {
-    lane: Lane,
-    /// What the lane has been given.
-    given: u64,
-    /// Each with the rows it could take, oldest first.
-    needs: Vec<(SequenceId, usize)>,
-    /// Rows they take together where none takes more than another may.
-    even: usize,
-    /// Rows they may take: those, or as many as the lane is behind.
-    most: usize,
-}
-
-impl Prompts {
-    /// Divides `rows`: at most `most` to each, then what is left to the oldest.
-    fn divide(&self, mut rows: usize, most: usize) -> Vec<(SequenceId, usize)> {
-        let mut shares = vec![0; self.needs.len()];
-        for most in [most, usize::MAX] {
-            for (share, (_, need)) in shares.iter_mut().zip(&self.needs) {
-                let more = (need - *share).min(most).min(rows);
-                *share += more;
-                rows -= more;
-            }
-        }
-        self.needs.iter().zip(shares).map(|((id, _), share)| (*id, share)).collect()
-    }
-}
-
-/// What running sequences of a lane hold.
-#[derive(Debug, Default)]
-struct Held {
-    places: usize,
-    pages: usize,
-}
-
-impl Held {
-    fn add(&mut self, sequence: &Sequence) {
-        self.places += 1;
-        self.pages += sequence.pages().len();
-    }
-
-    fn remove(&mut self, sequence: &Sequence) {
-        self.places -= 1;
-        self.pages -= sequence.pages().len();
-    }
-
-    /// It holds more than `share`; one sequence is never too much.
-    fn exceeds(&self, share: &Self) -> bool {
-        self.places > share.places || (self.places > 1 && self.pages > share.pages)
-    }
-}
 
 /// Sequences, and what they share: rows, pages and slots.
 #[derive(Debug)]
@@ -297,55 +244,6 @@ impl Scheduler {
         }
     }
 
-    /// The rows that are left, to all others.
-    fn plan_prompts(&mut self, plan: &mut Plan, most: usize) {
-        let rows = self.step_tokens.saturating_sub(plan.rows());
-        let lanes = self.prompts(plan, most);
-        // The step is as long as even shares make it, or as one that is behind does, with a row for the oldest.
-        let even = lanes.iter().map(|lane| lane.even).sum::<usize>();
-        let rows = rows.min(lanes.iter().map(|lane| lane.most + 1).fold(even, usize::max));
-        let claims: Vec<_> = lanes.iter().map(|lane| (lane.given, lane.most)).collect();
-        let shares = shares(rows, &claims);
-        let mut scores = SCORED_ROWS;
-        for (prompts, share) in lanes.iter().zip(shares) {
-            for (id, wish) in prompts.divide(share, most) {
-                // None where an older one has preempted it meanwhile.
-                let index = self.running.iter().position(|sequence| sequence.id() == id);
-                let wish = index.map_or(0, |index| self.running[index].reach(scores).min(wish));
-                if let Some(index) = index.filter(|_| wish > 0)
-                    && let Some(part) = self.take_rows(index, wish, plan)
-                {
-                    scores -= part.sampled.len().saturating_sub(1);
-                }
-            }
-        }
-    }
-
-    /// Prompts that want rows, by lanes in the order of their oldest. Each may take `most`.
-    fn prompts(&self, plan: &Plan, most: usize) -> Vec<Prompts> {
-        let given = self.running.iter().map(|sequence| self.counters.of(sequence.lane()));
-        let greatest = given.max().unwrap_or(0);
-        let mut lanes: Vec<Prompts> = Vec::new();
-        for sequence in self.running.iter().filter(|sequence| !plan.holds(sequence.id())) {
-            let lane = sequence.lane();
-            let known = lanes.iter().position(|prompts| prompts.lane == lane);
-            let at = known.unwrap_or_else(|| {
-                let given = self.counters.of(lane);
-                lanes.push(Prompts { lane, given, needs: Vec::new(), even: 0, most: 0 });
-                lanes.len() - 1
-            });
-            let need = sequence.reach(SCORED_ROWS);
-            lanes[at].needs.push((sequence.id(), need));
-            lanes[at].even += need.min(most);
-        }
-        for prompts in &mut lanes {
-            let need = prompts.needs.iter().map(|(_, need)| need).sum::<usize>();
-            let behind = usize::try_from(greatest - prompts.given).unwrap_or(usize::MAX);
-            prompts.most = prompts.even.max(need.min(behind));
-        }
-        lanes
-    }
-
     /// Plans at most `rows` rows of `running[index]`. Where no page is free for even one, it takes those of sequences
     /// admitted later; if there are none, it waits.
     fn take_rows(&mut self, index: usize, rows: usize, plan: &mut Plan) -> Option<Part> {
@@ -386,132 +284,10 @@ impl Scheduler {
         sequence.vacate(&mut self.pages);
         self.slots.release(sequence.adapter());
     }
-
-    /// Lets sequences in while there is a place, a slot and pages for all their tokens.
-    ///
-    /// First in the lane that has been given least, with what its running prompts will be. A lane whose running prompts can fill
-    /// the `rows` of this step is given no other: it would only hold a place that another lane can use when its turn comes.
-    fn admit(&mut self, rows: usize, most: usize, plan: &mut Plan) {
-        self.slots.drain(self.waiting.overdue_adapters(&self.slots));
-        loop {
-            let open = |lane| self.backlog(lane, most) < rows;
-            let place = self.waiting.next(&self.slots, |lane| self.given(lane), open);
-            let Some(place) = place else { return };
-            // Who lacks only pages holds everybody up, or the small would starve the large.
-            if !self.make_room(place, plan) {
-                return;
-            }
-            let Some(mut sequence) = self.waiting.take(place) else { return };
-            sequence.adopt(&mut self.pages);
-            self.slots.bind(sequence.adapter());
-            self.waiting.pass_over(&self.slots);
-            self.running.push(sequence);
-        }
-    }
-
-    /// Whether whoever stands at `place` has a place and pages now. If need be, others give way to it.
-    fn make_room(&mut self, place: Place, plan: &mut Plan) -> bool {
-        let Some(next) = self.waiting.get(place) else { return false };
-        if self.fits(next, &[]) {
-            return true;
-        }
-        // Those preempted gave way themselves a moment ago.
-        let Place::Lane(..) = place else { return false };
-        let Some(leaving) = self.surplus(next) else { return false };
-        for id in leaving {
-            if let Some(index) = self.running.iter().position(|sequence| sequence.id() == id) {
-                let sequence = self.running.remove(index);
-                let sequence = self.preempt(sequence, plan);
-                self.waiting.push_displaced(sequence);
-            }
-        }
-        true
-    }
-
-    /// Whether, once those `leaving` are gone, there is a place, and all known tokens of everybody fit with one more page for
-    /// each, so that a sequence let in is not preempted at once. Alone, a sequence always fits.
-    fn fits(&self, next: &Sequence, leaving: &[SequenceId]) -> bool {
-        let (mut places, mut pages, mut promised) = (self.max_running, self.pages.free(), 0);
-        for sequence in &self.running {
-            let own = sequence.pages();
-            if leaving.contains(&sequence.id()) {
-                pages += self.pages.sole(own);
-            } else {
-                places -= 1;
-                promised += 1 + pages_for(sequence.tokens()).saturating_sub(own.len());
-            }
-        }
-        let alone = places == self.max_running;
-        places > 0 && (alone || pages > promised + next.new_pages(&self.pages))
-    }
-
-    /// Sequences that give way to `next`: of lanes that have been given more than its lane and hold more places or pages than
-    /// the same for each lane would be, the newest. `None` where it would not fit without them either, or its own lane holds as
-    /// much as that.
-    fn surplus(&self, next: &Sequence) -> Option<Vec<SequenceId>> {
-        let mut held: BTreeMap<Lane, Held> = BTreeMap::new();
-        for sequence in &self.running {
-            held.entry(sequence.lane()).or_default().add(sequence);
-        }
-        let lanes = self.jobs().len();
-        let share =
-            Held { places: (self.max_running / lanes).max(1), pages: self.pages.total() / lanes };
-        let own = held.remove(&next.lane()).unwrap_or_default();
-        let pages = own.pages + next.new_pages(&self.pages);
-        if own.places >= share.places || pages > share.pages {
-            return None;
-        }
-        let given = self.given(next.lane());
-        held.retain(|lane, _| self.counters.of(*lane) > given);
-        let mut leaving = Vec::new();
-        for sequence in self.running.iter().rev() {
-            let Some(held) = held.get_mut(&sequence.lane()) else { continue };
-            if held.exceeds(&share) {
-                held.remove(sequence);
-                leaving.push(sequence.id());
-                if self.fits(next, &leaving) {
-                    return Some(leaving);
-                }
-            }
-        }
-        None
-    }
-
-    /// Rows that the prompts of a lane take of a step in which each may have `most`.
-    fn backlog(&self, lane: Lane, most: usize) -> usize {
-        let prompts = self.running.iter().filter(|running| running.lane() == lane);
-        let pending = prompts.map(Sequence::pending).filter(|pending| *pending > 1);
-        pending.map(|pending| pending.min(most)).sum()
-    }
-
-    /// What a lane has been given, and will be when its running prompts are computed.
-    fn given(&self, lane: Lane) -> u64 {
-        let prompts = self.running.iter().filter(|running| running.lane() == lane);
-        self.counters.of(lane) + prompts.map(|running| running.unpaid() as u64).sum::<u64>()
-    }
 }
 
 fn find(running: &mut [Sequence], id: SequenceId) -> Option<&mut Sequence> {
     running.iter_mut().find(|sequence| sequence.id() == id)
-}
-
-/// Divides `rows` among lanes that have been given so much and may take so many: each row goes to whoever has been given least by
-/// then, but the first to the first lane.
-fn shares(rows: usize, lanes: &[(u64, usize)]) -> Vec<usize> {
-    let mut shares = vec![0; lanes.len()];
-    let start = |(lane, (given, _)): (usize, &(u64, usize))| {
-        Reverse((if lane == 0 { 0 } else { *given }, lane))
-    };
-    let mut line: BinaryHeap<_> = lanes.iter().enumerate().map(start).collect();
-    for _ in 0..rows {
-        let Some(Reverse((_, lane))) = line.pop() else { break };
-        shares[lane] += 1;
-        let (given, most) = lanes[lane];
-        if shares[lane] < most {
-            line.push(Reverse((given + shares[lane] as u64, lane)));
-        }
-    }
-    shares
 }
 
 #[cfg(test)]
