@@ -1,7 +1,9 @@
 //! The thread that owns the device: drain, plan, compute, commit, tell.
 
+mod adapters;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -20,19 +22,13 @@ use super::{
     scheduler::{Plan, Scheduler},
     sequence::{Part, SequenceId},
     stats::{End, Stats},
-    step::{Batch, Brought, Forward, Results, Side},
+    step::{Batch, Forward, Results},
 };
-use crate::lora::{Adapter, Digest};
 
 /// A step counts as mixed from so many rows of adapters on...
 const MIXED_ROWS: usize = 8;
 /// ...and so many different adapters.
 const MIXED_ADAPTERS: usize = 4;
-
-/// Adapters that are brought to a device before those who wait for them are let in...
-const WANTED: usize = 8;
-/// ...and how many of those who wait are asked for theirs.
-const LOOKED_AT: usize = 64;
 
 /// What a step gave a part.
 #[derive(Clone, Copy)]
@@ -224,57 +220,6 @@ impl<F: Forward> Worker<F> {
         }
     }
 
-    /// Has the adapters of those who wait brought to the device, where there is one, and tells the scheduler who may come in.
-    fn prepare(&mut self) {
-        if self.network.side() == Side::Host {
-            return;
-        }
-        let of = |id: SequenceId| self.answers.get(&id).and_then(Answer::adapter);
-        let mut wanted: Vec<Arc<Adapter>> = Vec::new();
-        for adapter in self.scheduler.upcoming().take(LOOKED_AT).filter_map(of) {
-            if wanted.len() < WANTED
-                && wanted.iter().all(|other| other.digest() != adapter.digest())
-            {
-                wanted.push(Arc::clone(adapter));
-            }
-        }
-        let keeping: Vec<_> = self.scheduler.keeping().filter_map(of).map(Arc::clone).collect();
-        let Brought { there, lost } =
-            self.network.prepare(&wanted, &keeping).unwrap_or_else(|error| {
-                // They come in, and their steps tell why they fail.
-                tracing::error!(%error, "no adapter comes to the device");
-                Brought::default()
-            });
-        self.scheduler.set_there(there);
-        self.lose(&lost);
-    }
-
-    /// Ends those whose adapters cannot be brought: they alone, and no step that others have rows in.
-    fn lose(&mut self, lost: &BTreeSet<Digest>) {
-        let is_lost = |answer: &Answer| {
-            answer.adapter().is_some_and(|adapter| {
-                let mut parts = adapter.parts().map(|(part, _)| part.digest());
-                lost.contains(&adapter.digest()) || parts.any(|digest| lost.contains(&digest))
-            })
-        };
-        if lost.is_empty() {
-            return;
-        }
-        let ids = self.answers.iter().filter(|(_, answer)| is_lost(answer));
-        let ids: Vec<_> = ids.map(|(id, _)| *id).collect();
-        for id in ids {
-            self.end(id, End::Failed(Failure::Step));
-        }
-    }
-
-    /// Waits for an adapter that is on its way; false where none is.
-    fn settle(&mut self) -> bool {
-        self.network.settle().unwrap_or_else(|error| {
-            tracing::error!(%error, "no adapter comes to the device");
-            false
-        })
-    }
-
     /// One step of everybody who has rows in it.
     fn step(&mut self, now: Instant) {
         self.prepare();
@@ -456,81 +401,4 @@ impl<F> Drop for Worker<F> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{sync::mpsc, time::Duration};
-
-    use super::*;
-    use crate::engine::{Engine, Event, Finish, Job, Lane, Salt, Sampling, Scope};
-
-    /// A network whose step lasts until it is let go.
-    struct Held {
-        begun: mpsc::Sender<()>,
-        go: mpsc::Receiver<()>,
-    }
-
-    impl Forward for Held {
-        fn vocab(&self) -> usize {
-            2
-        }
-
-        fn hidden(&self) -> usize {
-            1
-        }
-
-        fn context(&self) -> usize {
-            16
-        }
-
-        fn forward(&mut self, batch: Batch<'_>) -> candle_core::Result<Results> {
-            self.begun.send(()).unwrap();
-            self.go.recv().unwrap();
-            Ok(Results { logits: vec![0.0; batch.sample.len() * 2], ..Results::default() })
-        }
-    }
-
-    #[tokio::test]
-    async fn a_request_is_counted_as_running_in_its_first_step() {
-        let (begin, begun) = mpsc::channel();
-        let (go, gone) = mpsc::channel();
-        let settings = Settings {
-            pages: 4,
-            context: 16,
-            step_tokens: 8,
-            max_running: 2,
-            max_waiting: 2,
-            max_wait: Duration::MAX,
-            slots: 1,
-            keep_prefixes: true,
-        };
-        let engine = Engine::over(Held { begun: begin, go: gone }, settings).unwrap();
-        let job = Job {
-            prompt: vec![1],
-            adapter: None,
-            sampling: Sampling::default(),
-            max_tokens: 1,
-            min_tokens: 0,
-            guide: None,
-            stop_tokens: Arc::new([]),
-            logprobs: None,
-            prompt_logprobs: None,
-            pooling: None,
-            lane: Lane::default(),
-            scope: Scope::default(),
-            salt: Salt::default(),
-            deadline: None,
-        };
-        let mut stream = engine.submit(job).unwrap();
-        begun.recv_timeout(Duration::from_secs(10)).unwrap();
-        let stats = engine.stats();
-        assert_eq!((stats.running, stats.waiting, stats.steps), (1, 0, 0));
-        assert!(stats.pages_free < stats.pages_total);
-        go.send(()).unwrap();
-        while let Some(event) = stream.next().await {
-            assert!(matches!(
-                event,
-                Event::Begun { .. } | Event::Token { .. } | Event::Finished(Finish::Length)
-            ));
-        }
-        assert_eq!((engine.stats().running, engine.stats().steps), (0, 1));
-    }
-}
+mod tests;
