@@ -23,7 +23,9 @@ use clap::{Args, Command, builder::NonEmptyStringValueParser};
 pub use self::{
     choices::{AdapterDtype, Device, Kernels, KvDtype, LogFormat, LoraInfo, Precision},
     knobs::{FileArg, Knobs},
-    values::{ByteSize, Count, Endpoint, HeaderField, Hosts, Listen, ModelId, Span, Switch},
+    values::{
+        ByteSize, Count, Endpoint, Guesses, HeaderField, Hosts, Listen, ModelId, Span, Switch,
+    },
 };
 use crate::{
     catalog::{self, HubAccess},
@@ -45,6 +47,7 @@ const ADAPTER_SLOTS: Count = Count::new(64);
 const MAX_RANK: Count = Count::new(512);
 const KV: ByteSize = ByteSize(512 << 20);
 const STEP_TOKENS: Count = Count::new(256);
+const GUESS_TOKENS: Guesses = Guesses(7);
 const MAX_RUNNING: Count = Count::new(64);
 const MAX_WAITING: Count = Count::new(256);
 const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -178,6 +181,8 @@ pub struct Engine {
     pub kv_dtype: KvDtype,
     /// Whether computed prefixes are kept there.
     pub prefix_cache: bool,
+    /// Most tokens of an answer that are guessed in a step.
+    pub guess_tokens: usize,
     /// Most tokens of one sequence, where it is to be less than the model's.
     pub max_context: Option<usize>,
     /// Most rows of one step.
@@ -386,6 +391,7 @@ impl Serve {
                 kv_bytes: knobs.kv_bytes.unwrap_or(KV),
                 kv_dtype: knobs.kv_dtype.unwrap_or_default(),
                 prefix_cache: knobs.prefix_cache.is_none_or(|Switch(kept)| kept),
+                guess_tokens: knobs.guess_tokens.unwrap_or(GUESS_TOKENS).0,
                 max_context: knobs.max_context.map(Count::get),
                 step_tokens: or(knobs.step_tokens, STEP_TOKENS),
                 max_running: or(knobs.max_running, MAX_RUNNING),

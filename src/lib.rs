@@ -57,6 +57,10 @@
 //! other. Guides work on threads of their own while a step is computed; an answer whose guide is late stands back, with its
 //! logits, and goes on with the same token that it would have drawn then.
 //!
+//! Where steps have few rows, an answer has more than one in them: behind its last token those that will probably follow, as they
+//! did before in the prompt or in what the adapter said to the same scope. They are drawn one after the other by the answer's own
+//! sampler for as long as it draws what was guessed; a row's bits depend on no row behind it, so nothing but time depends on guesses.
+//!
 //! Several adapters that answer together are one [`lora::Adapter`] that has nothing of its own but its parts and how much of each: the
 //! kernels add one after the other to the same rows, in that order. Its digest, and so its prefixes, are its own.
 //!

@@ -55,6 +55,7 @@ pub fn bounds(folder: &Path) -> adapter::Settings {
     adapter::Settings {
         budget: 1 << 30,
         max_waiting: 8,
+        max_wait: Duration::MAX,
         time_out: Duration::from_secs(1),
         loaders: NonZeroUsize::MIN,
         limits: Limits::default(),
@@ -89,8 +90,10 @@ async fn serve() -> SocketAddr {
         step_tokens: 64,
         max_running: 4,
         max_waiting: 8,
+        max_wait: Duration::MAX,
         slots: 4,
         keep_prefixes: true,
+        guesses: 7,
     };
     let engine = Engine::start(Arc::clone(&BASE), KvType::F16, settings).expect("threads start");
     let base = http::BaseModel { id: "tied".to_owned(), digest: "00".repeat(32), created: 0 };

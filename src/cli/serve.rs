@@ -426,6 +426,7 @@ fn engine_settings(config: &config::Engine, kv: plan::Kv) -> engine::Settings {
         max_wait: config.max_wait,
         slots: config.adapter_slots,
         keep_prefixes: config.prefix_cache,
+        guesses: config.guess_tokens,
     }
 }
 

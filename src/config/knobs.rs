@@ -10,8 +10,8 @@ use clap::{Args, builder::NonEmptyStringValueParser};
 use serde::Deserialize;
 
 use super::{
-    AdapterDtype, ByteSize, ConfigError, Count, Device, Endpoint, HeaderField, Hosts, Kernels,
-    KvDtype, Listen, LogFormat, LoraInfo, ModelId, Precision, Span, Switch,
+    AdapterDtype, ByteSize, ConfigError, Count, Device, Endpoint, Guesses, HeaderField, Hosts,
+    Kernels, KvDtype, Listen, LogFormat, LoraInfo, ModelId, Precision, Span, Switch,
 };
 
 /// A configuration file is a few hundred bytes.
@@ -147,6 +147,10 @@ pub struct Knobs {
     /// which begin alike are computed from where they differ [default: true]
     #[arg(long, env = "CHORUS_PREFIX_CACHE", value_name = "true|false")]
     pub(super) prefix_cache: Option<Switch>,
+    /// Most tokens of an answer that are guessed in a step from what it and its adapter said before, and computed beside the
+    /// next one: faster where they are right, and never another answer; 0 for none [default: 7]
+    #[arg(long, env = "CHORUS_GUESS_TOKENS", value_name = "N")]
+    pub(super) guess_tokens: Option<Guesses>,
     /// Most tokens of prompt and answer together [default: the model's own context]
     #[arg(long, env = "CHORUS_MAX_CONTEXT", value_name = "N")]
     pub(super) max_context: Option<Count>,
@@ -211,6 +215,7 @@ impl Knobs {
             metrics_open: self.metrics_open.or(under.metrics_open),
             lora_info: self.lora_info.or(under.lora_info),
             prefix_cache: self.prefix_cache.or(under.prefix_cache),
+            guess_tokens: self.guess_tokens.or(under.guess_tokens),
             device: self.device.or(under.device),
             deterministic: self.deterministic.or(under.deterministic),
             device_adapter_bytes: self.device_adapter_bytes.or(under.device_adapter_bytes),

@@ -58,6 +58,7 @@ fn every_knob_can_be_written_in_the_file() {
         kernels = "portable"
         kv-dtype = "f32"
         prefix-cache = false
+        guess-tokens = 3
         threads = 1
         adapter-header = "X-Voice"
         store = "s3://bucket/prefix"

@@ -65,6 +65,19 @@ impl FromStr for Count {
     }
 }
 
+/// Tokens that are guessed of an answer in a step, from 0 to 15: with the next one they fill sixteen rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guesses(pub usize);
+
+impl FromStr for Guesses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let guesses = text.trim().parse().ok().filter(|guesses| *guesses <= 15);
+        guesses.map(Self).ok_or_else(|| "a whole number from 0 to 15 is expected".to_owned())
+    }
+}
+
 /// An address and port. `localhost:PORT` is understood; other names are not looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen(pub SocketAddr);
@@ -363,6 +376,7 @@ deserialize_as_typed!(
     Count,
     Device,
     Endpoint,
+    Guesses,
     HeaderField,
     Hosts,
     Listen,

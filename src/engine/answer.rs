@@ -10,6 +10,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
+    draft::{Bet, Circle, Guess, Phrases, Recall},
     guide::{Allowed, Guidance, Guide},
     job::{Event, Failure, Finish, Job, Lane, Logprob, Salt, Scope},
     pooling::Pool,
@@ -59,6 +60,10 @@ pub(crate) struct Answer {
     clock: Clock,
     /// See [`Answer::spare`].
     spared: bool,
+    /// What it and its prompt said so far; none before the first guess.
+    said: Option<Phrases>,
+    /// What it will say next, as far as that is computed in this step.
+    draft: Vec<Guess>,
 }
 
 /// The prompt's log-probabilities until they are complete.
@@ -149,6 +154,8 @@ impl Answer {
             events,
             clock: Clock { submitted: now, begun: None, prompted: None },
             spared: false,
+            said: None,
+            draft: Vec::new(),
         };
         (answer, TokenStream::new(receiver))
     }
@@ -208,9 +215,51 @@ impl Answer {
         self.adapter.as_ref().map(Lease::adapter)
     }
 
-    /// The tokens at these positions.
-    pub(crate) fn tokens(&self, positions: Range<usize>) -> &[u32] {
-        &self.tokens[positions]
+    /// The tokens of a part of it, known and guessed.
+    pub(crate) fn tokens(&self, part: &Part) -> impl Iterator<Item = u32> {
+        let known = &self.tokens[part.rows.start..part.rows.end - part.guessed];
+        known.iter().copied().chain(self.draft[..part.guessed].iter().map(|guess| guess.token))
+    }
+
+    /// Those who may learn what it says.
+    pub(crate) fn circle(&self) -> Circle {
+        Circle { scope: self.scope, salt: self.salt, adapter: self.digest() }
+    }
+
+    /// At most `most` tokens that it will say after those known, as far as it is worth while to compute them beside the next one.
+    /// Where a guide is asked after each token, there are none.
+    pub(crate) fn guess(&mut self, recall: &Recall, most: usize, bet: &mut Bet) -> Vec<Guess> {
+        // The last token of all is drawn and not computed.
+        let most = most.min((self.max_tokens - self.generated()).saturating_sub(1));
+        if most == 0 || !matches!(self.guidance, Guidance::Free) {
+            return Vec::new();
+        }
+        let circle = self.circle();
+        let said = self.said.get_or_insert_with(|| Phrases::of(&self.tokens));
+        recall.guess(circle, (said, &self.tokens), most, bet)
+    }
+
+    /// These guesses are computed in this step.
+    pub(crate) fn foresee(&mut self, draft: Vec<Guess>) {
+        self.draft = draft;
+    }
+
+    /// What was guessed of it.
+    pub(crate) fn take_draft(&mut self) -> Vec<Guess> {
+        mem::take(&mut self.draft)
+    }
+
+    /// The last token known.
+    pub(crate) fn last(&self) -> Option<u32> {
+        self.tokens.last().copied()
+    }
+
+    /// Its last token was said: it and others of its circle may say it again.
+    pub(crate) fn note(&mut self, recall: &mut Recall) {
+        if let Some(said) = &mut self.said {
+            said.note(&self.tokens);
+        }
+        recall.note(self.circle(), &self.tokens);
     }
 
     /// Why it has to end before the next step, if it has to.

@@ -312,11 +312,9 @@ impl Forward for Fake {
                     let own = if bad { vec![f32::NAN; VOCAB] } else { spread(&entries) };
                     if batch.greedy.contains(&row) {
                         assert!(!batch.sample.contains(&row), "one or the other");
-                        greedy.push(
-                            Sampler::new(Sampling::default(), &[])
-                                .draw(&own, &Limits::default())
-                                .ok(),
-                        );
+                        let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+                        let mut sampler = Sampler::new(sampling, &[]);
+                        greedy.push(sampler.draw(&own, &Limits::default()).ok());
                     } else {
                         logits.extend(own);
                     }

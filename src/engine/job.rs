@@ -19,7 +19,7 @@ pub struct Lane(pub u32);
 pub struct Scope(pub u32);
 
 /// Divides a scope further, for those of it that do not trust each other: jobs use what those with the same salt have computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Salt(pub [u8; 32]);
 
 /// One request for one continuation.

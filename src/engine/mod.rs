@@ -3,7 +3,8 @@
 //! [`Engine`] is a handle, the `worker` thread owns network, KV pages and slots outright. A step of it:
 //!
 //! 1. `inbox`: take what was submitted; drop whose reader has left or whose deadline has passed.
-//! 2. `scheduler`: decide which rows of which sequences are computed; a value, `Plan`.
+//! 2. `scheduler`: decide which rows of which sequences are computed; a value, `Plan`. `draft`: guess what answers will say
+//!    next, and compute that too where it is likely enough.
 //! 3. `step`: lay the rows out by adapter, and compute.
 //! 4. `answer`, `sampler`, `pooling`: draw a token per sequence that is up to date, or add up what is to be a vector; commit; tell the
 //!    readers.
@@ -16,6 +17,7 @@
 
 mod answer;
 mod counters;
+mod draft;
 mod guide;
 mod inbox;
 mod job;
@@ -85,8 +87,11 @@ pub struct Settings {
     pub max_wait: Duration,
     /// Most different adapters among the running sequences.
     pub slots: usize,
-    /// Whether computed prefixes are kept for others, in pages that nobody needs.
+    /// Whether computed prefixes are kept for others, in pages that nobody needs; and what answers said, for guesses.
     pub keep_prefixes: bool,
+    /// Most tokens of an answer that are guessed in a step, 0 for none: they are computed beside its next one, and drawn if they are
+    /// right.
+    pub guesses: usize,
 }
 
 impl Settings {
@@ -103,6 +108,7 @@ impl Settings {
             max_wait: self.max_wait,
             slots: self.slots.max(1),
             keep_prefixes: self.keep_prefixes,
+            guesses: self.guesses,
         }
     }
 }

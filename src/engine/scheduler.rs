@@ -143,6 +143,22 @@ impl Scheduler {
         plan
     }
 
+    /// Lets the row of `plan` that continues an answer be followed by so many guessed tokens, or by fewer: they are given what
+    /// nobody else wants. Yields how many.
+    pub(crate) fn foresee(&mut self, plan: &mut Plan, id: SequenceId, guesses: usize) -> usize {
+        let guesses = guesses.min(self.step_tokens.saturating_sub(plan.rows()));
+        // Nobody runs short of a page because of them.
+        let in_need = plan.crowded || self.waiting() > 0;
+        let spare = self.pages.free().saturating_sub(self.running.len());
+        let spare = if in_need { 0 } else { spare };
+        let part = plan.parts.iter_mut().find(|part| part.id == id);
+        let part = part.filter(|part| part.is_decode() && part.draws());
+        let Some((part, sequence)) = part.zip(find(&mut self.running, id)) else { return 0 };
+        let guesses = sequence.foresee(guesses, spare, &mut self.pages);
+        part.guess(guesses);
+        guesses
+    }
+
     /// `part` is computed and its logits are taken.
     pub(crate) fn commit(&mut self, part: &Part) {
         if let Some(sequence) = find(&mut self.running, part.id) {

@@ -189,7 +189,15 @@ impl Sequence {
         };
         let rows = self.computed..end;
         let completes = end == self.tokens;
-        Part { id: self.id, adapter: self.adapter, rows, sampled, pooled, completes }
+        Part { id: self.id, adapter: self.adapter, rows, sampled, pooled, completes, guessed: 0 }
+    }
+
+    /// How many of `guesses` guessed tokens its pages, with `spare` free ones, can hold behind its known ones; takes the pages.
+    pub(crate) fn foresee(&mut self, guesses: usize, spare: usize, pages: &mut Pages) -> usize {
+        let room = (self.pages.len() + spare) * PAGE;
+        let guesses = guesses.min(room.saturating_sub(self.tokens));
+        pages.lend(self.tokens + guesses, &mut self.pages);
+        guesses
     }
 
     /// `part` is computed and what was wanted of it is taken; returns how many tokens of it were never computed before.
@@ -236,17 +244,43 @@ pub(crate) struct Part {
     pub(crate) pooled: Range<usize>,
     /// After them the sequence has nothing pending.
     pub(crate) completes: bool,
+    /// So many of them, the last, are of guessed tokens. They are sampled as if they were known.
+    pub(crate) guessed: usize,
 }
 
 impl Part {
     /// One row that continues an answer (or computes a prompt's last token by itself).
     pub(crate) fn is_decode(&self) -> bool {
-        self.completes && self.rows.len() == 1
+        self.completes && self.rows.len() - self.guessed == 1
     }
 
     /// A token is drawn from its last row.
     pub(crate) fn draws(&self) -> bool {
         self.completes && !self.sampled.is_empty() && self.sampled.end == self.rows.end
+    }
+
+    /// Goes on with so many guessed tokens.
+    pub(crate) fn guess(&mut self, guesses: usize) {
+        self.rows.end += guesses;
+        self.sampled.end += guesses;
+        self.guessed += guesses;
+    }
+
+    /// The row of its last known token, then those of guessed ones, each as if all before it had come true.
+    pub(crate) fn one_by_one(&self) -> impl Iterator<Item = Self> {
+        let rows = self.rows.end - self.guessed - 1..self.rows.end;
+        rows.map(|row| {
+            let (rows, sampled) = (row..row + 1, row..row + 1);
+            Self {
+                id: self.id,
+                adapter: self.adapter,
+                rows,
+                sampled,
+                pooled: row..row,
+                completes: true,
+                guessed: 0,
+            }
+        })
     }
 }
 

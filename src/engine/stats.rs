@@ -125,6 +125,10 @@ pub struct Stats {
     pub cached_tokens: u64,
     /// Tokens drawn, without stop tokens.
     pub generated_tokens: u64,
+    /// Tokens that were guessed, and computed beside others.
+    pub guessed_tokens: u64,
+    /// Those of them that were drawn then.
+    pub foreseen_tokens: u64,
     /// How often a sequence lost its pages to an older one.
     pub preemptions: u64,
     /// How often the engine gave up all it had and began anew, because it had panicked.

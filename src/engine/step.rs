@@ -30,6 +30,11 @@ pub(crate) trait Forward: Send + 'static {
         Side::Host
     }
 
+    /// Whether it computes a few rows of an answer in little more time than one, so that tokens can be guessed.
+    fn takes_guesses(&self) -> bool {
+        true
+    }
+
     /// Has adapters brought to where steps run through them, beside what is computed: the first of `wanted`, which wait, as long as
     /// there is room beside those that `running` need.
     fn prepare(
@@ -131,7 +136,7 @@ impl<'a> Batch<'a> {
 
     fn push(&mut self, part: &Part, answer: &Answer, pages: &'a [u32], side: Side) {
         let start = self.tokens.len();
-        self.tokens.extend_from_slice(answer.tokens(part.rows.clone()));
+        self.tokens.extend(answer.tokens(part));
         let rows = start..self.tokens.len();
         let row = |position| narrow(start + position - part.rows.start);
         if answer.is_greedy(part, side) {
@@ -217,6 +222,11 @@ impl<G: crate::model::gpu::Gpu> Forward for crate::model::gpu::Network<G> {
 
     fn side(&self) -> Side {
         Side::Device
+    }
+
+    /// The steps that are captured have one row of each answer.
+    fn takes_guesses(&self) -> bool {
+        false
     }
 
     fn prepare(

@@ -3,6 +3,7 @@
 mod company;
 mod endings;
 mod failures;
+mod guesses;
 mod guides;
 mod on_device;
 mod prefixes;
@@ -155,6 +156,7 @@ fn settings() -> Settings {
         max_wait: Duration::MAX,
         slots: 4,
         keep_prefixes: true,
+        guesses: 4,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The thread that owns the device: drain, plan, compute, commit, tell.
 
 mod adapters;
+mod guesses;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 use super::{
     Settings,
     answer::{Answer, Farewell, Next, Undrawn},
+    draft::Recall,
     guide::{Guidance, Guided, Guides},
     inbox::{Inbox, News, Phase, Public},
     job::Failure,
@@ -63,6 +65,9 @@ pub(crate) struct Worker<F> {
     farewells: Vec<Farewell>,
     inbox: Arc<Inbox>,
     guides: Guides,
+    recall: Recall,
+    /// Most tokens that are guessed of one answer in a step.
+    guesses: usize,
     /// All that could be computed is: who runs waits for a guide, and who waits perhaps for an adapter.
     rests: bool,
     /// No step can be computed any more.
@@ -79,6 +84,7 @@ impl<F: Forward> Worker<F> {
         (inbox, guides): (Arc<Inbox>, Guides),
         alive: watch::Sender<()>,
     ) -> Self {
+        let guesses = if network.takes_guesses() { settings.guesses } else { 0 };
         Self {
             network,
             settings: *settings,
@@ -93,6 +99,8 @@ impl<F: Forward> Worker<F> {
             farewells: Vec::new(),
             inbox,
             guides,
+            recall: if settings.keep_prefixes { Recall::new() } else { Recall::none() },
+            guesses,
             rests: false,
             lost: false,
             _alive: alive,
@@ -223,7 +231,8 @@ impl<F: Forward> Worker<F> {
     /// One step of everybody who has rows in it.
     fn step(&mut self, now: Instant) {
         self.prepare();
-        let plan = self.scheduler.plan();
+        let mut plan = self.scheduler.plan();
+        self.guess(&mut plan);
         self.stats.preemptions += plan.preempted as u64;
         self.rests = plan.parts.is_empty();
         let mut begun = 0;
@@ -296,6 +305,10 @@ impl<F: Forward> Worker<F> {
             let (own_logits, other_logits) = logits.split_at(part.sampled.len() * vocab);
             let (own_states, other_states) = states.split_at(part.pooled.len() * hidden);
             (logits, states) = (other_logits, other_states);
+            if part.guessed > 0 {
+                self.advance_guessed(part, own_logits, now);
+                continue;
+            }
             self.advance(part, Drawn::Rows(own_logits, own_states), now);
         }
     }
@@ -328,6 +341,7 @@ impl<F: Forward> Worker<F> {
             Ok(Next::Grown) => {
                 let keys = self.answer(id).new_keys();
                 self.scheduler.grow(id, keys);
+                self.note(id);
                 self.ask(id);
             }
             Ok(Next::Finished(finish)) => {

@@ -368,6 +368,8 @@ fn write_engine(writer: &mut SnapshotWriter<'_>, stats: &engine::Stats) -> fmt::
             stats.cached_tokens,
         ),
         ("generation_tokens", "Tokens generated", stats.generated_tokens),
+        ("guessed_tokens", "Tokens guessed, and computed beside others", stats.guessed_tokens),
+        ("foreseen_tokens", "Guessed tokens that were right", stats.foreseen_tokens),
         (
             "preemptions",
             "Sequences that lost their pages or their place to another",

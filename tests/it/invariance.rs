@@ -185,6 +185,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
         max_wait: Duration::MAX,
         slots: 16,
         keep_prefixes: false,
+        guesses: 0,
     };
     let alone = Arc::new(load(2));
     let requests = requests(&alone);
@@ -200,8 +201,14 @@ async fn every_request_gets_the_bits_it_gets_alone() {
         let what =
             format!("{threads} threads, {step_tokens} rows, {max_running} at once, {pages} pages");
         let llama = Arc::new(load(threads));
-        let settings =
-            Settings { pages, step_tokens, max_running, keep_prefixes: true, ..settings };
+        let settings = Settings {
+            pages,
+            step_tokens,
+            max_running,
+            keep_prefixes: true,
+            guesses: 7,
+            ..settings
+        };
         assert!(pages * PAGE >= 300, "the longest request fits");
         let engine = Engine::start(llama, KvType::F16, settings).unwrap();
         // How requests meet is the threads' business: again, until they have met as is meant here.
@@ -225,5 +232,17 @@ async fn every_request_gets_the_bits_it_gets_alone() {
             "never mixed, no prefix used or never out of pages: {:?} with {what}",
             engine.stats()
         );
+        // One after the other, so that much is guessed of what the same requests were answered before.
+        if shape == 1 {
+            let before = engine.stats();
+            for (index, (request, want)) in requests.iter().zip(&want).enumerate() {
+                let got = collect(engine.submit(request.job()).unwrap()).await;
+                assert_eq!(&bits(&got), want, "request {index} with guesses");
+            }
+            let after = engine.stats();
+            let right = after.foreseen_tokens - before.foreseen_tokens;
+            let wrong = after.guessed_tokens - before.guessed_tokens - right;
+            assert!(right > 100 && wrong > 0, "{right} right guesses and {wrong} wrong ones");
+        }
     }
 }

@@ -4,14 +4,15 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn wishes() -> impl Strategy<Value = Wish> {
-    let sampling = (0..3_u8, any::<u64>()).prop_map(|(kind, seed)| match kind {
+pub(super) fn wishes() -> impl Strategy<Value = Wish> {
+    let sampling = (0..4_u8, any::<u64>()).prop_map(|(kind, seed)| match kind {
         0 => Sampling {
             temperature: 0.0,
             bias: [(3, 2.5), (9, -100.0)].into(),
             ..Sampling::default()
         },
-        1 => Sampling { seed, top_k: 5, repetition_penalty: 1.3, ..Sampling::default() },
+        1 => Sampling { temperature: 0.0, ..Sampling::default() },
+        2 => Sampling { seed, top_k: 5, repetition_penalty: 1.3, ..Sampling::default() },
         _ => Sampling { seed, top_p: 0.8, frequency_penalty: 0.5, ..Sampling::default() },
     });
     // Some begin alike.
@@ -58,9 +59,10 @@ proptest! {
         wishes in prop::collection::vec(wishes(), 1..16),
         (pages, step_tokens) in (9..24_usize, 1..80_usize),
         (max_running, slots, keep_prefixes) in (1..9_usize, 1..4_usize, any::<bool>()),
+        guesses in 0..6_usize,
         room in prop::option::of(1..4_usize),
     ) {
-        let settings = Settings { pages, context: usize::MAX, step_tokens, max_running, max_waiting: 64, max_wait: Duration::MAX, slots, keep_prefixes };
+        let settings = Settings { pages, context: usize::MAX, step_tokens, max_running, max_waiting: 64, max_wait: Duration::MAX, slots, keep_prefixes, guesses };
         let (network, watch) = Fake::with_room(pages, room);
         let engine = Engine::over(network, settings).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

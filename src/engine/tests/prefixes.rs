@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn who_begins_alike_is_computed_from_where_it_differs() {
-    let (engine, watch) = engine(settings());
+    let (engine, watch) = engine(Settings { guesses: 0, ..settings() });
     let ask = async |wish: Wish| {
         let (events, cached) = all_and_cached(engine.submit(wish.job()).unwrap()).await;
         assert_eq!(events, wish.alone());

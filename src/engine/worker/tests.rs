@@ -44,6 +44,7 @@ async fn a_request_is_counted_as_running_in_its_first_step() {
         max_wait: Duration::MAX,
         slots: 1,
         keep_prefixes: true,
+        guesses: 0,
     };
     let engine = Engine::over(Held { begun: begin, go: gone }, settings).unwrap();
     let job = Job {

@@ -264,6 +264,8 @@ async fn metrics_name_adapters_only_in_what_they_have_used() {
         "chorus_adapter_load_seconds_count 1",
         "chorus_prompt_tokens_total 0",
         "chorus_generation_tokens_total 0",
+        "chorus_guessed_tokens_total 0",
+        "chorus_foreseen_tokens_total 0",
         "chorus_preemptions_total 0",
         "chorus_engine_restarts_total 0",
         "chorus_steps_total 0",

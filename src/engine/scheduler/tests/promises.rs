@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 
 fn settings() -> impl Strategy<Value = Settings> {
-    (1..12_usize, 1..40_usize, 1..10_usize, 1..4_usize).prop_map(
-        |(pages, step_tokens, max_running, slots)| Settings {
+    (1..12_usize, 1..40_usize, 1..10_usize, 1..4_usize, 0..8_usize).prop_map(
+        |(pages, step_tokens, max_running, slots, guesses)| Settings {
             context: usize::MAX,
             pages,
             step_tokens,
@@ -15,6 +15,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             max_wait: Duration::MAX,
             slots,
             keep_prefixes: true,
+            guesses,
         },
     )
 }
