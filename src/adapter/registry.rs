@@ -2,21 +2,28 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{
-        Arc, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, RwLock},
 };
 
+use self::{content::Held, history::Version};
+pub(super) use self::{
+    content::{Content, Files, Usage},
+    fold::Released,
+    history::{Bases, History},
+};
 use super::{
-    AdapterName, Canary, Facts, Lot, Revision, Smoke, Wanted,
-    record::{Blob, Change, Record, Stored},
+    AdapterName, Canary, Facts, Lot, Revision, Wanted,
+    record::{Blob, Record},
 };
 use crate::{
     lora::{Digest, Matrices},
     store::BlobKey,
     tenant::TenantId,
 };
+
+mod content;
+mod fold;
+mod history;
 
 /// Names and their histories.
 ///
@@ -37,117 +44,6 @@ pub(super) struct State {
     matrices: Matrices,
 }
 
-/// What one name has pointed to.
-#[derive(Debug, Default)]
-pub(super) struct History {
-    /// By number; empty where all are gone.
-    versions: BTreeMap<u32, Version>,
-    /// What the name points to; not always one of `versions`.
-    active: Option<u32>,
-    /// The greatest number that there ever was.
-    last: u32,
-    pinned: bool,
-    canary: Option<Canary>,
-    /// Version 1 was removed: what the folder has under the name does not come back.
-    without_first: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Version {
-    created: u64,
-    content: Arc<Content>,
-    /// The bases it was checked against. They are the version's and not the content's: what somebody else has tried the
-    /// same bytes on is nobody's business.
-    bases: Bases,
-    usage: Arc<Usage>,
-    /// `None` where it comes from the folder.
-    files: Option<Files>,
-}
-
-/// Bases by their sha256, and how a version's smoke test went on each, where it has one and that was noted.
-pub(super) type Bases = BTreeMap<String, Option<Smoke>>;
-
-/// What a version was used for since the start. It is the version's and not the content's: who else has the same bytes,
-/// and uses them, is nobody's business.
-#[derive(Debug, Default)]
-pub(super) struct Usage {
-    lent: AtomicU64,
-    /// Unix seconds; 0 before the first time.
-    last: AtomicU64,
-    live: AtomicUsize,
-}
-
-impl Usage {
-    /// Counts a lease that begins at this time, in unix seconds.
-    pub(super) fn begin(&self, now: u64) {
-        self.lent.fetch_add(1, Ordering::Relaxed);
-        self.last.store(now, Ordering::Relaxed);
-        self.live.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A lease has ended.
-    pub(super) fn end(&self) {
-        self.live.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Leases counted.
-    pub(super) fn lent(&self) -> u64 {
-        self.lent.load(Ordering::Relaxed)
-    }
-
-    /// When the last one began, in unix seconds.
-    pub(super) fn last(&self) -> Option<u64> {
-        Some(self.last.load(Ordering::Relaxed)).filter(|at| *at > 0)
-    }
-
-    /// Leases that have not ended.
-    pub(super) fn live(&self) -> usize {
-        self.live.load(Ordering::Relaxed)
-    }
-}
-
-/// Both files of a version in the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Files {
-    pub(super) config: Blob,
-    pub(super) weights: Blob,
-}
-
-/// A content and where it can be read.
-#[derive(Debug)]
-struct Held {
-    content: Arc<Content>,
-    /// One for each version in the store that has it.
-    files: Vec<Files>,
-    /// The folder has it.
-    in_folder: bool,
-}
-
-/// An adapter without its names.
-#[derive(Debug)]
-pub(super) struct Content {
-    pub(super) facts: Facts,
-    /// Bytes of memory it takes: those of the facts, until a load has shown others.
-    memory: AtomicUsize,
-}
-
-impl Content {
-    fn new(facts: Facts, matrices: Matrices) -> Self {
-        let memory = AtomicUsize::new(facts.memory.of(matrices));
-        Self { facts, memory }
-    }
-
-    /// Bytes of memory it takes when it is loaded.
-    pub(super) fn memory(&self) -> usize {
-        self.memory.load(Ordering::Relaxed)
-    }
-
-    /// A load has shown what it takes.
-    pub(super) fn set_memory(&self, bytes: usize) {
-        self.memory.store(bytes, Ordering::Relaxed);
-    }
-}
-
 /// One version of a name.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
@@ -164,15 +60,6 @@ pub(super) struct Entry {
     pub(super) files: Option<Files>,
     /// The name's.
     pub(super) canary: Option<Canary>,
-}
-
-/// What a change leaves behind.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Released {
-    /// Contents that no version has any more.
-    pub(super) contents: Vec<Digest>,
-    /// Files that no version refers to any more.
-    pub(super) blobs: Vec<BlobKey>,
 }
 
 /// Why the lock is never poisoned.
@@ -374,202 +261,6 @@ impl State {
     /// The keys of all files that versions refer to.
     pub(super) fn keys(&self) -> HashSet<BlobKey> {
         self.blobs.keys().map(|blob| blob.key.clone()).collect()
-    }
-
-    fn apply(&mut self, record: &Record) -> Released {
-        let Record { at, tenant, name, change, .. } = record;
-        let mut released = Released::default();
-        let history = self.names.entry(*tenant).or_default().entry(name.clone()).or_default();
-        match change {
-            Change::Stored(stored) => {
-                // Where another server had nothing in its folder, its first version is 1 too.
-                let replaced = history.versions.remove(&stored.version);
-                self.store(*tenant, name, at / 1000, stored);
-                if let Some(version) = replaced {
-                    self.release(&version, &mut released);
-                }
-            }
-            Change::Activated { version } => {
-                history.active = Some(*version);
-                history.canary = None;
-            }
-            Change::Canary(canary) => history.canary = Some(*canary),
-            Change::CanaryEnded => history.canary = None,
-            Change::Pinned => history.pinned = true,
-            Change::Unpinned => history.pinned = false,
-            Change::Validated { version, base, smoke } => {
-                if let Some(version) = history.versions.get_mut(version) {
-                    version.bases.insert(base.clone(), smoke.clone());
-                }
-            }
-            Change::Removed { version } => {
-                let gone: Vec<Version> = match version {
-                    Some(number) => history.versions.remove(number).into_iter().collect(),
-                    None => std::mem::take(&mut history.versions).into_values().collect(),
-                };
-                // What the folder may have under the name comes later, or is not here at all: it makes no difference.
-                if version.is_none_or(|number| number == 1) {
-                    history.without_first = true;
-                    history.last = history.last.max(1);
-                }
-                if version.is_none() {
-                    history.active = None;
-                    history.canary = None;
-                    history.pinned = false;
-                }
-                for version in gone {
-                    self.release(&version, &mut released);
-                }
-            }
-        }
-        released
-    }
-
-    fn store(&mut self, tenant: TenantId, name: &AdapterName, created: u64, stored: &Stored) {
-        let Stored { version, digest, config, weights, .. } = stored;
-        let history = self.names.entry(tenant).or_default().entry(name.clone()).or_default();
-        history.last = history.last.max(*version);
-        if stored.activate {
-            history.active = Some(*version);
-            history.canary = None;
-        }
-        let held = self.contents.entry(*digest).or_insert_with(|| {
-            let facts = Facts {
-                digest: *digest,
-                bytes: config.bytes.saturating_add(weights.bytes),
-                memory: stored.memory(),
-                rank: stored.rank,
-                targets: stored.targets.clone(),
-                extras: Arc::new(stored.extras.clone()),
-            };
-            Held::new(facts, self.matrices)
-        });
-        let files = Files { config: config.clone(), weights: weights.clone() };
-        held.files.push(files.clone());
-        for blob in [config, weights] {
-            *self.blobs.entry(blob.clone()).or_default() += 1;
-        }
-        let content = Arc::clone(&held.content);
-        let usage = Arc::default();
-        let bases = Bases::from([(stored.base.clone(), stored.smoke.clone())]);
-        let made = Version { created, content, bases, usage, files: Some(files) };
-        history.versions.insert(*version, made);
-    }
-
-    /// Takes back what a version that is gone referred to.
-    fn release(&mut self, version: &Version, released: &mut Released) {
-        let digest = version.content.facts.digest;
-        if let Some(held) = self.contents.get_mut(&digest) {
-            match &version.files {
-                None => held.in_folder = false,
-                Some(files) => {
-                    if let Some(at) = held.files.iter().position(|held| held == files) {
-                        held.files.swap_remove(at);
-                    }
-                }
-            }
-            // Copies in the folder under other names refer to the same content.
-            let named = || {
-                let versions = self.names.values().flatten().flat_map(|(_, h)| h.versions.values());
-                versions.into_iter().any(|version| version.content.facts.digest == digest)
-            };
-            if held.files.is_empty() && !held.in_folder && !named() {
-                self.contents.remove(&digest);
-                released.contents.push(digest);
-            }
-        }
-        for blob in version.files.iter().flat_map(|files| [&files.config, &files.weights]) {
-            if let Some(count) = self.blobs.get_mut(blob) {
-                *count -= 1;
-                if *count == 0 {
-                    self.blobs.remove(blob);
-                    released.blobs.push(blob.key.clone());
-                }
-            }
-        }
-    }
-}
-
-impl Held {
-    fn new(facts: Facts, matrices: Matrices) -> Self {
-        let content = Arc::new(Content::new(facts, matrices));
-        Self { content, files: Vec::new(), in_folder: false }
-    }
-}
-
-impl History {
-    /// The active version's number, where it is there.
-    pub(super) fn active(&self) -> Option<u32> {
-        self.active.filter(|active| self.versions.contains_key(active))
-    }
-
-    /// The canary, where its version is there and another one is active.
-    pub(super) fn canary(&self) -> Option<Canary> {
-        let active = self.active()?;
-        self.canary.filter(|canary| {
-            canary.version != active && self.versions.contains_key(&canary.version)
-        })
-    }
-
-    /// Whether there is a version of this number.
-    pub(super) fn has(&self, number: u32) -> bool {
-        self.versions.contains_key(&number)
-    }
-
-    /// Whether the version of this number was checked against this base.
-    pub(super) fn is_for(&self, number: u32, base: &str) -> bool {
-        self.versions.get(&number).is_some_and(|version| version.bases.contains_key(base))
-    }
-
-    /// Whether a record that the version of this number was checked against this base, and that its smoke test went so,
-    /// would say nothing new. Of a version in the folder no result is kept: records may come before the folder.
-    pub(super) fn has_noted(&self, number: u32, base: &str, smoke: Option<&Smoke>) -> bool {
-        let Some(version) = self.versions.get(&number) else { return false };
-        let known = version.bases.get(base);
-        known.is_some_and(|known| version.files.is_none() || known.as_ref() == smoke)
-    }
-
-    /// Whether it is to be kept in memory.
-    pub(super) fn is_pinned(&self) -> bool {
-        self.pinned
-    }
-
-    /// How many versions there are.
-    pub(super) fn len(&self) -> usize {
-        self.versions.len()
-    }
-
-    /// The number of the version that has this content.
-    pub(super) fn version_of(&self, digest: Digest) -> Option<u32> {
-        let has = |version: &Version| version.content.facts.digest == digest;
-        self.versions.iter().find(|(_, version)| has(version)).map(|(number, _)| *number)
-    }
-
-    /// The same of those that the store has: the folder's may be gone with the folder.
-    pub(super) fn stored_as(&self, digest: Digest) -> Option<u32> {
-        let has =
-            |version: &Version| version.files.is_some() && version.content.facts.digest == digest;
-        self.versions.iter().find(|(_, version)| has(version)).map(|(number, _)| *number)
-    }
-
-    /// Whether the store has any version.
-    pub(super) fn is_stored(&self) -> bool {
-        self.versions.values().any(|version| version.files.is_some())
-    }
-
-    /// The active version, or where none is, the newest.
-    fn shown(&self, name: &AdapterName) -> Option<Entry> {
-        let newest = || self.versions.last_key_value().map(|(number, _)| *number);
-        self.entry(name, self.active().or_else(newest)?)
-    }
-
-    fn entry(&self, name: &AdapterName, number: u32) -> Option<Entry> {
-        let Version { created, content, bases, usage, files } = self.versions.get(&number)?.clone();
-        let digest = content.facts.digest;
-        let revision = Revision { name: name.clone(), version: number, digest };
-        let (active, pinned) = (self.active == Some(number), self.pinned);
-        let canary = self.canary();
-        Some(Entry { revision, created, content, bases, usage, active, pinned, files, canary })
     }
 }
 

@@ -1,7 +1,11 @@
 use super::*;
-use crate::lora::Memory;
-
-use crate::lora::Extras;
+use crate::{
+    adapter::{
+        Smoke,
+        record::{Change, Stored},
+    },
+    lora::{Extras, Memory},
+};
 
 const ME: TenantId = TenantId::DEFAULT;
 const OTHER: TenantId = TenantId::OTHER;
