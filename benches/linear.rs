@@ -52,7 +52,10 @@ fn linear(c: &mut Criterion) {
         ("down", Encoding::Q4_1, 576, 1536),
         ("head", Encoding::Q8_0, 49152, 576),
         ("gate-up-1b", Encoding::Q4_0, 2 * 8192, 2048),
+        ("down-1b", Encoding::Q4_0, 2048, 8192),
         ("down-1b", Encoding::Q4_K, 2048, 8192),
+        ("down-1b", Encoding::Q5_K, 2048, 8192),
+        ("down-1b", Encoding::Q6_K, 2048, 8192),
     ];
     for (name, encoding, outputs, inputs) in shapes {
         let bytes = Panels::bytes_of(encoding, (outputs, inputs));
@@ -67,7 +70,7 @@ fn linear(c: &mut Criterion) {
             let mut group = c.benchmark_group(format!(
                 "linear/cpu-{tier}-x{threads}/{name}-{encoding:?}/{precision:?}"
             ));
-            for rows in [1, 2, 8, 16, 64] {
+            for rows in [1, 2, 3, 4, 8, 16, 64] {
                 let x = floats(rows * inputs, 7);
                 group.throughput(Throughput::Elements((2 * rows * inputs * outputs) as u64));
                 let mut turn = 0;

@@ -1,5 +1,5 @@
 //! A whole step of the default base (`cargo run --release -- pull` fetches it): single tokens of one and of sixteen sequences
-//! that have 128 positions behind them, and a chunk of a prompt; through the base, one adapter, or eight.
+//! that have 128 positions behind them, a few of one (as where the others are guessed), and a chunk of a prompt; through the base, one adapter, or eight.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -44,9 +44,15 @@ fn step(c: &mut Criterion) {
             })
             .collect();
         let mut group = c.benchmark_group(format!("step/cpu-{tier}-x{threads}/{precision:?}"));
-        for (name, sequences, rows) in
-            [("decode-1", 1, 1), ("decode-16", 16, 1), ("prompt-256", 1, 256)]
-        {
+        for (name, sequences, rows) in [
+            ("decode-1", 1, 1),
+            ("guessed-2", 1, 2),
+            ("guessed-4", 1, 4),
+            ("guessed-8", 1, 8),
+            ("decode-3", 3, 1),
+            ("decode-16", 16, 1),
+            ("prompt-256", 1, 256),
+        ] {
             for (through, used) in [("base", 0), ("one", 1), ("eight", 8)] {
                 if used > sequences {
                     continue;

@@ -342,6 +342,7 @@ impl PanelRows<'_> {
             match rows.len() {
                 1 => self.tile::<1>(quantized, rows),
                 2 => self.tile::<2>(quantized, rows),
+                3 => self.tile::<3>(quantized, rows),
                 4 => self.tile::<4>(quantized, rows),
                 8 => self.tile::<8>(quantized, rows),
                 other => unreachable!("a tile of {other} rows"),

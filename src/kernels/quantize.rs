@@ -143,20 +143,20 @@ impl Room<'_> {
     }
 }
 
-/// Cuts rows into tiles: as large as they come, then halves.
+/// Cuts rows into tiles: as large as they come, and the rest into two at most, since each takes all codes apart once more.
 pub(super) fn tiles(rows: Range<usize>, largest: usize) -> impl Iterator<Item = Range<usize>> {
-    let (mut first, mut size) = (rows.start, largest);
+    let mut first = rows.start;
     std::iter::from_fn(move || {
-        while first + size > rows.end {
-            size /= 2;
-            if size == 0 {
-                return None;
-            }
-        }
+        let size = match rows.end - first {
+            0 => return None,
+            left if left >= largest => largest,
+            5 => 3,
+            6 | 7 => 4,
+            left => left,
+        };
         first += size;
         Some(first - size..first)
     })
-    .fuse()
 }
 
 /// One row, and its place in a tile of `rows`.

@@ -125,11 +125,9 @@ impl Scales for Super16 {
         run: usize,
         zero: u8,
     ) -> (S::F, S::F) {
-        let byte = octets(simd, &scales[run * OCTETS..], column);
-        // Two's complement from the unsigned byte: b - 2 * (b & 128).
-        let sign = simd.to_float(simd.field(byte, 0, 128));
-        let scale = simd.fma(sign, simd.splat(-2.0), simd.to_float(byte));
-        let scale = simd.mul(scale, halves(simd, head, column));
+        let bytes = &scales[run * OCTETS + column..][..LANES];
+        let scale = simd.load_signed_bytes(bytes.try_into().expect("sixteen were cut"));
+        let scale = simd.mul(simd.to_float(scale), halves(simd, head, column));
         (scale, simd.mul(scale, simd.splat(-f32::from(zero))))
     }
 }
@@ -152,7 +150,9 @@ pub(super) trait Codes {
     #[expect(clippy::inline_always, reason = "part of a kernel")]
     #[inline(always)]
     fn raised_quads<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 2] {
-        [0, 1].map(|half| Self::quad(simd, codes, octet * 2 + half, column))
+        // Spelled out: a closure here may be compiled without the tier's instructions, and takes twenty times as long then.
+        let left = Self::quad(simd, codes, octet * 2, column);
+        [left, Self::quad(simd, codes, octet * 2 + 1, column)]
     }
     /// As [`Self::pairs`], the last two [raised](Self::RAISED).
     #[expect(clippy::inline_always, reason = "part of a kernel")]
@@ -184,36 +184,40 @@ impl<const PLANES: usize> Codes for Nibbles<PLANES> {
         let mut quads = simd.field(word, quad as u32 % 2 * 4, 0x0f0f_0f0f);
         for plane in 0..PLANES {
             let bits = words(simd, &codes[NIBBLE_PLANE + plane * BIT_PLANE..], column);
-            let bits = simd.field(bits, quad as u32, 0x0101_0101);
-            quads = simd.join(quads, bits, 4 + plane as u32);
+            // Straight to their place, with one shift.
+            let (from, to) = (quad as u32, 4 + plane as u32);
+            let mask = 0x0101_0101 << to;
+            let bits = if from < to {
+                simd.field(simd.join(simd.splat_int(0), bits, to - from), 0, mask)
+            } else {
+                simd.field(bits, from - to, mask)
+            };
+            quads = simd.join(quads, bits, 0);
         }
         quads
     }
     #[inline(always)]
     fn pairs<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        if PLANES > 0 {
+            // Four are put together at a time, and then parted.
+            return halves_of::<S, Self>(simd, codes, octet, column);
+        }
         let word = words(simd, codes, octet * COLUMNS + column);
         // Spelled out, because closures this deep are not always inlined.
-        let mut pairs = [
+        [
             simd.field(word, 0, 0x000f_000f),
             simd.field(word, 8, 0x000f_000f),
             simd.field(word, 4, 0x000f_000f),
             simd.field(word, 12, 0x000f_000f),
-        ];
-        for plane in 0..PLANES {
-            let bits = words(simd, &codes[NIBBLE_PLANE + plane * BIT_PLANE..], column);
-            for (pair, bit) in pairs.iter_mut().zip([0, 8, 1, 9]) {
-                let bits = simd.field(bits, octet as u32 * 2 + bit, 0x0001_0001);
-                *pair = simd.join(*pair, bits, 4 + plane as u32);
-            }
-        }
-        pairs
+        ]
     }
 
     const RAISED: u32 = if PLANES == 0 { 4 } else { 0 };
     #[inline(always)]
     fn raised_quads<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 2] {
         if PLANES > 0 {
-            return [0, 1].map(|half| Self::quad(simd, codes, octet * 2 + half, column));
+            let left = Self::quad(simd, codes, octet * 2, column);
+            return [left, Self::quad(simd, codes, octet * 2 + 1, column)];
         }
         let word = words(simd, codes, octet * COLUMNS + column);
         [simd.field(word, 0, 0x0f0f_0f0f), simd.field(word, 0, 0xf0f0_f0f0)]
@@ -243,16 +247,23 @@ impl Codes for Bytes {
     }
     #[inline(always)]
     fn pairs<S: Simd>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
-        // Spelled out, because closures this deep are not always inlined.
-        let left = Self::quad(simd, codes, octet * 2, column);
-        let right = Self::quad(simd, codes, octet * 2 + 1, column);
-        [
-            simd.field(left, 0, 0x00ff_00ff),
-            simd.field(left, 8, 0x00ff_00ff),
-            simd.field(right, 0, 0x00ff_00ff),
-            simd.field(right, 8, 0x00ff_00ff),
-        ]
+        halves_of::<S, Self>(simd, codes, octet, column)
     }
+}
+
+/// The bytes of two quads as sixteen-bit numbers.
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn halves_of<S: Simd, C: Codes>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+    // Spelled out, because closures this deep are not always inlined.
+    let left = C::quad(simd, codes, octet * 2, column);
+    let right = C::quad(simd, codes, octet * 2 + 1, column);
+    [
+        simd.field(left, 0, 0x00ff_00ff),
+        simd.field(left, 8, 0x00ff_00ff),
+        simd.field(right, 0, 0x00ff_00ff),
+        simd.field(right, 8, 0x00ff_00ff),
+    ]
 }
 
 /// One group of a panel.

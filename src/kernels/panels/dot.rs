@@ -147,13 +147,12 @@ impl<X: Inputs, Q: Scales, C: Codes, const R: usize> Kernel for Coded<'_, X, Q, 
         let rows = self.x.sums.iter().zip(self.x.words.chunks_exact(GROUP / X::IN_WORD));
         for (index, rows) in rows.enumerate() {
             let group = group::<Q, C>(self.panel, index);
-            for run in 0..GROUP / Q::RUN {
-                if S::SUMS == 2 {
-                    Part::<2> { group, run, half: 0 }.add::<X, S, Q, C, R>(simd, rows, &mut acc);
-                } else {
-                    Part::<1> { group, run, half: 0 }.add::<X, S, Q, C, R>(simd, rows, &mut acc);
-                    Part::<1> { group, run, half: 1 }.add::<X, S, Q, C, R>(simd, rows, &mut acc);
-                }
+            // Written out, so that where codes lie is known when this is compiled.
+            if Q::RUN == GROUP {
+                add::<X, S, Q, C, R>(simd, (group, 0), rows, &mut acc);
+            } else {
+                add::<X, S, Q, C, R>(simd, (group, 0), rows, &mut acc);
+                add::<X, S, Q, C, R>(simd, (group, 1), rows, &mut acc);
             }
         }
         let mut sums = [[0.0; COLUMNS]; R];
@@ -164,6 +163,23 @@ impl<X: Inputs, Q: Scales, C: Codes, const R: usize> Kernel for Coded<'_, X, Q, 
             simd.store(simd.mul(acc[1], scale), right);
         }
         sums
+    }
+}
+
+/// Adds the products with the inputs of a group that share a scale: all, or those of run 0 or 1.
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn add<X: Inputs, S: Simd, Q: Scales, C: Codes, const R: usize>(
+    simd: S,
+    (group, run): (Group<'_>, usize),
+    rows: (&[Sums; R], &[[u32; R]]),
+    acc: &mut [[S::F; 2]; R],
+) {
+    if S::SUMS == 2 {
+        Part::<2> { group, run, half: 0 }.add::<X, S, Q, C, R>(simd, rows, acc);
+    } else {
+        Part::<1> { group, run, half: 0 }.add::<X, S, Q, C, R>(simd, rows, acc);
+        Part::<1> { group, run, half: 1 }.add::<X, S, Q, C, R>(simd, rows, acc);
     }
 }
 
@@ -212,10 +228,6 @@ impl<const H: usize> Part<'_, H> {
         // Cut to what it is, so that the loops below need no checks.
         let words = &words[..GROUP / X::IN_WORD];
 
-        // A single chain of a few rows would wait for itself, and shifts would be most of the work: integers add up to the
-        // same in any order, and the sums of raised codes are as many times too great.
-        let few = R * H <= 4;
-        let chains = if few { CHAINS } else { 1 };
         let mut dots = [[[simd.splat_int(0); H]; R]; CHAINS];
         if !Q::MINIMUM {
             for r in 0..R {
@@ -223,34 +235,58 @@ impl<const H: usize> Part<'_, H> {
                 dots[0][r] = [simd.negated_shift(sum, C::ZERO.ilog2()); H];
             }
         }
-        for octet in self.run * Q::RUN / 8..(self.run + 1) * Q::RUN / 8 {
-            let mut codes = [[simd.splat_int(0); 4]; H];
-            for (h, codes) in codes.iter_mut().enumerate() {
-                let (own, column) = (self.group.codes, (self.half + h) * LANES);
-                *codes = if few {
-                    X::raised::<S, C>(simd, own, octet, column)
-                } else {
-                    X::codes::<S, C>(simd, own, octet, column)
-                };
-            }
-            let in_octet = 8 / X::IN_WORD;
-            for word in 0..in_octet {
-                for r in 0..R {
-                    let x = simd.splat_int(words[octet * in_octet + word][r].cast_signed());
-                    for h in 0..H {
-                        let dots = &mut dots[word * chains / in_octet][r][h];
-                        *dots = X::dot(simd, *dots, codes[h][word], x);
-                    }
-                }
-            }
+        let octet = self.run * Q::RUN / 8;
+        self.octet::<X, S, C, R>(simd, octet, words, &mut dots);
+        self.octet::<X, S, C, R>(simd, octet + 1, words, &mut dots);
+        if Q::RUN == GROUP {
+            self.octet::<X, S, C, R>(simd, octet + 2, words, &mut dots);
+            self.octet::<X, S, C, R>(simd, octet + 3, words, &mut dots);
         }
         let [mut sums, others] = dots;
-        if few {
+        if Self::few::<R>() {
             for (sum, raised) in sums.as_flattened_mut().iter_mut().zip(others.as_flattened()) {
                 *sum = simd.add_int(*sum, simd.shifted_down(*raised, C::RAISED));
             }
         }
         sums
+    }
+
+    /// Few sums are in two chains: a single one would wait for itself, and shifts would be most of the work. Integers add up to the
+    /// same in any order, and the sums of raised codes are as many times too great.
+    #[inline(always)]
+    fn few<const R: usize>() -> bool {
+        R * H <= 4
+    }
+
+    /// The products with eight inputs.
+    #[inline(always)]
+    fn octet<X: Inputs, S: Simd, C: Codes, const R: usize>(
+        &self,
+        simd: S,
+        octet: usize,
+        words: &[[u32; R]],
+        dots: &mut [[[S::I; H]; R]; CHAINS],
+    ) {
+        let chains = if Self::few::<R>() { CHAINS } else { 1 };
+        let mut codes = [[simd.splat_int(0); 4]; H];
+        for (h, codes) in codes.iter_mut().enumerate() {
+            let (own, column) = (self.group.codes, (self.half + h) * LANES);
+            *codes = if Self::few::<R>() {
+                X::raised::<S, C>(simd, own, octet, column)
+            } else {
+                X::codes::<S, C>(simd, own, octet, column)
+            };
+        }
+        let in_octet = 8 / X::IN_WORD;
+        for word in 0..in_octet {
+            for r in 0..R {
+                let x = simd.splat_int(words[octet * in_octet + word][r].cast_signed());
+                for h in 0..H {
+                    let dots = &mut dots[word * chains / in_octet][r][h];
+                    *dots = X::dot(simd, *dots, codes[h][word], x);
+                }
+            }
+        }
     }
 }
 
