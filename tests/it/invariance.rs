@@ -195,20 +195,15 @@ async fn every_request_gets_the_bits_it_gets_alone() {
         want.push(bits(&collect(engine.submit(request.job()).unwrap()).await));
     }
     drop(engine);
-    // (threads, rows of a step, sequences at once, pages)
-    let shapes = [(1, 48, 64, 1024), (2, 256, 32, 1024), (3, 17, 16, 1024), (2, 64, 24, 28)];
-    for (shape, (threads, step_tokens, max_running, pages)) in (0..).zip(shapes) {
+    // (threads, rows of a step, sequences at once, pages, guesses); with guesses the last would never be out of pages.
+    let shapes =
+        [(1, 48, 64, 1024, 7), (2, 256, 32, 1024, 7), (3, 17, 16, 1024, 15), (2, 64, 24, 28, 0)];
+    for (shape, (threads, step_tokens, max_running, pages, guesses)) in (0..).zip(shapes) {
         let what =
             format!("{threads} threads, {step_tokens} rows, {max_running} at once, {pages} pages");
         let llama = Arc::new(load(threads));
-        let settings = Settings {
-            pages,
-            step_tokens,
-            max_running,
-            keep_prefixes: true,
-            guesses: 7,
-            ..settings
-        };
+        let settings =
+            Settings { pages, step_tokens, max_running, keep_prefixes: true, guesses, ..settings };
         assert!(pages * PAGE >= 300, "the longest request fits");
         let engine = Engine::start(llama, KvType::F16, settings).unwrap();
         // How requests meet is the threads' business: again, until they have met as is meant here.
