@@ -300,9 +300,11 @@ def table(figures, sides):
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row, higher, floor, aim in SHARED:
         medians = {name: figures.median(row, name) for name in names}
-        others = [medians[name] for name in rivals if medians[name] is not None]
 
         def ratio(ours):
+            # Those that guess tokens are held against those that do, and others.
+            likes = [name for name in rivals if "no guesses" not in ours or "n-grams" not in name]
+            others = [medians[name] for name in likes if medians[name] is not None]
             if not (medians[ours] and others):
                 return "–"
             best = max(others) if higher else min(others)
@@ -370,7 +372,8 @@ def main():
         parser.error(f"{model} is not there: `cargo run --release -- pull smollm2-135m-instruct` fetches the default")
     shape = SMALL if args.shape == "135m" else LARGE
     made = adapters(16, shape, f"sixteen-{args.shape}")
-    figures, sides = Figures(), [chorus, eight, *rivals]
+    plain = Chorus(args.chorus, "chorus, no guesses", ["--guess-tokens", "0"])
+    figures, sides = Figures(), [chorus, plain, eight, *rivals]
     parts = {
         "resident": lambda: resident(chorus, model, made, figures),
         "zipf": lambda: zipf(chorus, model, shape, figures),

@@ -164,16 +164,19 @@ class Chorus:
 class LlamaCpp:
     """llama.cpp's own server, built from the sources inside llama-cpp-python's sdist.
 
-    `quantized`: None runs the file as it is, otherwise it is requantized first (Q4_0 has its fastest kernels).
+    `quantized`: None runs the file as it is, otherwise it is requantized first (Q4_0 has its fastest kernels). `guesses`: it drafts
+    tokens from n-grams, by the fastest of its ways on this load (of ngram-simple, -cache, -mod and -map-k, each with the sizes of ours).
     """
 
     select = "llamacpp"
     package = "llama-cpp-python==0.3.36"
     home = WORK / "llama.cpp"
 
-    def __init__(self, quantized=None):
+    def __init__(self, quantized=None, guesses=False):
         self.quantized = quantized
-        self.name = f"llama.cpp {quantized or 'as it is'}"
+        self.name = f"llama.cpp {quantized or 'as it is'}{', n-grams' * guesses}"
+        sizes = ["--spec-ngram-map-k-size-n", 3, "--spec-ngram-map-k-size-m", 7]
+        self.options = ["--spec-type", "ngram-map-k", *sizes] if guesses else []
         self.binary, self.quantizer = self.home / "build/bin/llama-server", self.home / "build/bin/llama-quantize"
         self.python = self.home / "venv/bin/python"
 
@@ -222,7 +225,7 @@ class LlamaCpp:
         port = fresh_port()
         command = [self.binary, "--model", self.file(model), "--host", "127.0.0.1", "--port", port,
                    "--threads", THREADS, "--threads-batch", THREADS, "--parallel", 16, "--ctx-size", 16 * 2560,
-                   "--log-disable", *extra]  # fmt: skip
+                   "--log-disable", *self.options, *extra]  # fmt: skip
         made = [str(self.adapter(folder, shape)) for folder in adapters]
         if made:
             command += ["--lora-init-without-apply", "--lora", ",".join(made)]
@@ -317,7 +320,7 @@ class MistralRs(FromPyPI):
 
 
 RIVALS = {
-    "llama.cpp": lambda: [LlamaCpp("Q4_0"), LlamaCpp()],
+    "llama.cpp": lambda: [LlamaCpp("Q4_0"), LlamaCpp("Q4_0", guesses=True), LlamaCpp()],
     "vllm": lambda: [Vllm()],
     "mistral.rs": lambda: [MistralRs()],
 }

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    draft::{Bet, Circle, Guess, Phrases, Recall},
+    draft::{Circle, Guess, Phrases, Recall},
     guide::{Allowed, Guidance, Guide},
     job::{Event, Failure, Finish, Job, Lane, Logprob, Salt, Scope},
     pooling::Pool,
@@ -217,6 +217,7 @@ impl Answer {
 
     /// The tokens of a part of it, known and guessed.
     pub(crate) fn tokens(&self, part: &Part) -> impl Iterator<Item = u32> {
+        debug_assert_eq!(part.guessed, self.draft.len(), "the guesses of this step");
         let known = &self.tokens[part.rows.start..part.rows.end - part.guessed];
         known.iter().copied().chain(self.draft[..part.guessed].iter().map(|guess| guess.token))
     }
@@ -226,9 +227,9 @@ impl Answer {
         Circle { scope: self.scope, salt: self.salt, adapter: self.digest() }
     }
 
-    /// At most `most` tokens that it will say after those known, as far as it is worth while to compute them beside the next one.
-    /// Where a guide is asked after each token, there are none.
-    pub(crate) fn guess(&mut self, recall: &Recall, most: usize, bet: &mut Bet) -> Vec<Guess> {
+    /// At most `most` tokens that it will say after those known, each with a chance above `least`. Where a guide is asked after each
+    /// token, there are none; and none behind its end.
+    pub(crate) fn guess(&mut self, recall: &Recall, most: usize, least: f32) -> Vec<Guess> {
         // The last token of all is drawn and not computed.
         let most = most.min((self.max_tokens - self.generated()).saturating_sub(1));
         if most == 0 || !matches!(self.guidance, Guidance::Free) {
@@ -236,7 +237,10 @@ impl Answer {
         }
         let circle = self.circle();
         let said = self.said.get_or_insert_with(|| Phrases::of(&self.tokens));
-        recall.guess(circle, (said, &self.tokens), most, bet)
+        let mut draft = recall.guess(circle, (said, &self.tokens), most, least);
+        let end = draft.iter().position(|guess| self.stop_tokens.contains(&guess.token));
+        draft.truncate(end.unwrap_or(most));
+        draft
     }
 
     /// These guesses are computed in this step.

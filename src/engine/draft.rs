@@ -10,139 +10,33 @@
 //! So an answer is, bit for bit, what it would be without; only its speed changes. How fast an answer comes can tell what
 //! others of the scope were told, as with their prefixes: who may not learn that has another scope, or another salt.
 
-use std::{collections::HashMap, mem, num::NonZeroUsize};
+mod phrases;
+mod stake;
+
+use std::{collections::BTreeMap, num::NonZeroUsize};
 
 use lru::LruCache;
 
+use self::phrases::{LENGTHS, LONGEST, context};
+pub(crate) use self::{phrases::Phrases, stake::Stake};
 use super::job::{Salt, Scope};
 use crate::lora::Digest;
 
-/// Lengths of the contexts that are looked up: what follows a long one is surer, a short one is found more often.
-const LENGTHS: [usize; 2] = [4, 2];
-/// The longest of them.
-const LONGEST: usize = LENGTHS[0];
 /// How often what was seen once comes again, before anything is known of that.
-const HOPES: [f32; LENGTHS.len()] = [0.6, 0.3];
+const HOPES: Hopes = [0.6, 0.4];
 /// How much one outcome changes them.
 const PACE: f32 = 1.0 / 8.0;
 
-/// Contexts that are kept of what a circle was told: at most twice so many...
-const KEPT: usize = 1024;
-/// ...of so many circles, those last asked: 16 MB in all.
+/// Contexts that are kept of what a circle was told: at most twice so many, which is as many as a table of 1,024 takes before it
+/// grows...
+const KEPT: usize = 896;
+/// ...of so many circles: 13 MB in all.
 const CIRCLES: usize = 256;
-/// Tokens at the end of a prompt that are looked through; it takes a quarter of a millisecond.
-const LOOKED_THROUGH: usize = 2048;
 
-/// What a step costs beside its rows, in rows, where few are computed: weights come from memory in any case. (Default base, two
-/// cores: 3.6 ms with one row, 6.8 with four, 19.5 with sixteen.)
-const BESIDE_ROWS: f32 = 2.5;
+/// How often what was seen once comes again, for each of [`LENGTHS`].
+type Hopes = [f32; LENGTHS.len()];
 
-/// The last tokens before another one, the rest `u32::MAX`.
-type Context = [u32; LONGEST];
-
-/// The last `length` tokens of `said`, where there are so many.
-fn context(said: &[u32], length: usize) -> Option<Context> {
-    let last = &said[said.len().checked_sub(length)?..];
-    let mut context = [u32::MAX; LONGEST];
-    context[..length].copy_from_slice(last);
-    Some(context)
-}
-
-/// What followed a context.
-#[derive(Clone, Copy, Debug)]
-struct Follower {
-    token: u32,
-    /// How often it did, of late.
-    seen: u8,
-    /// And how often something else did.
-    others: u8,
-}
-
-impl Follower {
-    const MOST: u8 = 64;
-
-    fn new(token: u32) -> Self {
-        Self { token, seen: 1, others: 0 }
-    }
-
-    /// `token` followed.
-    fn note(&mut self, token: u32) {
-        if self.token == token {
-            self.seen += 1;
-        } else {
-            self.others += 1;
-        }
-        if self.others > self.seen {
-            *self = Self::new(token);
-        }
-        if self.seen == Self::MOST {
-            (self.seen, self.others) = (self.seen / 2, self.others / 2);
-        }
-    }
-
-    /// How likely it follows again, where `hope` says that of one that was seen once. The hope counts like two sights more.
-    fn chance(self, hope: f32) -> f32 {
-        let (again, others) = (f32::from(self.seen - 1), f32::from(self.others));
-        (again + 2.0 * hope) / (again + others + 2.0)
-    }
-
-    /// Its chance is a hope rather than experience.
-    fn is_new(self) -> bool {
-        self.seen + self.others <= 2
-    }
-}
-
-/// What followed which contexts: of a bounded number of them those that came last.
-#[derive(Debug)]
-pub(crate) struct Phrases {
-    /// Most of the young ones.
-    most: usize,
-    young: HashMap<Context, Follower>,
-    /// The young ones of before.
-    old: HashMap<Context, Follower>,
-}
-
-impl Phrases {
-    /// None yet.
-    fn new(most: usize) -> Self {
-        Self { most, young: HashMap::new(), old: HashMap::new() }
-    }
-
-    /// Of an answer that has said so much, its prompt included.
-    pub(crate) fn of(said: &[u32]) -> Self {
-        let mut phrases = Self::new(LOOKED_THROUGH * LENGTHS.len());
-        for end in said.len().saturating_sub(LOOKED_THROUGH)..said.len() {
-            phrases.note(&said[..=end]);
-        }
-        phrases
-    }
-
-    /// The last of `said` was said after those before it.
-    pub(crate) fn note(&mut self, said: &[u32]) {
-        let Some((token, said)) = said.split_last() else { return };
-        for context in LENGTHS.iter().filter_map(|length| context(said, *length)) {
-            if let Some(follower) = self.young.get_mut(&context) {
-                follower.note(*token);
-                continue;
-            }
-            let mut follower = self.old.remove(&context);
-            match &mut follower {
-                Some(follower) => follower.note(*token),
-                None => follower = Some(Follower::new(*token)),
-            }
-            if self.young.len() == self.most {
-                self.old = mem::take(&mut self.young);
-            }
-            self.young.extend(follower.map(|follower| (context, follower)));
-        }
-    }
-
-    fn after(&self, context: &Context) -> Option<Follower> {
-        self.young.get(context).or_else(|| self.old.get(context)).copied()
-    }
-}
-
-/// Those of whom one may learn what another was told.
+/// Those who may learn what another of them was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Circle {
     /// See [`Scope`].
@@ -157,8 +51,7 @@ pub(crate) struct Circle {
 #[derive(Debug)]
 struct Told {
     phrases: Phrases,
-    /// See [`HOPES`].
-    hopes: [f32; LENGTHS.len()],
+    hopes: Hopes,
 }
 
 impl Default for Told {
@@ -168,10 +61,12 @@ impl Default for Told {
 }
 
 /// A guessed token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Guess {
     /// The token.
     pub(crate) token: u32,
+    /// How likely it and all before it come true.
+    pub(crate) chance: f32,
     /// Which of [`LENGTHS`] it follows from, where nothing but a hope speaks for it.
     hope: Option<usize>,
 }
@@ -179,40 +74,48 @@ pub(crate) struct Guess {
 /// What was told of late, and how well that has foretold what was told then.
 #[derive(Debug)]
 pub(crate) struct Recall {
-    /// None where nothing is kept for others.
-    circles: Option<LruCache<Circle, Told>>,
+    /// Those of each scope by when they were last told something; none is empty. None at all where nothing is kept for others.
+    circles: Option<BTreeMap<Scope, LruCache<Circle, Told>>>,
+    /// How many circles there are.
+    count: usize,
+    /// For those that are in no circle.
+    hopes: Hopes,
 }
 
 impl Recall {
     /// Nothing yet.
     pub(crate) fn new() -> Self {
-        let most = NonZeroUsize::new(CIRCLES).expect("not zero");
-        Self { circles: Some(LruCache::new(most)) }
+        Self { circles: Some(BTreeMap::new()), count: 0, hopes: HOPES }
     }
 
     /// Nothing, ever: answers are guessed from themselves alone.
     pub(crate) fn none() -> Self {
-        Self { circles: None }
+        Self { circles: None, ..Self::new() }
+    }
+
+    /// Nothing any more.
+    pub(crate) fn forget(&mut self) {
+        *self = if self.circles.is_some() { Self::new() } else { Self::none() };
     }
 
     /// The last of `said` was said in an answer.
     pub(crate) fn note(&mut self, circle: Circle, said: &[u32]) {
-        if let Some(circles) = &mut self.circles {
-            circles.get_or_insert_mut(circle, Told::default).phrases.note(said);
+        if let Some(told) = self.told_mut(circle) {
+            told.phrases.note(said);
         }
     }
 
-    /// At most `most` tokens that will follow `said`, each for as long as it pays that all up to it come true. `own` is what
-    /// was said in the answer itself and its prompt.
+    /// At most `most` tokens that will follow `said`, each with a chance above `least`. `own` is what was said in the answer
+    /// itself and its prompt.
     pub(crate) fn guess(
         &self,
         circle: Circle,
         (own, said): (&Phrases, &[u32]),
         most: usize,
-        bet: &mut Bet,
+        least: f32,
     ) -> Vec<Guess> {
-        let told = self.circles.as_ref().and_then(|circles| circles.peek(&circle));
-        let hopes = told.map_or(HOPES, |told| told.hopes);
+        let told = self.told(circle);
+        let hopes = told.map_or(self.hopes, |told| told.hopes);
         let mut said = said[said.len().saturating_sub(LONGEST)..].to_vec();
         let (mut guesses, mut chance) = (Vec::new(), 1.0);
         while guesses.len() < most {
@@ -225,11 +128,11 @@ impl Recall {
             });
             let Some((own_chance, follower, at)) = likeliest else { break };
             chance *= own_chance;
-            if !bet.pays(chance) {
+            if chance <= least {
                 break;
             }
             let hope = follower.is_new().then_some(at);
-            guesses.push(Guess { token: follower.token, hope });
+            guesses.push(Guess { token: follower.token, chance, hope });
             said.push(follower.token);
         }
         guesses
@@ -237,41 +140,43 @@ impl Recall {
 
     /// The first `right` of these guesses came true; the one behind them, if there is one, did not.
     pub(crate) fn learn(&mut self, circle: Circle, guesses: &[Guess], right: usize) {
-        let Some(circles) = &mut self.circles else { return };
-        let told = circles.get_or_insert_mut(circle, Told::default);
+        let hopes = match &self.circles {
+            Some(_) => self.told_mut(circle).map(|told| &mut told.hopes),
+            None => Some(&mut self.hopes),
+        };
+        let Some(hopes) = hopes else { return };
         for (at, guess) in guesses.iter().enumerate().take(right + 1) {
             if let Some(hope) = guess.hope {
                 let outcome = if at < right { 1.0 } else { 0.0 };
-                told.hopes[hope] += (outcome - told.hopes[hope]) * PACE;
+                hopes[hope] += (outcome - hopes[hope]) * PACE;
             }
         }
     }
-}
 
-/// A step so far, and what it will yield on average.
-///
-/// One more row is worth its while where the tokens of a step for its cost become more by it: where its chance is above
-/// what a row's cost yields without it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bet {
-    rows: f32,
-    tokens: f32,
-}
-
-impl Bet {
-    /// A step of so many rows from which so many tokens are drawn.
-    pub(crate) fn new(rows: usize, tokens: usize) -> Self {
-        Self { rows: rows as f32, tokens: tokens as f32 }
+    fn told(&self, circle: Circle) -> Option<&Told> {
+        self.circles.as_ref()?.get(&circle.scope)?.peek(&circle)
     }
 
-    /// Whether a row with this chance is worth its while; it is in the step then.
-    fn pays(&mut self, chance: f32) -> bool {
-        let pays = chance * (BESIDE_ROWS + self.rows) > self.tokens;
-        if pays {
-            self.rows += 1.0;
-            self.tokens += chance;
+    /// What a circle was told, nothing where it is new. Where there are too many, one of the scope that has most of them is
+    /// forgotten: nobody makes others forget by asking in ever new circles.
+    fn told_mut(&mut self, circle: Circle) -> Option<&mut Told> {
+        let circles = self.circles.as_mut()?;
+        let known = circles.get(&circle.scope).is_some_and(|own| own.contains(&circle));
+        if !known {
+            if self.count == CIRCLES {
+                let (scope, most) = circles.iter_mut().max_by_key(|(_, own)| own.len())?;
+                let scope = *scope;
+                most.pop_lru();
+                if most.is_empty() {
+                    circles.remove(&scope);
+                }
+                self.count -= 1;
+            }
+            self.count += 1;
         }
-        pays
+        let bound = NonZeroUsize::new(CIRCLES).expect("not zero");
+        let own = circles.entry(circle.scope).or_insert_with(|| LruCache::new(bound));
+        Some(own.get_or_insert_mut(circle, Told::default))
     }
 }
 
@@ -292,7 +197,7 @@ mod tests {
     }
 
     fn guess(recall: &Recall, circle: Circle, said: &[u32], most: usize) -> Vec<u32> {
-        let guesses = recall.guess(circle, (&Phrases::of(said), said), most, &mut Bet::new(1, 1));
+        let guesses = recall.guess(circle, (&Phrases::of(said), said), most, 0.3);
         guesses.iter().map(|guess| guess.token).collect()
     }
 
@@ -345,7 +250,7 @@ mod tests {
         let own = (&own, &said[..]);
         let mut steps = 0;
         loop {
-            let guesses = recall.guess(circle(0, None), own, 1, &mut Bet::new(1, 1));
+            let guesses = recall.guess(circle(0, None), own, 1, 0.3);
             if guesses.is_empty() {
                 break;
             }
@@ -353,32 +258,27 @@ mod tests {
             recall.learn(circle(0, None), &guesses, 0);
         }
         assert!((1..8).contains(&steps), "{steps}");
-        assert_eq!(recall.guess(circle(1, None), own, 1, &mut Bet::new(1, 1)).len(), 1);
+        assert_eq!(recall.guess(circle(1, None), own, 1, 0.3).len(), 1);
     }
 
     #[test]
-    fn the_more_rows_a_step_has_the_surer_a_guess_must_be() {
-        let pays = |rows, chance| Bet::new(rows, rows).pays(chance);
-        assert!(pays(1, 0.3) && !pays(1, 0.2));
-        assert!(pays(16, 0.9) && !pays(16, 0.8));
-        let mut bet = Bet::new(1, 1);
-        assert_eq!((0..10).filter(|_| bet.pays(1.0)).count(), 10);
-        assert!(!bet.pays(0.8) && bet.pays(0.9));
-    }
-
-    #[test]
-    fn memory_is_bounded() {
+    fn memory_is_bounded_and_nobody_makes_others_forget() {
         let mut recall = Recall::new();
+        tell(&mut recall, circle(7, None), &[1, 2, 3, 4, 5], 4);
+        for salt in 0..2 * CIRCLES {
+            let mut name = [0; 32];
+            name[..8].copy_from_slice(&salt.to_le_bytes());
+            recall.note(Circle { salt: Salt(name), ..circle(1, None) }, &[1, 2, 3]);
+        }
+        assert_eq!(guess(&recall, circle(7, None), &[1, 2, 3, 4], 1), [5]);
         for scope in 0..2 * u32::try_from(CIRCLES).unwrap() {
             recall.note(circle(scope, None), &[1, 2, 3]);
+            let circles = recall.circles.as_ref().unwrap();
+            assert_eq!(circles.values().map(LruCache::len).sum::<usize>(), recall.count);
+            assert!(recall.count <= CIRCLES && circles.values().all(|own| !own.is_empty()));
         }
-        assert_eq!(recall.circles.as_ref().unwrap().len(), CIRCLES);
-        let said: Vec<u32> = (0..20_000).collect();
-        tell(&mut recall, circle(0, None), &said, 0);
-        let told = recall.circles.as_mut().unwrap().get(&circle(0, None)).unwrap();
-        assert!(told.phrases.young.len() <= KEPT && told.phrases.old.len() <= KEPT);
-        let own = Phrases::of(&said);
-        assert!(own.young.len() + own.old.len() <= LOOKED_THROUGH * LENGTHS.len());
+        recall.forget();
+        assert_eq!(guess(&recall, circle(7, None), &[1, 2, 3, 4], 1), [0; 0]);
     }
 
     proptest! {
@@ -392,14 +292,14 @@ mod tests {
             let circle = circle(0, None);
             for end in 0..said.len() {
                 recall.note(circle, &said[..=end]);
-                let mut bet = Bet::new(1, 1);
                 let own = (&Phrases::of(&said[..=end]), &said[..=end]);
-                let guesses = recall.guess(circle, own, most, &mut bet);
+                let guesses = recall.guess(circle, own, most, 0.2);
                 prop_assert!(guesses.len() <= most);
-                prop_assert!(bet.tokens >= 1.0 && bet.tokens <= 1.0 + guesses.len() as f32);
+                prop_assert!(guesses.iter().all(|guess| 0.2 < guess.chance && guess.chance <= 1.0));
+                prop_assert!(guesses.is_sorted_by(|one, next| one.chance >= next.chance));
                 recall.learn(circle, &guesses, right.min(guesses.len()));
             }
-            let told = recall.circles.as_mut().unwrap().get(&circle).unwrap();
+            let told = recall.told(circle).unwrap();
             prop_assert!(told.hopes.iter().all(|hope| (0.0..=1.0).contains(hope)));
         }
     }

@@ -124,6 +124,7 @@ impl<F: Forward> Worker<F> {
     fn begin_anew(&mut self) {
         let answers = mem::take(&mut self.answers);
         self.scheduler = Scheduler::new(&self.settings);
+        self.recall.forget();
         self.rests = false;
         self.stats.restarts += 1;
         let (mut given_up, mut spared) = (0, VecDeque::new());

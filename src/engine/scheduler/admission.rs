@@ -86,7 +86,7 @@ impl Scheduler {
                 pages += self.pages.sole(own);
             } else {
                 places -= 1;
-                promised += 1 + pages_for(sequence.tokens()).saturating_sub(own.len());
+                promised += (1 + pages_for(sequence.tokens())).saturating_sub(own.len());
             }
         }
         let alone = places == self.max_running;

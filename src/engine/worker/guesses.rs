@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{
     super::{
         answer::Answer,
-        draft::Bet,
+        draft::Stake,
         scheduler::{Plan, SCORED_ROWS},
         sequence::{Part, SequenceId},
         step::Forward,
@@ -22,16 +22,23 @@ impl<F: Forward> Worker<F> {
         if self.guesses == 0 {
             return;
         }
-        let mut left = GUESSED_ROWS;
-        let mut bet = Bet::new(plan.rows(), plan.parts.iter().filter(|part| part.draws()).count());
+        let drawn = plan.parts.iter().filter(|part| part.draws());
+        let stake = Stake { rows: plan.rows(), parts: plan.parts.len(), drawn: drawn.count() };
         let continued = plan.parts.iter().filter(|part| part.is_decode() && part.draws());
-        for id in continued.map(|part| part.id).collect::<Vec<_>>() {
+        let mut drafts = Vec::new();
+        for id in continued.map(|part| part.id) {
             let Some(answer) = self.answers.get_mut(&id) else { continue };
-            let mut draft = answer.guess(&self.recall, self.guesses.min(left), &mut bet);
-            draft.truncate(self.scheduler.foresee(plan, id, draft.len()));
-            left -= draft.len();
-            self.stats.guessed_tokens += draft.len() as u64;
-            answer.foresee(draft);
+            let draft = answer.guess(&self.recall, self.guesses, stake.least_chance());
+            drafts.push((id, draft));
+        }
+        let guesses: Vec<_> = drafts.iter().map(|(_, draft)| draft.as_slice()).collect();
+        let taken = stake.take(&guesses, GUESSED_ROWS);
+        for ((id, mut draft), taken) in drafts.into_iter().zip(taken) {
+            if taken > 0 {
+                draft.truncate(self.scheduler.foresee(plan, id, taken));
+                self.stats.guessed_tokens += draft.len() as u64;
+                self.answer(id).foresee(draft);
+            }
         }
     }
 
