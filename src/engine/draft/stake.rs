@@ -118,7 +118,7 @@ mod tests {
     fn who_guesses_nothing_waits_a_quarter_longer_at_most() {
         let sure = draft(0.99, 7);
         // One row of four is a quarter; of three and a half it would be more.
-        assert_eq!(take(answers(2), &[sure.clone()], 64), [1]);
+        assert_eq!(take(answers(2), std::slice::from_ref(&sure), 64), [1]);
         assert_eq!(take(answers(1 + 3), &vec![sure.clone(); 3], 64), [1, 0, 0]);
         assert_eq!(take(answers(15), &vec![sure.clone(); 14], 64).iter().sum::<usize>(), 4);
         // Nor does somebody whose prompt is computed.

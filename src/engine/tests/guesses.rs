@@ -13,7 +13,7 @@ async fn steps(engine: &Engine, wish: &Wish) -> u64 {
 
 fn greedy(adapter: Option<u8>, prompt: &[u32], max_tokens: usize) -> Wish {
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-    Wish { sampling, adapter, ..Wish::of(prompt, max_tokens) }
+    Wish { adapter, sampling, ..Wish::of(prompt, max_tokens) }
 }
 
 #[tokio::test]
