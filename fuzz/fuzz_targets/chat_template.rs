@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, fs, path::Path};
 
-use chorus::text::{Ending, Message, Text};
+use chorus::text::{Chat, Ending, Message, Text};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
@@ -23,10 +23,10 @@ fuzz_target!(|input: (&str, &str, &str)| {
     FOLDER.with_borrow(|folder| {
         fs::write(folder.path().join("chat_template.jinja"), template).expect("there is room");
         let Ok(text) = Text::from_dir(folder.path()) else { return };
-        let said =
-            |role: &str| Message { role: role.to_owned(), content: content.to_owned(), name: None };
+        let messages = [role, "user"].map(|role| Message::new(role, content)).into();
+        let chat = Chat { messages, tools: Vec::new() };
         for ending in [Ending::Prompt, Ending::Open, Ending::Continue] {
-            drop(text.render(&[said(role), said("user")], ending));
+            drop(text.render(&chat, ending));
         }
     });
 });

@@ -17,8 +17,10 @@ fuzz_target!(|input: (u8, &str)| {
     let mut last = None;
     for step in 0..16 {
         let Ok(Ways::Some(words, _)) = walk.after(last) else { return };
-        let allowed: Vec<u32> =
-            (0..32 * words.len()).filter(|id| words[id / 32] >> (id % 32) & 1 == 1).map(|id| id as u32).collect();
+        let allowed: Vec<u32> = (0..32 * words.len())
+            .filter(|id| words[id / 32] >> (id % 32) & 1 == 1)
+            .map(|id| id as u32)
+            .collect();
         let Some(place) = (usize::from(which) + step).checked_rem(allowed.len()) else { return };
         last = Some(allowed[place]);
     }

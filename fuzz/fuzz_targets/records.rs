@@ -6,13 +6,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
 use chorus::{
     adapter::{
-        Adapters, Card, Expected, Folder, Lease, Part, Room, Target, Terms, Trial, Unproved,
+        Adapters, Card, Expected, Extras, Folder, Lease, Part, Room, Target, Terms, Trial, Unproved,
     },
     lora::Digest,
     store::{BlobKey, Location, Store},
@@ -49,6 +49,15 @@ impl Trial for Lenient {
     fn probe(&self, adapter: Lease) -> BoxFuture<'_, Result<(), Unproved>> {
         drop(adapter);
         Box::pin(ready(Ok(())))
+    }
+
+    fn rehearse(
+        &self,
+        adapter: Lease,
+        extras: Arc<Extras>,
+    ) -> BoxFuture<'_, Result<Option<String>, Unproved>> {
+        drop((adapter, extras));
+        Box::pin(ready(Ok(None)))
     }
 }
 
@@ -93,7 +102,7 @@ async fn use_up(adapters: &Adapters, tenant: TenantId, card: &Card) {
         drop(adapters.lease(tenant, &revision).await);
         drop(adapters.file(target, Some(revision.version), Part::Weights).await);
         drop(adapters.validate(target, revision.version, &Lenient).await);
-        drop(adapters.activate(target, revision.version, &Expected::There).await);
+        drop(adapters.activate(target, (revision.version, None), &Expected::There).await);
         drop(adapters.lease(tenant, &revision).await);
     }
     drop(adapters.pin(target).await);
@@ -120,7 +129,10 @@ async fn open(root: &Path, bytes: &[u8]) {
             permit.spend(1000, Instant::now());
         }
     }
-    let opened = || Adapters::open(Folder::empty(), foundation(), store.clone(), bounds(root));
+    let opened = || {
+        let stored = (store.clone(), tenants.clone());
+        Adapters::open(Folder::empty(), foundation(), stored, bounds(root))
+    };
     let Ok(adapters) = opened().await else { return };
     for tenant in &known {
         for card in adapters.list(*tenant).iter().take(NAMES) {

@@ -13,9 +13,10 @@ use std::{
 use chorus::{
     adapter::{self, Adapters, Folder, Foundation, Rules},
     engine::{self, Engine},
-    http::{self, App},
+    http::{self, App, Listeners, Stored},
     kernels::{linear::Precision, simd::Tier},
-    lora::{Base, Limits},
+    ledger::Ledger,
+    lora::{Base, Limits, Matrices},
     model::{KvType, Llama},
     store::{Location, Store},
     tenant::{Quota, TenantName, Tenants},
@@ -55,10 +56,10 @@ pub fn bounds(folder: &Path) -> adapter::Settings {
     adapter::Settings {
         budget: 1 << 30,
         max_waiting: 8,
-        max_wait: Duration::MAX,
         time_out: Duration::from_secs(1),
         loaders: NonZeroUsize::MIN,
         limits: Limits::default(),
+        matrices: Matrices::Native,
         spool: folder.to_owned(),
         refresh: REFRESH,
     }
@@ -82,7 +83,10 @@ async fn serve() -> SocketAddr {
     let name = TenantName::parse("default").expect("a name");
     let quota = Quota { stored_bytes: Some(0), ..Quota::default() };
     tenants.set_quota("fuzz", &name, quota).await.expect("the tenant is there");
-    let adapters = Adapters::open(found, foundation(), store, bounds(&root)).await;
+    let ledger = Ledger::open(store.clone(), &root.join("journals")).await;
+    let ledger = ledger.expect("a new journal opens");
+    let stored = (store, tenants.clone());
+    let adapters = Adapters::open(found, foundation(), stored, bounds(&root)).await;
     let adapters = adapters.expect("it has no records");
     let settings = engine::Settings {
         pages: 64,
@@ -98,10 +102,17 @@ async fn serve() -> SocketAddr {
     let engine = Engine::start(Arc::clone(&BASE), KvType::F16, settings).expect("threads start");
     let base = http::BaseModel { id: "tied".to_owned(), digest: "00".repeat(32), created: 0 };
     let text = Text::from_dir(folder).expect("the fixture loads");
-    let app = App::new(base, text, (adapters, tenants), engine, http::Settings::default());
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
-    let address = listener.local_addr().expect("it listens");
-    tokio::spawn(http::serve(listener, app, future::pending()));
+    let app = App::new(
+        base,
+        text,
+        Stored { adapters, tenants, ledger },
+        engine,
+        http::Settings::default(),
+    );
+    let clients = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let address = clients.local_addr().expect("it listens");
+    let listeners = Listeners { clients, watchers: None, tls: None };
+    tokio::spawn(http::serve(listeners, app, future::pending()));
     address
 }
 
