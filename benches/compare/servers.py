@@ -165,7 +165,8 @@ class LlamaCpp:
     """llama.cpp's own server, built from the sources inside llama-cpp-python's sdist.
 
     `quantized`: None runs the file as it is, otherwise it is requantized first (Q4_0 has its fastest kernels). `guesses`: it drafts
-    tokens from n-grams, by the fastest of its ways on this load (of ngram-simple, -cache, -mod and -map-k, each with the sizes of ours).
+    tokens from n-grams, by the fastest of its ways on this load (of ngram-simple and -map-k with lookups of 3 and drafts of 7, and of
+    ngram-cache and -mod as they come).
     """
 
     select = "llamacpp"

@@ -13,7 +13,7 @@
 mod phrases;
 mod stake;
 
-use std::{collections::BTreeMap, num::NonZeroUsize};
+use std::collections::BTreeMap;
 
 use lru::LruCache;
 
@@ -174,8 +174,7 @@ impl Recall {
             }
             self.count += 1;
         }
-        let bound = NonZeroUsize::new(CIRCLES).expect("not zero");
-        let own = circles.entry(circle.scope).or_insert_with(|| LruCache::new(bound));
+        let own = circles.entry(circle.scope).or_insert_with(LruCache::unbounded);
         Some(own.get_or_insert_mut(circle, Told::default))
     }
 }

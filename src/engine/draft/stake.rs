@@ -52,12 +52,10 @@ impl Stake {
             });
             next.truncate(paying.count());
             // What the slowest of all gets from so long a step.
-            let after = |at: usize| {
-                let own = next.iter().find(|(_, Reverse(other))| *other == at);
-                expected[at] + own.map_or(0.0, |(chance, _)| *chance)
-            };
-            let slowest = (0..drafts.len()).map(after).fold(f32::INFINITY, f32::min);
-            let slowest = if drafts.len() < self.parts { 1.0 } else { slowest };
+            let mut after = expected.clone();
+            next.iter().for_each(|(chance, Reverse(at))| after[*at] += chance);
+            let others = if drafts.len() < self.parts { 1.0 } else { f32::INFINITY };
+            let slowest = after.into_iter().fold(others, f32::min);
             let all = next.len();
             if cost + all as f32 > start * slowest {
                 next.retain(|_| {

@@ -148,10 +148,8 @@ impl<X: Inputs, Q: Scales, C: Codes, const R: usize> Kernel for Coded<'_, X, Q, 
         for (index, rows) in rows.enumerate() {
             let group = group::<Q, C>(self.panel, index);
             // Written out, so that where codes lie is known when this is compiled.
-            if Q::RUN == GROUP {
-                add::<X, S, Q, C, R>(simd, (group, 0), rows, &mut acc);
-            } else {
-                add::<X, S, Q, C, R>(simd, (group, 0), rows, &mut acc);
+            add::<X, S, Q, C, R>(simd, (group, 0), rows, &mut acc);
+            if Q::RUN < GROUP {
                 add::<X, S, Q, C, R>(simd, (group, 1), rows, &mut acc);
             }
         }
