@@ -53,7 +53,9 @@ impl Stake {
             next.truncate(paying.count());
             // What the slowest of all gets from so long a step.
             let mut after = expected.clone();
-            next.iter().for_each(|(chance, Reverse(at))| after[*at] += chance);
+            for (chance, Reverse(at)) in &next {
+                after[*at] += chance;
+            }
             let others = if drafts.len() < self.parts { 1.0 } else { f32::INFINITY };
             let slowest = after.into_iter().fold(others, f32::min);
             let all = next.len();
