@@ -28,8 +28,12 @@ pub trait Simd: Copy {
     const ACCUMULATORS: usize;
     /// Rows that share vectors of codes, a power of two.
     const TILE: usize;
-    /// Vectors of sums that a kernel may keep for each of those rows: 1 or 2.
+    /// Vectors of sums that it may keep for those rows, at least as many as rows.
     const SUMS: usize;
+    /// Registers that one vector takes.
+    const REGISTERS: usize;
+    /// Whether products of bytes are summed faster in sixteen bits, by [`Self::dot_short`], than by [`Self::dot_bytes`].
+    const SHORT_SUMS: bool;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -66,6 +70,11 @@ pub trait Simd: Copy {
     fn dot(self, sums: Self::I, a: Self::I, b: Self::I) -> Self::I;
     /// Adds to each lane of `sums` the four products of its unsigned bytes in `codes` with its signed bytes in `x`.
     fn dot_bytes(self, sums: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// Adds to each 16-bit half of `sums` the two products of its unsigned bytes in `codes` with its signed bytes in `x`. No sum
+    /// may leave sixteen bits.
+    fn dot_short(self, sums: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// Adds to each lane of `sums` both signed 16-bit halves of `short`.
+    fn add_halves(self, sums: Self::I, short: Self::I) -> Self::I;
     /// `a + b`
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
     /// `-(v << shift)`
@@ -227,8 +236,17 @@ fn avx512<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+    // LLVM aligns a frame for what it holds before registers are given out, not for vectors that it then puts aside. Unaligned,
+    // half of those lie across two cache lines, and one or the other across two pages.
+    std::hint::black_box(Line([0; 64]));
     kernel.run(simd)
 }
+
+/// A cache line.
+#[cfg(target_arch = "x86_64")]
+#[repr(align(64))]
+#[expect(dead_code, reason = "it takes up its place")]
+struct Line([u8; 64]);
 
 /// Proof of AVX-512 F, BW, DQ, VL and VNNI, and of what [`Avx2`] proves.
 #[cfg(target_arch = "x86_64")]

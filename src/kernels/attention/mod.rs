@@ -323,7 +323,7 @@ impl<D: Dense> Kernel for &Tile<'_, D> {
             while query < end {
                 let left = end - query;
                 let (states, answers) = (&mut states[query..], &mut answers[query * padded..]);
-                if left >= 6 && S::ACCUMULATORS >= 24 {
+                if left >= 6 && S::ACCUMULATORS >= 6 {
                     self.block::<S, 6>(simd, block, query, (states, answers));
                     query += 6;
                 } else if left >= 3 {
@@ -412,7 +412,6 @@ impl<D: Dense> Tile<'_, D> {
     }
 
     /// `q · K^T` for the 64 positions of a block, unmasked.
-    #[expect(clippy::needless_range_loop, reason = "a dimension is a place in queries and in keys")]
     #[inline(always)]
     fn scores<S: Simd, const Q: usize>(
         &self,
@@ -420,29 +419,52 @@ impl<D: Dense> Tile<'_, D> {
         block: usize,
         first: usize,
     ) -> [[S::F; BLOCK_PAGES]; Q] {
+        let mut scores = [[simd.splat(0.0); BLOCK_PAGES]; Q];
+        if S::ACCUMULATORS >= 24 {
+            self.scores_of::<S, Q, BLOCK_PAGES>(simd, (block, 0), first, &mut scores);
+        } else {
+            for page in 0..BLOCK_PAGES {
+                self.scores_of::<S, Q, 1>(simd, (block, page), first, &mut scores);
+            }
+        }
+        scores
+    }
+
+    /// The same for `P` pages of the block from `page` on.
+    #[expect(clippy::needless_range_loop, reason = "a dimension is a place in queries and in keys")]
+    #[inline(always)]
+    fn scores_of<S: Simd, const Q: usize, const P: usize>(
+        &self,
+        simd: S,
+        (block, page): (usize, usize),
+        first: usize,
+        scores: &mut [[S::F; BLOCK_PAGES]; Q],
+    ) {
         let Heads { dim, .. } = self.heads;
         let row = PAGE * D::WIDTH;
         // Cut to one length, so that the loop below needs no checks.
-        let keys: [&[u8]; BLOCK_PAGES] =
-            std::array::from_fn(|page| &self.keys(block, page)[..dim * row]);
+        let keys: [&[u8]; P] =
+            std::array::from_fn(|own| &self.keys(block, page + own)[..dim * row]);
         let queries: [&[f32]; Q] = std::array::from_fn(|q| &self.query(first + q)[..dim]);
-        let mut acc = [[simd.splat(0.0); BLOCK_PAGES]; Q];
+        let mut acc = [[simd.splat(0.0); P]; Q];
         for d in 0..dim {
             let own = d * row..(d + 1) * row;
-            let keys = [
-                D::widen(simd, &keys[0][own.clone()]),
-                D::widen(simd, &keys[1][own.clone()]),
-                D::widen(simd, &keys[2][own.clone()]),
-                D::widen(simd, &keys[3][own]),
-            ];
+            let mut key = [simd.splat(0.0); P];
+            for p in 0..P {
+                key[p] = D::widen(simd, &keys[p][own.clone()]);
+            }
             for q in 0..Q {
                 let query = simd.splat(queries[q][d]);
-                for page in 0..BLOCK_PAGES {
-                    acc[q][page] = simd.fma(query, keys[page], acc[q][page]);
+                for p in 0..P {
+                    acc[q][p] = simd.fma(query, key[p], acc[q][p]);
                 }
             }
         }
-        acc
+        for q in 0..Q {
+            for p in 0..P {
+                scores[q][page + p] = acc[q][p];
+            }
+        }
     }
 
     /// `answers += weights V`, position after position.

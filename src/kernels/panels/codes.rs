@@ -138,6 +138,9 @@ pub(super) trait Codes {
     const BYTES: usize;
     /// The code that means 0 where the scale is symmetric.
     const ZERO: u8;
+    /// Octets whose products with bytes sixteen bits can sum: two neighbours in a lane, so that codes below 2^n have room for
+    /// 2^15 / (2 * 127 * (2^n - 1)) words, and an octet has two.
+    const SHORT_OCTETS: usize;
     /// Inputs `4 * quad` to `4 * quad + 3` of sixteen columns from `column` on, in bytes 0, 2, 1 and 3 of each lane.
     fn quad<S: Simd>(simd: S, codes: &[u8], quad: usize, column: usize) -> S::I;
 
@@ -178,6 +181,7 @@ fn words<S: Simd>(simd: S, codes: &[u8], word: usize) -> S::I {
 impl<const PLANES: usize> Codes for Nibbles<PLANES> {
     const BYTES: usize = NIBBLE_PLANE + PLANES * BIT_PLANE;
     const ZERO: u8 = 8 << PLANES;
+    const SHORT_OCTETS: usize = 4 >> PLANES;
     #[inline(always)]
     fn quad<S: Simd>(simd: S, codes: &[u8], quad: usize, column: usize) -> S::I {
         let word = words(simd, codes, quad / 2 * COLUMNS + column);
@@ -241,6 +245,7 @@ impl<const PLANES: usize> Codes for Nibbles<PLANES> {
 impl Codes for Bytes {
     const BYTES: usize = BYTE_PLANE;
     const ZERO: u8 = 128;
+    const SHORT_OCTETS: usize = 0;
     #[inline(always)]
     fn quad<S: Simd>(simd: S, codes: &[u8], quad: usize, column: usize) -> S::I {
         words(simd, codes, quad * COLUMNS + column)

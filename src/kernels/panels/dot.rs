@@ -9,11 +9,14 @@ use std::marker::PhantomData;
 use super::{
     super::{
         quantize::{Bits, Sums, Tile},
-        simd::{Kernel, LANES, Simd, Tier},
+        simd::{Kernel, LANES, Simd, Tier, prefetch},
     },
     COLUMNS, Encoding, GROUP, Panels,
     codes::{Affine, Bytes, Codes, Group, Nibbles, Scales, Super, Super16, Symmetric, group},
 };
+
+/// Groups that are asked for before they are read.
+const AHEAD: usize = 6;
 
 /// Sums of a few rows for each of their outputs: of either half of the octets.
 const CHAINS: usize = 2;
@@ -64,6 +67,8 @@ trait Inputs {
     const IN_WORD: usize;
     /// Whether each group has a scale.
     const SCALED: bool;
+    /// Whether [`Self::dot`] sums in halves of lanes.
+    const SHORT: bool = false;
 
     /// Codes of inputs `8 * octet` to `8 * octet + 7`, as many in a lane as inputs in a word; where that is four, in the
     /// first two vectors.
@@ -121,6 +126,28 @@ impl Inputs for Quads {
     }
 }
 
+/// Four of eight bits, whose products are summed in sixteen.
+struct ShortQuads;
+
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+impl Inputs for ShortQuads {
+    const IN_WORD: usize = Quads::IN_WORD;
+    const SCALED: bool = Quads::SCALED;
+    const SHORT: bool = true;
+    #[inline(always)]
+    fn codes<S: Simd, C: Codes>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        Quads::codes::<S, C>(simd, codes, octet, column)
+    }
+    #[inline(always)]
+    fn raised<S: Simd, C: Codes>(simd: S, codes: &[u8], octet: usize, column: usize) -> [S::I; 4] {
+        Quads::raised::<S, C>(simd, codes, octet, column)
+    }
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, sums: S::I, codes: S::I, x: S::I) -> S::I {
+        simd.dot_short(sums, codes, x)
+    }
+}
+
 /// A panel of one encoding for one tile. Each encoding is a kernel, and a function, of its own.
 struct Coded<'a, X, Q, C, const R: usize> {
     panel: &'a [u8],
@@ -143,41 +170,58 @@ impl<X: Inputs, Q: Scales, C: Codes, const R: usize> Kernel for Coded<'_, X, Q, 
         if R > S::TILE {
             unreachable!("tiles of a tier are at most so large");
         }
-        let mut acc = [[simd.splat(0.0); 2]; R];
-        let rows = self.x.sums.iter().zip(self.x.words.chunks_exact(GROUP / X::IN_WORD));
-        for (index, rows) in rows.enumerate() {
-            let group = group::<Q, C>(self.panel, index);
-            // Written out, so that where codes lie is known when this is compiled.
-            add::<X, S, Q, C, R>(simd, (group, 0), rows, &mut acc);
-            if Q::RUN < GROUP {
-                add::<X, S, Q, C, R>(simd, (group, 1), rows, &mut acc);
-            }
-        }
         let mut sums = [[0.0; COLUMNS]; R];
-        for ((sums, acc), scale) in sums.iter_mut().zip(acc).zip(self.x.scales) {
-            let [left, right] = sums.as_chunks_mut::<LANES>().0 else { unreachable!("two halves") };
-            let scale = simd.splat(*scale);
-            simd.store(simd.mul(acc[0], scale), left);
-            simd.store(simd.mul(acc[1], scale), right);
+        if 2 * R <= S::SUMS {
+            self.halves::<S, 2>(simd, 0, &mut sums);
+        } else {
+            // One after the other from beginning to end, so that what both need is not kept in between: there are no registers for
+            // it. It takes lines of memory in two goes, which fewer rows would wait for.
+            self.halves::<S, 1>(simd, 0, &mut sums);
+            self.halves::<S, 1>(simd, 1, &mut sums);
         }
         sums
     }
 }
 
-/// Adds the products with the inputs of a group that share a scale: all, or those of run 0 or 1.
 #[expect(clippy::inline_always, reason = "part of a kernel")]
-#[inline(always)]
-fn add<X: Inputs, S: Simd, Q: Scales, C: Codes, const R: usize>(
-    simd: S,
-    (group, run): (Group<'_>, usize),
-    rows: (&[Sums; R], &[[u32; R]]),
-    acc: &mut [[S::F; 2]; R],
-) {
-    if S::SUMS == 2 {
-        Part::<2> { group, run, half: 0 }.add::<X, S, Q, C, R>(simd, rows, acc);
-    } else {
-        Part::<1> { group, run, half: 0 }.add::<X, S, Q, C, R>(simd, rows, acc);
-        Part::<1> { group, run, half: 1 }.add::<X, S, Q, C, R>(simd, rows, acc);
+impl<X: Inputs, Q: Scales, C: Codes, const R: usize> Coded<'_, X, Q, C, R> {
+    /// The bytes of about group `index`, none where there is none.
+    #[inline(always)]
+    fn stored(&self, index: usize) -> &[u8] {
+        let length = self.panel.len() / self.x.sums.len();
+        let from = self.panel.get(index * length..).unwrap_or_default();
+        from.get(..length).unwrap_or_default()
+    }
+
+    /// The sums of `H` halves of the columns, from `half` on.
+    #[inline(always)]
+    fn halves<S: Simd, const H: usize>(
+        &self,
+        simd: S,
+        half: usize,
+        sums: &mut [[f32; COLUMNS]; R],
+    ) {
+        let mut acc = [[simd.splat(0.0); H]; R];
+        let rows = self.x.sums.iter().zip(self.x.words.chunks_exact(GROUP / X::IN_WORD));
+        for (index, rows) in rows.enumerate() {
+            let group = group::<Q, C>(self.panel, index);
+            if H == 1 && half == 0 {
+                // Both halves of it: a processor does not foresee who reads every other line.
+                prefetch(self.stored(index + AHEAD));
+            }
+            // Written out, so that where codes lie is known when this is compiled.
+            Part { group, run: 0, half }.add::<X, S, Q, C, R>(simd, rows, &mut acc);
+            if Q::RUN < GROUP {
+                Part { group, run: 1, half }.add::<X, S, Q, C, R>(simd, rows, &mut acc);
+            }
+        }
+        for ((sums, acc), scale) in sums.iter_mut().zip(acc).zip(self.x.scales) {
+            let scale = simd.splat(*scale);
+            for (h, acc) in acc.into_iter().enumerate() {
+                let sums = &mut sums.as_chunks_mut().0[half + h];
+                simd.store(simd.mul(acc, scale), sums);
+            }
+        }
     }
 }
 
@@ -196,7 +240,7 @@ impl<const H: usize> Part<'_, H> {
         &self,
         simd: S,
         (sums, words): (&[Sums; R], &[[u32; R]]),
-        acc: &mut [[S::F; 2]; R],
+        acc: &mut [[S::F; H]; R],
     ) {
         let Self { group, run, half } = *self;
         let dots = self.dots::<X, S, Q, C, R>(simd, sums, words);
@@ -204,7 +248,7 @@ impl<const H: usize> Part<'_, H> {
             let (column, from) = ((half + h) * LANES, (group.head, group.scales));
             let (scale, offset) = Q::read(simd, from, column, run, C::ZERO);
             for r in 0..R {
-                let acc = &mut acc[r][half + h];
+                let acc = &mut acc[r][h];
                 let scale =
                     if X::SCALED { simd.mul(scale, simd.splat(sums[r].scale)) } else { scale };
                 *acc = simd.fma(simd.to_float(dots[r][h]), scale, *acc);
@@ -233,6 +277,10 @@ impl<const H: usize> Part<'_, H> {
                 dots[0][r] = [simd.negated_shift(sum, C::ZERO.ilog2()); H];
             }
         }
+        if X::SCALED && S::SHORT_SUMS && C::SHORT_OCTETS > 0 {
+            self.short_dots::<S, Q, C, R>(simd, words, &mut dots[0]);
+            return dots[0];
+        }
         let octet = self.run * Q::RUN / 8;
         self.octet::<X, S, C, R>(simd, octet, words, &mut dots);
         self.octet::<X, S, C, R>(simd, octet + 1, words, &mut dots);
@@ -241,7 +289,7 @@ impl<const H: usize> Part<'_, H> {
             self.octet::<X, S, C, R>(simd, octet + 3, words, &mut dots);
         }
         let [mut sums, others] = dots;
-        if Self::few::<R>() {
+        if Self::few::<X, S, R>() {
             for (sum, raised) in sums.as_flattened_mut().iter_mut().zip(others.as_flattened()) {
                 *sum = simd.add_int(*sum, simd.shifted_down(*raised, C::RAISED));
             }
@@ -249,11 +297,57 @@ impl<const H: usize> Part<'_, H> {
         sums
     }
 
-    /// Few sums are in two chains: a single one would wait for itself, and shifts would be most of the work. Integers add up to the
-    /// same in any order, and the sums of raised codes are as many times too great.
+    /// Adds the products of codes with bytes, first in sixteen bits and, before those are full, in 32.
     #[inline(always)]
-    fn few<const R: usize>() -> bool {
-        R * H <= 4
+    fn short_dots<S: Simd, Q: Scales, C: Codes, const R: usize>(
+        &self,
+        simd: S,
+        words: &[[u32; R]],
+        dots: &mut [[S::I; H]; R],
+    ) {
+        let none = [[[simd.splat_int(0); H]; R]; CHAINS];
+        let octet = self.run * Q::RUN / 8;
+        let mut short = none;
+        self.octet::<ShortQuads, S, C, R>(simd, octet, words, &mut short);
+        if C::SHORT_OCTETS < 2 {
+            Self::settle(simd, &short, dots);
+            short = none;
+        }
+        self.octet::<ShortQuads, S, C, R>(simd, octet + 1, words, &mut short);
+        if Q::RUN == GROUP {
+            if C::SHORT_OCTETS < 4 {
+                Self::settle(simd, &short, dots);
+                short = none;
+            }
+            self.octet::<ShortQuads, S, C, R>(simd, octet + 2, words, &mut short);
+            if C::SHORT_OCTETS < 2 {
+                Self::settle(simd, &short, dots);
+                short = none;
+            }
+            self.octet::<ShortQuads, S, C, R>(simd, octet + 3, words, &mut short);
+        }
+        Self::settle(simd, &short, dots);
+    }
+
+    /// `dots += short`
+    #[inline(always)]
+    fn settle<S: Simd, const R: usize>(
+        simd: S,
+        short: &[[[S::I; H]; R]; CHAINS],
+        dots: &mut [[S::I; H]; R],
+    ) {
+        for r in 0..R {
+            for h in 0..H {
+                dots[r][h] = simd.add_halves(dots[r][h], short[0][r][h]);
+            }
+        }
+    }
+
+    /// Few sums are in two chains: a single one would wait for itself, and shifts would be most of the work. Integers add up to the
+    /// same in any order, and the sums of raised codes are as many times too great. Sixteen bits have no room for those.
+    #[inline(always)]
+    fn few<X: Inputs, S: Simd, const R: usize>() -> bool {
+        R * H * S::REGISTERS <= 4 && !X::SHORT
     }
 
     /// The products with eight inputs.
@@ -265,17 +359,17 @@ impl<const H: usize> Part<'_, H> {
         words: &[[u32; R]],
         dots: &mut [[[S::I; H]; R]; CHAINS],
     ) {
-        let chains = if Self::few::<R>() { CHAINS } else { 1 };
+        let chains = if Self::few::<X, S, R>() { CHAINS } else { 1 };
+        let in_octet = 8 / X::IN_WORD;
         let mut codes = [[simd.splat_int(0); 4]; H];
         for (h, codes) in codes.iter_mut().enumerate() {
             let (own, column) = (self.group.codes, (self.half + h) * LANES);
-            *codes = if Self::few::<R>() {
+            *codes = if Self::few::<X, S, R>() {
                 X::raised::<S, C>(simd, own, octet, column)
             } else {
                 X::codes::<S, C>(simd, own, octet, column)
             };
         }
-        let in_octet = 8 / X::IN_WORD;
         for word in 0..in_octet {
             for r in 0..R {
                 let x = simd.splat_int(words[octet * in_octet + word][r].cast_signed());

@@ -38,7 +38,9 @@ impl Simd for Avx2 {
 
     const ACCUMULATORS: usize = 6;
     const TILE: usize = 4;
-    const SUMS: usize = 1;
+    const SUMS: usize = 4;
+    const REGISTERS: usize = 2;
+    const SHORT_SUMS: bool = true;
 
     #[inline(always)]
     fn splat_int(self, x: i32) -> Self::I {
@@ -46,23 +48,39 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot(self, sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
-        with_features!(Halves(
-            _mm256_add_epi32(sums.0, _mm256_madd_epi16(a.0, b.0)),
-            _mm256_add_epi32(sums.1, _mm256_madd_epi16(a.1, b.1))
-        ))
+        with_features!(Halves(madd(sums.0, a.0, b.0), madd(sums.1, a.1, b.1)))
     }
     #[inline(always)]
     fn dot_bytes(self, sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        // `vpmaddubsw` saturates: bytes are widened to sixteen bits first.
+        let low = with_features!(Halves(
+            _mm256_and_si256(codes.0, _mm256_set1_epi16(0xff)),
+            _mm256_and_si256(codes.1, _mm256_set1_epi16(0xff))
+        ));
+        let x_low = with_features!(Halves(
+            _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x.0)),
+            _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x.1))
+        ));
+        let high = with_features!(Halves(
+            _mm256_srli_epi16::<8>(codes.0),
+            _mm256_srli_epi16::<8>(codes.1)
+        ));
+        let x_high =
+            with_features!(Halves(_mm256_srai_epi16::<8>(x.0), _mm256_srai_epi16::<8>(x.1)));
+        self.dot(self.dot(sums, low, x_low), high, x_high)
+    }
+    #[inline(always)]
+    fn dot_short(self, sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        with_features!(Halves(maddubs(sums.0, codes.0, x.0), maddubs(sums.1, codes.1, x.1)))
+    }
+    #[inline(always)]
+    fn add_halves(self, sums: Self::I, short: Self::I) -> Self::I {
         with_features!({
-            // `vpmaddubsw` saturates: bytes are widened to sixteen bits first.
-            let dot = |sums, codes, x| {
-                let low = _mm256_and_si256(codes, _mm256_set1_epi16(0xff));
-                let x_low = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
-                let high = _mm256_srli_epi16::<8>(codes);
-                let sums = _mm256_add_epi32(sums, _mm256_madd_epi16(low, x_low));
-                _mm256_add_epi32(sums, _mm256_madd_epi16(high, _mm256_srai_epi16::<8>(x)))
-            };
-            Halves(dot(sums.0, codes.0, x.0), dot(sums.1, codes.1, x.1))
+            let one = _mm256_set1_epi16(1);
+            Halves(
+                _mm256_add_epi32(sums.0, _mm256_madd_epi16(short.0, one)),
+                _mm256_add_epi32(sums.1, _mm256_madd_epi16(short.1, one)),
+            )
         })
     }
     #[inline(always)]
@@ -253,3 +271,30 @@ impl Simd for Avx2 {
         })
     }
 }
+
+/// A product and its sum, held together. LLVM takes chains of the intrinsics apart into trees, and trees of a kernel's length do not
+/// fit into sixteen registers: most of the time went into putting them aside.
+macro_rules! product_and_sum {
+    ($name:ident, $product:literal, $sum:literal) => {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn $name(mut sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: two instructions on registers, which this function's callers have proved.
+            unsafe {
+                std::arch::asm!(
+                    concat!($product, " {product}, {a}, {b}"),
+                    concat!($sum, " {sums}, {sums}, {product}"),
+                    product = out(ymm_reg) _,
+                    sums = inout(ymm_reg) sums,
+                    a = in(ymm_reg) a,
+                    b = in(ymm_reg) b,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            sums
+        }
+    };
+}
+
+product_and_sum!(madd, "vpmaddwd", "vpaddd");
+product_and_sum!(maddubs, "vpmaddubsw", "vpaddw");

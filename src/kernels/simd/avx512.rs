@@ -2,14 +2,14 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm_loadu_si128, _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256,
-    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16,
-    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-    _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
-    _mm512_or_si512, _mm512_reduce_max_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
-    _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srav_epi32, _mm512_srlv_epi32, _mm512_storeu_ps,
-    _mm512_sub_epi32,
+    _mm512_add_epi16, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8,
+    _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
+    _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maddubs_epi16, _mm512_mask_blend_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_max_ps, _mm512_set1_epi16,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_sllv_epi32,
+    _mm512_srav_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_epi32,
 };
 
 use super::{Avx512, LANES, Simd, avx2::sum256, with_features};
@@ -21,7 +21,9 @@ impl Simd for Avx512 {
 
     const ACCUMULATORS: usize = 24;
     const TILE: usize = 8;
-    const SUMS: usize = 2;
+    const SUMS: usize = 16;
+    const REGISTERS: usize = 1;
+    const SHORT_SUMS: bool = false;
 
     #[inline(always)]
     fn splat_int(self, x: i32) -> __m512i {
@@ -34,6 +36,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn dot_bytes(self, sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         with_features!(dpbusd(sums, codes, x))
+    }
+    #[inline(always)]
+    fn dot_short(self, sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        with_features!(_mm512_add_epi16(sums, _mm512_maddubs_epi16(codes, x)))
+    }
+    #[inline(always)]
+    fn add_halves(self, sums: __m512i, short: __m512i) -> __m512i {
+        with_features!(dpwssd(sums, short, _mm512_set1_epi16(1)))
     }
     #[inline(always)]
     fn add_int(self, a: __m512i, b: __m512i) -> __m512i {

@@ -9,7 +9,9 @@ impl Simd for Portable {
 
     const ACCUMULATORS: usize = 4;
     const TILE: usize = 4;
-    const SUMS: usize = 1;
+    const SUMS: usize = 4;
+    const REGISTERS: usize = 4;
+    const SHORT_SUMS: bool = false;
 
     #[inline(always)]
     fn splat_int(self, x: i32) -> Self::I {
@@ -33,6 +35,24 @@ impl Simd for Portable {
                 sum.wrapping_add_signed(i32::from(code) * i32::from(x.cast_signed()))
             })
         })
+    }
+    #[inline(always)]
+    fn dot_short(self, sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        std::array::from_fn(|i| {
+            let [sums, codes, x] = [sums[i], codes[i], x[i]].map(u32::to_le_bytes);
+            let half = |at: usize| {
+                let product =
+                    |at: usize| i16::from(codes[at]).wrapping_mul(i16::from(x[at].cast_signed()));
+                let sum = i16::from_le_bytes([sums[at], sums[at + 1]]);
+                let sum = sum.wrapping_add(product(at)).wrapping_add(product(at + 1));
+                u32::from(sum.cast_unsigned())
+            };
+            half(0) | half(2) << 16
+        })
+    }
+    #[inline(always)]
+    fn add_halves(self, sums: Self::I, short: Self::I) -> Self::I {
+        self.dot(sums, short, [0x0001_0001; LANES])
     }
     #[inline(always)]
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
