@@ -28,7 +28,7 @@ pub trait Simd: Copy {
     const ACCUMULATORS: usize;
     /// Rows that share vectors of codes, a power of two.
     const TILE: usize;
-    /// Vectors of sums that it may keep for those rows, at least as many as rows.
+    /// Vectors of sums that a kernel may keep for them, at least one for each.
     const SUMS: usize;
     /// Registers that one vector takes.
     const REGISTERS: usize;
@@ -272,3 +272,46 @@ macro_rules! with_features {
 }
 #[cfg(target_arch = "x86_64")]
 use with_features;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Products of the same four bytes in each lane, summed in sixteen bits first, and at once.
+    struct Products([u8; 4], [i8; 4]);
+
+    impl Kernel for Products {
+        type Output = [[f32; LANES]; 2];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let codes = simd.splat_int(i32::from_le_bytes(self.0));
+            let x = simd.splat_int(i32::from_le_bytes(self.1.map(i8::cast_unsigned)));
+            let (none, some) = (simd.splat_int(0), simd.splat_int(-7));
+            let short = simd.add_halves(some, simd.dot_short(none, codes, x));
+            let mut out = [[0.0; LANES]; 2];
+            simd.store(simd.to_float(short), &mut out[0]);
+            simd.store(simd.to_float(simd.dot_bytes(some, codes, x)), &mut out[1]);
+            out
+        }
+    }
+
+    #[test]
+    fn products_of_bytes_are_the_same_in_sixteen_bits() {
+        let codes = [[0, 15, 1, 15], [63; 4], [31, 0, 63, 2]];
+        for (codes, x) in codes
+            .into_iter()
+            .flat_map(|c| [[127; 4], [-127; 4], [127, -127, -1, 5]].map(|x| (c, x)))
+        {
+            let want =
+                codes.iter().zip(&x).map(|(c, x)| i32::from(*c) * i32::from(*x)).sum::<i32>() - 7;
+            for tier in Tier::available() {
+                assert_eq!(
+                    tier.run(Products(codes, x)),
+                    [[want as f32; LANES]; 2],
+                    "{tier}: {codes:?} by {x:?}"
+                );
+            }
+        }
+    }
+}

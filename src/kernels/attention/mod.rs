@@ -420,7 +420,7 @@ impl<D: Dense> Tile<'_, D> {
         first: usize,
     ) -> [[S::F; BLOCK_PAGES]; Q] {
         let mut scores = [[simd.splat(0.0); BLOCK_PAGES]; Q];
-        if S::ACCUMULATORS >= 24 {
+        if Q * BLOCK_PAGES <= S::ACCUMULATORS {
             self.scores_of::<S, Q, BLOCK_PAGES>(simd, (block, 0), first, &mut scores);
         } else {
             for page in 0..BLOCK_PAGES {

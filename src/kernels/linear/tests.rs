@@ -212,7 +212,7 @@ fn strange(draw: &mut Draw, len: usize) -> Vec<f32> {
 fn some_inputs(draw: &mut Draw, encoding: Encoding) -> usize {
     match encoding.block().0 {
         1 => 1 + draw.below(100),
-        32 => 32 * (1 + draw.below(5)),
+        32 => 32 * (1 + draw.below(9)),
         block => block * (1 + draw.below(2)),
     }
 }
@@ -409,10 +409,14 @@ fn greatest_codes_and_inputs_do_not_overflow() {
         let Some((block, greatest)) = greatest(encoding) else { continue };
         let (inputs, bytes) = encoding.block();
         assert_eq!(block.len(), bytes, "{encoding:?}");
-        let weights = Panels::pack(encoding, (1, inputs), &block, |row| row).unwrap();
+        let outputs = 33;
+        let block = block.repeat(outputs);
+        let weights = Panels::pack(encoding, (outputs, inputs), &block, |row| row).unwrap();
         let projections = [Projection { weights: Arc::new(weights), bias: None }];
         // A few rows, and as many as a tile has, are computed in different ways.
-        for (sign, rows) in [(1.0, 1), (-1.0, 1), (1.0, 8), (-1.0, 8)] {
+        for (sign, rows) in
+            [1.0, -1.0].into_iter().flat_map(|s| [1, 2, 3, 4, 8].map(|rows| (s, rows)))
+        {
             let x = vec![sign; rows * inputs];
             for (tier, precision) in
                 Tier::available().into_iter().flat_map(|tier| PRECISIONS.map(|p| (tier, p)))

@@ -181,7 +181,11 @@ fn words<S: Simd>(simd: S, codes: &[u8], word: usize) -> S::I {
 impl<const PLANES: usize> Codes for Nibbles<PLANES> {
     const BYTES: usize = NIBBLE_PLANE + PLANES * BIT_PLANE;
     const ZERO: u8 = 8 << PLANES;
-    const SHORT_OCTETS: usize = 4 >> PLANES;
+    const SHORT_OCTETS: usize = {
+        let octets = 4 >> PLANES;
+        assert!(octets * 2 * 2 * 127 * ((16 << PLANES) - 1) < 1 << 15);
+        octets
+    };
     #[inline(always)]
     fn quad<S: Simd>(simd: S, codes: &[u8], quad: usize, column: usize) -> S::I {
         let word = words(simd, codes, quad / 2 * COLUMNS + column);

@@ -15,7 +15,7 @@ use super::{
     codes::{Affine, Bytes, Codes, Group, Nibbles, Scales, Super, Super16, Symmetric, group},
 };
 
-/// Groups that are asked for before they are read.
+/// How many groups ahead memory is asked for.
 const AHEAD: usize = 6;
 
 /// Sums of a few rows for each of their outputs: of either half of the octets.
@@ -188,7 +188,7 @@ impl<X: Inputs, Q: Scales, C: Codes, const R: usize> Coded<'_, X, Q, C, R> {
     /// The bytes of about group `index`, none where there is none.
     #[inline(always)]
     fn stored(&self, index: usize) -> &[u8] {
-        let length = self.panel.len() / self.x.sums.len();
+        let length = Q::SCALES + C::BYTES + Q::HEAD / Q::GROUPS;
         let from = self.panel.get(index * length..).unwrap_or_default();
         from.get(..length).unwrap_or_default()
     }
