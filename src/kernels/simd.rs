@@ -280,6 +280,7 @@ mod tests {
     /// Products of the same four bytes in each lane, summed in sixteen bits first, and at once.
     struct Products([u8; 4], [i8; 4]);
 
+    #[expect(clippy::inline_always, reason = "compiled once per tier")]
     impl Kernel for Products {
         type Output = [[f32; LANES]; 2];
 
