@@ -35,7 +35,8 @@ impl Progress for Bar {
     }
 
     fn at(&self, done: u64) {
-        self.0.set_position(done);
+        // pip copies what it has fetched: for a moment there is more of it than it is.
+        self.0.set_position(done.min(self.0.length().unwrap_or(done)));
     }
 
     fn note(&self, line: &str) {
@@ -109,5 +110,13 @@ mod tests {
         bar.begin("fetching it", 10);
         bar.at(5);
         assert_eq!(bar.0.position(), 5);
+    }
+
+    #[test]
+    fn a_bar_does_not_go_beyond_its_end() {
+        let bar = Bar(ProgressBar::hidden());
+        bar.begin("fetching it", 10);
+        bar.at(13);
+        assert_eq!(bar.0.position(), 10);
     }
 }

@@ -253,7 +253,7 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn tool(name: &str) -> Tool {
+    pub(super) fn tool(name: &str) -> Tool {
         let parameters = json!({"type": "object", "properties": {}});
         let sent = json!({"type": "function", "function": {"name": name}});
         Tool { name: name.to_owned(), parameters, sent }

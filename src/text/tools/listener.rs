@@ -204,15 +204,7 @@ fn text(text: String) -> Option<Said> {
 mod tests {
     use proptest::prelude::{Strategy, prop, prop_assert_eq, prop_oneof, proptest};
 
-    use serde_json::json;
-
-    use super::*;
-
-    fn tool(name: &str) -> Tool {
-        let parameters = json!({"type": "object", "properties": {}});
-        let sent = json!({"type": "function", "function": {"name": name}});
-        Tool { name: name.to_owned(), parameters, sent }
-    }
+    use super::{super::tests::tool, *};
 
     fn listener(dialect: Dialect) -> Listener {
         Listener::new(dialect, &[tool("look"), tool("go")])
