@@ -6,7 +6,7 @@
 //! on its row, the weights and the adapter alone: not on how many rows there are, which of them share an adapter, or how many
 //! threads.
 
-use std::{borrow::Cow, mem::MaybeUninit, ops::Range, sync::Arc};
+use std::{borrow::Cow, cell::Cell, mem::MaybeUninit, ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape};
 
@@ -223,7 +223,7 @@ impl Linear<'_> {
     }
 
     /// Cuts rows where the stacks change.
-    fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = Run> {
         let mut row = rows.start;
         std::iter::from_fn(move || {
             let start = row;
@@ -234,15 +234,29 @@ impl Linear<'_> {
     }
 }
 
+/// Rows that have the same stacks, and these as places in the list.
+type Run = (Range<usize>, Range<usize>);
+
 /// Rows as the panels take them.
 struct Prepared<'a> {
     /// `[rows, inputs]`
     x: Cow<'a, [f32]>,
     quantized: Option<Quantized>,
     shrunk: Shrunk,
+    /// All rows.
+    runs: Vec<Run>,
 }
 
 impl<'a> Prepared<'a> {
+    /// Some rows, cut where the stacks change.
+    fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = Run> {
+        let first = self.runs.partition_point(|(run, _)| run.end <= rows.start);
+        let own = self.runs[first..].iter().take_while(move |(run, _)| run.start < rows.end);
+        own.map(move |(run, stacks)| {
+            (run.start.max(rows.start)..run.end.min(rows.end), stacks.clone())
+        })
+    }
+
     fn new(op: &Linear<'_>, x: &'a [f32], rows: usize) -> Self {
         let (inputs, width) = (op.inputs(), op.input.width(op.inputs()));
         let codes = op.projections.iter().any(|projection| projection.weights.are_codes());
@@ -312,9 +326,12 @@ impl<'a> Prepared<'a> {
             Input::Rows => Cow::Borrowed(x),
             Input::Norm(_) | Input::Gated => Cow::Owned(changed),
         };
-        Self { x, quantized, shrunk }
+        Self { x, quantized, shrunk, runs: op.runs(0..rows).collect() }
     }
 }
+
+/// Outputs of a panel for a task's rows.
+type Sums = [[f32; COLUMNS]; ROW_BLOCK];
 
 /// One panel for a block of rows. As a kernel: in `f32`.
 struct PanelRows<'a> {
@@ -336,37 +353,33 @@ impl PanelRows<'_> {
         &self.op.projections[self.site].weights
     }
 
-    /// The same in integers, tile after tile.
+    /// The same in integers.
     fn integers(&self, quantized: &Quantized) {
-        for rows in tiles(self.rows.clone(), self.op.tier.tile_rows()) {
-            match rows.len() {
-                1 => self.tile::<1>(quantized, rows),
-                2 => self.tile::<2>(quantized, rows),
-                3 => self.tile::<3>(quantized, rows),
-                4 => self.tile::<4>(quantized, rows),
-                8 => self.tile::<8>(quantized, rows),
-                other => unreachable!("a tile of {other} rows"),
-            }
-        }
+        // Kept, so that it is not cleared for each task.
+        thread_local!(static SUMS: Cell<Option<Box<Sums>>> = const { Cell::new(None) });
+        let mut room = SUMS.take().unwrap_or_else(|| Box::new([[0.0; COLUMNS]; ROW_BLOCK]));
+        let sums = &mut room[..self.rows.len()];
+        let (panel, x) = ((self.op.tier, self.panel), (quantized, self.rows.clone()));
+        self.weights().products(panel, x, sums, |rows| self.ask(rows));
+        self.finish(sums);
+        SUMS.set(Some(room));
     }
 
-    fn tile<const R: usize>(&self, quantized: &Quantized, rows: Range<usize>) {
-        for stack in self.op.runs(rows.clone()).flat_map(|(_, stacks)| stacks) {
+    /// Asks for the part of B that the adapters of some rows will need.
+    fn ask(&self, rows: Range<usize>) {
+        for stack in self.prepared.runs(rows).flat_map(|(_, stacks)| stacks) {
             if let Some(low_rank) = &self.op.stacks[stack].stack.sites[self.site].low_rank {
                 low_rank.prefetch(self.panel * COLUMNS);
             }
         }
-        let tile = quantized.tile(rows.start);
-        let mut sums = self.weights().dots::<R>(self.op.tier, self.panel, tile);
-        self.finish(rows, &mut sums);
     }
 
-    /// What comes after the product with the base's weights: deltas, biases, and the residual.
-    fn finish(&self, rows: Range<usize>, sums: &mut [[f32; COLUMNS]]) {
+    /// What comes after the product with the base's weights, given for all rows: deltas, biases, and the residual.
+    fn finish(&self, sums: &mut [[f32; COLUMNS]]) {
         let projection = &self.op.projections[self.site];
         let from = self.panel * COLUMNS;
-        for (run, stacks) in self.op.runs(rows.clone()) {
-            let sums = &mut sums[run.start - rows.start..run.end - rows.start];
+        for (run, stacks) in self.prepared.runs(self.rows.clone()) {
+            let sums = &mut sums[run.start - self.rows.start..run.end - self.rows.start];
             let mut bias = &projection.bias;
             for index in stacks {
                 let stack = &self.op.stacks[index];
@@ -452,7 +465,7 @@ impl PanelRows<'_> {
             simd.store(acc[0], left);
             simd.store(acc[1], right);
         }
-        self.finish(self.rows.clone(), &mut sums);
+        self.finish(&mut sums);
     }
 
     /// Many rows: weights are widened once into the first cache, block after block, and every row goes over them.
@@ -487,7 +500,7 @@ impl PanelRows<'_> {
                 }
             }
         }
-        self.finish(self.rows.clone(), &mut sums[..self.rows.len()]);
+        self.finish(&mut sums[..self.rows.len()]);
     }
 
     /// `sums[r] += x[row + r][inputs] · widened`

@@ -30,6 +30,8 @@ pub trait Simd: Copy {
     const TILE: usize;
     /// Vectors of sums that a kernel may keep for them, at least one for each.
     const SUMS: usize;
+    /// How many groups ahead a panel's memory is asked for, none where the processor foresees well enough what will be read.
+    const AHEAD: usize;
     /// Registers that one vector takes.
     const REGISTERS: usize;
     /// Whether products of bytes are summed faster in sixteen bits, by [`Self::dot_short`], than by [`Self::dot_bytes`].

@@ -225,7 +225,8 @@ proptest! {
     fn a_row_is_its_formula_whoever_is_beside_it(
         seed: u64,
         encoding in 0_usize..11,
-        count in 1_usize..40,
+        // Now and then more than one task takes.
+        count in prop_oneof![15 => 1_usize..40, 1 => ROW_BLOCK - 1..ROW_BLOCK + 16],
         precision in prop::sample::select(PRECISIONS.to_vec()),
     ) {
         let mut draw = Draw(seed);
@@ -413,9 +414,9 @@ fn greatest_codes_and_inputs_do_not_overflow() {
         let block = block.repeat(outputs);
         let weights = Panels::pack(encoding, (outputs, inputs), &block, |row| row).unwrap();
         let projections = [Projection { weights: Arc::new(weights), bias: None }];
-        // A few rows, and as many as a tile has, are computed in different ways.
+        // A few rows, as many as a tile has, and several tiles are computed in different ways.
         for (sign, rows) in
-            [1.0, -1.0].into_iter().flat_map(|s| [1, 2, 3, 4, 8].map(|rows| (s, rows)))
+            [1.0, -1.0].into_iter().flat_map(|s| [1, 2, 3, 4, 8, 17].map(|rows| (s, rows)))
         {
             let x = vec![sign; rows * inputs];
             for (tier, precision) in

@@ -4,37 +4,59 @@
 //! groups, added up in their order, by the row's: `x · w = d_x * sum over groups of (d_w * d_g * sum(code * q) + offset * d_g *
 //! sum(q))`, where either `d_x` or all `d_g` are 1. No sum of a group reaches 2^28.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, ops::Range};
 
 use super::{
     super::{
-        quantize::{Bits, Sums, Tile},
+        quantize::{Bits, Quantized, Sums, Tile, tiles},
         simd::{Kernel, LANES, Simd, Tier, prefetch},
     },
     COLUMNS, Encoding, GROUP, Panels,
     codes::{Affine, Bytes, Codes, Group, Nibbles, Scales, Super, Super16, Symmetric, group},
 };
 
-/// How many groups ahead memory is asked for.
-const AHEAD: usize = 6;
-
 /// Sums of a few rows for each of their outputs: of either half of the octets.
 const CHAINS: usize = 2;
 
 impl Panels {
-    /// `x · W^T` for the 32 outputs of `panel` and the `R` rows of a tile.
+    /// `x · W^T` for the 32 outputs of `panel` and some rows, into `sums` of as many. `ask` is called with the rows of each tile
+    /// before their products.
     ///
     /// # Panics
     /// Where the weights are not codes.
-    pub(in super::super) fn dots<const R: usize>(
+    pub(in super::super) fn products(
+        &self,
+        (tier, panel): (Tier, usize),
+        (x, rows): (&Quantized, Range<usize>),
+        sums: &mut [[f32; COLUMNS]],
+        ask: impl Fn(Range<usize>),
+    ) {
+        for tile in tiles(rows.clone(), tier.tile_rows()) {
+            ask(tile.clone());
+            let sums = &mut sums[tile.start - rows.start..tile.end - rows.start];
+            match tile.len() {
+                1 => self.dots::<1>(tier, panel, x.tile(tile.start), sums),
+                2 => self.dots::<2>(tier, panel, x.tile(tile.start), sums),
+                3 => self.dots::<3>(tier, panel, x.tile(tile.start), sums),
+                4 => self.dots::<4>(tier, panel, x.tile(tile.start), sums),
+                8 => self.dots::<8>(tier, panel, x.tile(tile.start), sums),
+                other => unreachable!("a tile of {other} rows"),
+            }
+        }
+    }
+
+    /// The products of one tile.
+    fn dots<const R: usize>(
         &self,
         tier: Tier,
         panel: usize,
         x: Tile<'_, R>,
-    ) -> [[f32; COLUMNS]; R] {
+        sums: &mut [[f32; COLUMNS]],
+    ) {
+        let sums = sums.first_chunk_mut().expect("a sum for each row");
         match x.bits {
-            Bits::Eight => self.dots_of::<Quads, R>(tier, panel, x),
-            Bits::Sixteen => self.dots_of::<Pairs, R>(tier, panel, x),
+            Bits::Eight => self.dots_of::<Quads, R>(tier, panel, x, sums),
+            Bits::Sixteen => self.dots_of::<Pairs, R>(tier, panel, x, sums),
         }
     }
 
@@ -43,17 +65,23 @@ impl Panels {
         tier: Tier,
         panel: usize,
         x: Tile<'_, R>,
-    ) -> [[f32; COLUMNS]; R] {
-        let panel = self.panel(panel);
+        sums: &mut [[f32; COLUMNS]; R],
+    ) {
+        let bytes = (self.panel(panel), self.panels_from(panel));
+        macro_rules! run {
+            ($scales:ty, $codes:ty) => {
+                tier.run(Coded::<X, $scales, $codes, R>::new(bytes, x, sums))
+            };
+        }
         match self.encoding {
-            Encoding::Q4_0 => tier.run(Coded::<X, Symmetric, Nibbles<0>, R>::new(panel, x)),
-            Encoding::Q4_1 => tier.run(Coded::<X, Affine, Nibbles<0>, R>::new(panel, x)),
-            Encoding::Q5_0 => tier.run(Coded::<X, Symmetric, Nibbles<1>, R>::new(panel, x)),
-            Encoding::Q5_1 => tier.run(Coded::<X, Affine, Nibbles<1>, R>::new(panel, x)),
-            Encoding::Q8_0 => tier.run(Coded::<X, Symmetric, Bytes, R>::new(panel, x)),
-            Encoding::Q4_K => tier.run(Coded::<X, Super, Nibbles<0>, R>::new(panel, x)),
-            Encoding::Q5_K => tier.run(Coded::<X, Super, Nibbles<1>, R>::new(panel, x)),
-            Encoding::Q6_K => tier.run(Coded::<X, Super16, Nibbles<2>, R>::new(panel, x)),
+            Encoding::Q4_0 => run!(Symmetric, Nibbles<0>),
+            Encoding::Q4_1 => run!(Affine, Nibbles<0>),
+            Encoding::Q5_0 => run!(Symmetric, Nibbles<1>),
+            Encoding::Q5_1 => run!(Affine, Nibbles<1>),
+            Encoding::Q8_0 => run!(Symmetric, Bytes),
+            Encoding::Q4_K => run!(Super, Nibbles<0>),
+            Encoding::Q5_K => run!(Super, Nibbles<1>),
+            Encoding::Q6_K => run!(Super16, Nibbles<2>),
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => {
                 unreachable!("callers ask whether weights are codes")
             }
@@ -151,63 +179,63 @@ impl Inputs for ShortQuads {
 /// A panel of one encoding for one tile. Each encoding is a kernel, and a function, of its own.
 struct Coded<'a, X, Q, C, const R: usize> {
     panel: &'a [u8],
+    /// It, and what comes after it.
+    ahead: &'a [u8],
     x: Tile<'a, R>,
+    sums: &'a mut [[f32; COLUMNS]; R],
     encoding: PhantomData<(X, Q, C)>,
 }
 
 impl<'a, X, Q, C, const R: usize> Coded<'a, X, Q, C, R> {
-    fn new(panel: &'a [u8], x: Tile<'a, R>) -> Self {
-        Self { panel, x, encoding: PhantomData }
+    fn new(
+        (panel, ahead): (&'a [u8], &'a [u8]),
+        x: Tile<'a, R>,
+        sums: &'a mut [[f32; COLUMNS]; R],
+    ) -> Self {
+        Self { panel, ahead, x, sums, encoding: PhantomData }
     }
 }
 
 #[expect(clippy::inline_always, reason = "compiled once per tier")]
 impl<X: Inputs, Q: Scales, C: Codes, const R: usize> Kernel for Coded<'_, X, Q, C, R> {
-    type Output = [[f32; COLUMNS]; R];
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> [[f32; COLUMNS]; R] {
+    fn run<S: Simd>(mut self, simd: S) {
         if R > S::TILE {
             unreachable!("tiles of a tier are at most so large");
         }
-        let mut sums = [[0.0; COLUMNS]; R];
         if 2 * R <= S::SUMS {
-            self.halves::<S, 2>(simd, 0, &mut sums);
+            self.halves::<S, 2>(simd, 0);
         } else {
             // One after the other from beginning to end, so that what both need is not kept in between: there are no registers for
             // it. It takes lines of memory in two goes, which fewer rows would wait for.
-            self.halves::<S, 1>(simd, 0, &mut sums);
-            self.halves::<S, 1>(simd, 1, &mut sums);
+            self.halves::<S, 1>(simd, 0);
+            self.halves::<S, 1>(simd, 1);
         }
-        sums
     }
 }
 
 #[expect(clippy::inline_always, reason = "part of a kernel")]
 impl<X: Inputs, Q: Scales, C: Codes, const R: usize> Coded<'_, X, Q, C, R> {
-    /// The bytes of about group `index`, none where there is none.
+    /// The bytes of about group `index`, of this panel or those after it; none where there is none.
     #[inline(always)]
     fn stored(&self, index: usize) -> &[u8] {
         let length = Q::SCALES + C::BYTES + Q::HEAD / Q::GROUPS;
-        let from = self.panel.get(index * length..).unwrap_or_default();
+        let from = self.ahead.get(index * length..).unwrap_or_default();
         from.get(..length).unwrap_or_default()
     }
 
     /// The sums of `H` halves of the columns, from `half` on.
     #[inline(always)]
-    fn halves<S: Simd, const H: usize>(
-        &self,
-        simd: S,
-        half: usize,
-        sums: &mut [[f32; COLUMNS]; R],
-    ) {
+    fn halves<S: Simd, const H: usize>(&mut self, simd: S, half: usize) {
         let mut acc = [[simd.splat(0.0); H]; R];
         let rows = self.x.sums.iter().zip(self.x.words.chunks_exact(GROUP / X::IN_WORD));
         for (index, rows) in rows.enumerate() {
             let group = group::<Q, C>(self.panel, index);
-            if H == 1 && half == 0 {
-                // Both halves of it: a processor does not foresee who reads every other line.
-                prefetch(self.stored(index + AHEAD));
+            if S::AHEAD > 0 && half == 0 {
+                // Both halves of it, where those come one after the other.
+                prefetch(self.stored(index + S::AHEAD));
             }
             // Written out, so that where codes lie is known when this is compiled.
             Part { group, run: 0, half }.add::<X, S, Q, C, R>(simd, rows, &mut acc);
@@ -215,7 +243,7 @@ impl<X: Inputs, Q: Scales, C: Codes, const R: usize> Coded<'_, X, Q, C, R> {
                 Part { group, run: 1, half }.add::<X, S, Q, C, R>(simd, rows, &mut acc);
             }
         }
-        for ((sums, acc), scale) in sums.iter_mut().zip(acc).zip(self.x.scales) {
+        for ((sums, acc), scale) in self.sums.iter_mut().zip(acc).zip(self.x.scales) {
             let scale = simd.splat(*scale);
             for (h, acc) in acc.into_iter().enumerate() {
                 let sums = &mut sums.as_chunks_mut().0[half + h];

@@ -231,6 +231,12 @@ impl Panels {
         &self.bytes[panel * bytes..(panel + 1) * bytes]
     }
 
+    /// The bytes of a panel and of all after it.
+    fn panels_from(&self, panel: usize) -> &[u8] {
+        let bytes = self.bytes.len() / self.count().max(1);
+        &self.bytes[panel * bytes..]
+    }
+
     /// Widens row `output` of `W` into `row [inputs]`.
     ///
     /// # Panics

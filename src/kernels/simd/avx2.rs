@@ -39,6 +39,7 @@ impl Simd for Avx2 {
     const ACCUMULATORS: usize = 6;
     const TILE: usize = 4;
     const SUMS: usize = 4;
+    const AHEAD: usize = 6;
     const REGISTERS: usize = 2;
     const SHORT_SUMS: bool = true;
 

@@ -22,6 +22,7 @@ impl Simd for Avx512 {
     const ACCUMULATORS: usize = 24;
     const TILE: usize = 8;
     const SUMS: usize = 16;
+    const AHEAD: usize = 0;
     const REGISTERS: usize = 1;
     const SHORT_SUMS: bool = false;
 

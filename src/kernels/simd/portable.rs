@@ -10,6 +10,7 @@ impl Simd for Portable {
     const ACCUMULATORS: usize = 4;
     const TILE: usize = 4;
     const SUMS: usize = 4;
+    const AHEAD: usize = 6;
     const REGISTERS: usize = 4;
     const SHORT_SUMS: bool = false;
 
