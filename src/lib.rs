@@ -76,7 +76,7 @@
 //!   alone. With [`kernels::linear::Precision::Int8`] they are rounded to 8 bits, each group of 32 by its own. With
 //!   [`kernels::linear::Precision::Exact`] codes are widened in registers, and all arithmetic is what the
 //!   dequantized copy would have in `f32`. Weights that are not quantized, adapters and attention are computed in `f32` in any
-//!   case; keys and values are kept as `f16` unless all is exact.
+//!   case; keys and values are kept as `f16`, as `f32` where all is exact, or as 8-bit codes where that is asked for.
 //! - an adapter's matrices stay in the type they were trained in, or are rounded once, when they are loaded, to 8-bit codes
 //!   ([`lora::Matrices`]). Either way they are widened in registers, so that codes are the `f32` adapter that they stand for.
 //! - an embedding is the sum of a prompt's hidden states, in `f64` and in the order of positions, scaled to length 1: a step gives its

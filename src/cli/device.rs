@@ -101,6 +101,7 @@ pub(crate) struct Size {
 /// The type of keys and values; where 32-bit floats are computed with, they are kept.
 fn kv_type(config: &config::Engine, llama: &Llama) -> KvType {
     match (config.kv_dtype, llama.precision()) {
+        (config::KvDtype::Int8, _) => KvType::Int8,
         (config::KvDtype::F32, _) | (config::KvDtype::Auto, Precision::Exact) => KvType::F32,
         _ => KvType::F16,
     }
@@ -145,7 +146,7 @@ mod on_gpu {
         if config.precision != config::Precision::default() {
             return Err(CliError::DevicePrecision);
         }
-        if config.kv_dtype == config::KvDtype::F32 {
+        if matches!(config.kv_dtype, config::KvDtype::F32 | config::KvDtype::Int8) {
             return Err(CliError::DeviceKv);
         }
         Ok(Some(Arc::new(Cuda::new(ordinal).map_err(CliError::Device)?)))

@@ -93,7 +93,7 @@ pub(crate) enum CliError {
     NoGpu { ordinal: usize, there: usize },
     #[cfg(feature = "cuda")]
     #[error(
-        "kv-dtype = f32: on a GPU keys and values are kept in 16 bits; leave it out, or choose --device cpu"
+        "kv-dtype = f32 or int8: on a GPU keys and values are kept in 16 bits; leave it out, or choose --device cpu"
     )]
     DeviceKv,
     #[cfg(feature = "cuda")]

@@ -149,6 +149,8 @@ pub enum KvDtype {
     F32,
     /// Half precision.
     F16,
+    /// 8-bit codes.
+    Int8,
 }
 
 impl FromStr for KvDtype {
@@ -159,7 +161,8 @@ impl FromStr for KvDtype {
             "auto" => Ok(Self::Auto),
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
-            _ => Err("choose auto, f16 or f32".to_owned()),
+            "int8" => Ok(Self::Int8),
+            _ => Err("choose auto, f16, f32 or int8".to_owned()),
         }
     }
 }

@@ -139,8 +139,8 @@ pub struct Knobs {
     /// Memory for keys and values, at most what max-running full contexts need [default: 512MiB]
     #[arg(long, env = "CHORUS_KV_BYTES", value_name = "SIZE")]
     pub(super) kv_bytes: Option<ByteSize>,
-    /// Type of keys and values: f16; f32; or auto, f32 with exact precision and f16 otherwise
-    /// [default: auto]
+    /// Type of keys and values: f16; f32; int8, half the memory of f16; or auto, f32 with exact
+    /// precision and f16 otherwise [default: auto]
     #[arg(long, env = "CHORUS_KV_DTYPE", value_name = "TYPE")]
     pub(super) kv_dtype: Option<KvDtype>,
     /// Keep computed prefixes in memory for keys and values that nothing else needs, so that requests

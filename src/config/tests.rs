@@ -206,7 +206,7 @@ fn bad_command_lines_say_what_is_expected() {
         (["--request-timeout", "soon"], "30s"),
         (["--device", "cuda:0"], "no CUDA"),
         (["--device", "tpu"], "auto or cpu"),
-        (["--kv-dtype", "q8_0"], "auto, f16 or f32"),
+        (["--kv-dtype", "q8_0"], "auto, f16, f32 or int8"),
         (["--adapter-dtype", "int4"], "native or int8"),
         (["--kernels", "sse"], "auto, avx512, avx2 or portable"),
         (["--precision", "bf16"], "int8, int16 or exact"),

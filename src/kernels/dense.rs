@@ -1,7 +1,5 @@
 //! Numbers as files have them, sixteen at a time.
 
-use half::slice::HalfFloatSliceExt;
-
 use super::simd::{LANES, Simd};
 
 /// An element type.
@@ -16,30 +14,16 @@ pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
 
-/// What a cache holds: numbers whose bytes are what [`Dense`] reads.
-pub(super) trait Number: Copy + Send + Sync {
-    const ZERO: Self;
-    /// Rounds each to the nearest.
-    fn convert(numbers: &[f32], out: &mut [Self]);
-}
+/// Elements of a tensor, whose bytes are what [`Dense`] reads.
+pub(super) trait Number: Copy + Send + Sync {}
 
-impl Number for f32 {
-    const ZERO: Self = 0.0;
-    fn convert(numbers: &[f32], out: &mut [Self]) {
-        out.copy_from_slice(numbers);
-    }
-}
-
-impl Number for half::f16 {
-    const ZERO: Self = Self::ZERO;
-    fn convert(numbers: &[f32], out: &mut [Self]) {
-        out.convert_from_f32_slice(numbers);
-    }
-}
+impl Number for f32 {}
+impl Number for half::f16 {}
+impl Number for u32 {}
 
 /// Numbers as their bytes.
 pub(super) fn bytes_of<T: Number>(numbers: &[T]) -> &[u8] {
-    // SAFETY: both types of number are plain bits without padding, and any bytes may be read.
+    // SAFETY: all types of number are plain bits without padding, and any bytes may be read.
     unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
 }
 

@@ -4,33 +4,15 @@ use candle_core::{Device, Result, Tensor};
 use half::{f16, vec::HalfBitsVecExt};
 
 use super::Spec;
-pub use crate::kernels::attention::PAGE;
+pub use crate::kernels::attention::{KvType, PAGE};
 use crate::kernels::memory::keep_freed;
 
 /// Paged keys and values of all layers. Who owns which page is the scheduler's business.
 #[derive(Debug)]
 pub struct Kv {
-    /// Keys `[pages, key heads, dim, 16]` and values `[pages, key heads, 16, padded dim]` of each layer.
+    /// Keys and values of each layer, as [`Heads`](crate::kernels::attention::Heads) says.
     pub(super) layers: Vec<(Tensor, Tensor)>,
     pages: usize,
-}
-
-/// The type in which keys and values are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvType {
-    /// 32-bit floats.
-    F32,
-    /// Half precision.
-    F16,
-}
-
-impl KvType {
-    fn width(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
-        }
-    }
 }
 
 impl Kv {
@@ -39,13 +21,9 @@ impl Kv {
     /// From here on the process keeps freed memory ([`keep_freed`]): a step's tensors come and go.
     pub fn new(spec: &Spec, kind: KvType, pages: usize, device: &Device) -> Result<Self> {
         let heads = spec.heads;
-        let shapes = [heads.key_shape(pages), heads.value_shape(pages)];
+        let shapes = [heads.key_shape(kind, pages), heads.value_shape(kind, pages)];
         // All is asked for first, because a tensor that does not fit would end the process.
-        let bytes = |(pages, heads, a, b): (usize, usize, usize, usize)| {
-            [heads, a, b, kind.width(), spec.layers].into_iter().try_fold(pages, usize::checked_mul)
-        };
-        let all =
-            shapes.into_iter().try_fold(0, |sum: usize, shape| sum.checked_add(bytes(shape)?));
+        let all = Self::page_bytes(spec, kind).checked_mul(pages);
         if all.is_none_or(|all| Vec::<u8>::new().try_reserve_exact(all).is_err()) {
             candle_core::bail!("no memory for {pages} pages of keys and values")
         }
@@ -58,6 +36,7 @@ impl Kv {
                     let zeros: Vec<f16> = vec![0_u16; numbers].reinterpret_into();
                     Tensor::from_vec(zeros, shape, device)
                 }
+                KvType::Int8 => Tensor::from_vec(vec![0_u32; numbers], shape, device),
             }
         };
         let layer = |_| Ok((tensor(shapes[0])?, tensor(shapes[1])?));
@@ -74,7 +53,6 @@ impl Kv {
 
     /// Bytes of one page over all layers.
     pub fn page_bytes(spec: &Spec, kind: KvType) -> usize {
-        let heads = spec.heads;
-        spec.layers * heads.keys * PAGE * (heads.dim + heads.padded_dim()) * kind.width()
+        spec.layers * spec.heads.page_bytes(kind)
     }
 }

@@ -174,8 +174,24 @@ async fn together(engine: &Engine, requests: &[Request], seed: u64) -> Vec<Vec<E
     answers
 }
 
+/// How requests meet: (threads, rows of a step, sequences at once, pages, guesses); with guesses the last would never be out of
+/// pages.
+type Meeting = (usize, usize, usize, usize, usize);
+const MEETINGS: [Meeting; 4] =
+    [(1, 48, 64, 1024, 7), (2, 256, 32, 1024, 7), (3, 17, 16, 1024, 15), (2, 64, 24, 28, 0)];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_request_gets_the_bits_it_gets_alone() {
+    bits_do_not_depend_on_company(KvType::F16, &MEETINGS).await;
+}
+
+/// Codes are written into words that hold those of other positions and dimensions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_request_gets_the_bits_it_gets_alone_from_eight_bit_keys() {
+    bits_do_not_depend_on_company(KvType::Int8, &MEETINGS[2..]).await;
+}
+
+async fn bits_do_not_depend_on_company(kv: KvType, meetings: &[Meeting]) {
     let settings = Settings {
         pages: 1024,
         context: 1024,
@@ -189,23 +205,22 @@ async fn every_request_gets_the_bits_it_gets_alone() {
     };
     let alone = Arc::new(load(2));
     let requests = requests(&alone);
-    let engine = Engine::start(alone, KvType::F16, settings).unwrap();
+    let engine = Engine::start(alone, kv, settings).unwrap();
     let mut want = Vec::new();
     for request in &requests {
         want.push(bits(&collect(engine.submit(request.job()).unwrap()).await));
     }
     drop(engine);
-    // (threads, rows of a step, sequences at once, pages, guesses); with guesses the last would never be out of pages.
-    let shapes =
-        [(1, 48, 64, 1024, 7), (2, 256, 32, 1024, 7), (3, 17, 16, 1024, 15), (2, 64, 24, 28, 0)];
-    for (shape, (threads, step_tokens, max_running, pages, guesses)) in (0..).zip(shapes) {
+    for (shape, (threads, step_tokens, max_running, pages, guesses)) in
+        (0..).zip(meetings.iter().copied())
+    {
         let what =
             format!("{threads} threads, {step_tokens} rows, {max_running} at once, {pages} pages");
         let llama = Arc::new(load(threads));
         let settings =
             Settings { pages, step_tokens, max_running, keep_prefixes: true, guesses, ..settings };
         assert!(pages * PAGE >= 300, "the longest request fits");
-        let engine = Engine::start(llama, KvType::F16, settings).unwrap();
+        let engine = Engine::start(llama, kv, settings).unwrap();
         // How requests meet is the threads' business: again, until they have met as is meant here.
         let mut met = false;
         for round in 0..ROUNDS {
@@ -228,7 +243,7 @@ async fn every_request_gets_the_bits_it_gets_alone() {
             engine.stats()
         );
         // One after the other, so that much is guessed of what the same requests were answered before.
-        if shape == 1 {
+        if max_running == 32 {
             let before = engine.stats();
             for (index, (request, want)) in requests.iter().zip(&want).enumerate() {
                 let got = collect(engine.submit(request.job()).unwrap()).await;

@@ -51,6 +51,15 @@ const INT8_ADAPTERS: Nearness = Nearness {
     answer: 3e-3,
 };
 
+/// Keys and values rounded to 8 bits, which is asked for, all else as exactly as there is.
+const INT8_KV: Nearness = Nearness {
+    arguments: &["--precision", "exact", "--kv-dtype", "int8"],
+    margin: 0.5,
+    logprob: 0.4,
+    perplexity: 0.06,
+    answer: 0.05,
+};
+
 const TOKENS: usize = 48;
 
 const NAMES: [&str; 9] = [
@@ -134,6 +143,11 @@ async fn rounded_inputs_change_no_token_that_the_reference_is_sure_of() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_values_in_eight_bits_change_no_token_that_leads_by_half_a_logit() {
+    every_answer_is_near(INT8_KV).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn eight_bits_change_no_token_that_leads_by_half_a_logit() {
     every_answer_is_near(INT8).await;
 }
@@ -197,6 +211,11 @@ async fn rounded_inputs_cost_next_to_no_perplexity() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn eight_bits_cost_little_perplexity() {
     perplexities_are_near(INT8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_values_in_eight_bits_cost_little_perplexity() {
+    perplexities_are_near(INT8_KV).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

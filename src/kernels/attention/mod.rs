@@ -5,8 +5,10 @@
 //! position by position. A query walks the positions in blocks of 64 that begin at multiples of 64, with the running
 //! maximum and sum of online softmax (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135). What a
 //! query reads and in which order depends on its position alone, so decoding, any chunking of a prompt, and recomputation
-//! give the same bits. Keys and values are kept as `f32` or `f16`, and widened where they are read.
+//! give the same bits. Keys and values are kept as `f32`, `f16` or 8-bit codes, and widened where they are read: [`cache`] says
+//! how they lie there. Products with codes are summed up a group at a time before they are scaled.
 
+mod cache;
 mod write;
 
 use std::{marker::PhantomData, ops::Range};
@@ -17,17 +19,18 @@ use candle_core::{
 use half::f16;
 
 use super::{
-    dense::{Dense, F16, F32, Number, bytes_of},
+    dense::{F16, F32, Number, bytes_of},
     elementwise::Angles,
     pool::{Disjoint, Pool},
     simd::{Kernel, LANES, Simd, Tier, prefetch},
     slice_of,
 };
 
+use cache::{Codes, GROUP, Kept, scales};
+
+pub use cache::{KvType, PAGE};
 pub use write::{Half, Write};
 
-/// Positions of one page.
-pub const PAGE: usize = LANES;
 /// Pages and positions of one block of the softmax.
 const BLOCK_PAGES: usize = 4;
 const BLOCK: usize = BLOCK_PAGES * PAGE;
@@ -51,29 +54,6 @@ impl Heads {
     /// Width of a row of `[queries, keys, values]`.
     pub fn width(self) -> usize {
         (self.queries + 2 * self.keys) * self.dim
-    }
-
-    /// Width of a head's values in the cache: whole vectors.
-    pub fn padded_dim(self) -> usize {
-        self.dim.next_multiple_of(LANES)
-    }
-
-    /// `[pages, key heads, dim, 16]`
-    pub fn key_shape(self, pages: usize) -> (usize, usize, usize, usize) {
-        (pages, self.keys, self.dim, PAGE)
-    }
-
-    /// `[pages, key heads, 16, padded dim]`
-    pub fn value_shape(self, pages: usize) -> (usize, usize, usize, usize) {
-        (pages, self.keys, PAGE, self.padded_dim())
-    }
-
-    fn key_page(self) -> usize {
-        self.keys * self.dim * PAGE
-    }
-
-    fn value_page(self) -> usize {
-        self.keys * self.padded_dim() * PAGE
     }
 }
 
@@ -151,25 +131,19 @@ impl CustomOp3 for Attention<'_> {
         let heads = self.heads;
         let rows = rows_of(layout, heads)?;
         let x = slice_of(x, layout)?;
-        let y = match BackendStorage::dtype(keys) {
-            DType::F32 => {
-                let (keys, values) =
-                    (numbers::<f32>(keys, keys_layout)?, numbers(values, values_layout)?);
-                self.attend::<f32, F32>(x, rows, keys, values)?
-            }
-            DType::F16 => {
-                let (keys, values) =
-                    (numbers::<f16>(keys, keys_layout)?, numbers(values, values_layout)?);
-                self.attend::<f16, F16>(x, rows, keys, values)?
-            }
+        let (keys, values) = ((keys, keys_layout), (values, values_layout));
+        let y = match BackendStorage::dtype(keys.0) {
+            DType::F32 => self.attend::<f32, F32>(x, rows, numbers(keys)?, numbers(values)?)?,
+            DType::F16 => self.attend::<f16, F16>(x, rows, numbers(keys)?, numbers(values)?)?,
+            DType::U32 => self.attend::<u32, Codes>(x, rows, numbers(keys)?, numbers(values)?)?,
             other => candle_core::bail!("no cache of {other:?}"),
         };
         Ok((CpuStorage::F32(y), (rows, heads.queries * heads.dim).into()))
     }
 }
 
-/// All numbers of a cache.
-fn numbers<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+/// All elements of a cache.
+fn numbers<'a, T: WithDType>((storage, layout): (&'a CpuStorage, &Layout)) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
         None => candle_core::bail!("the cache is one contiguous tensor"),
@@ -177,7 +151,7 @@ fn numbers<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result
 }
 
 impl Attention<'_> {
-    fn attend<T: Number, D: Dense>(
+    fn attend<T: Number, D: Kept>(
         &self,
         x: &[f32],
         rows: usize,
@@ -185,7 +159,8 @@ impl Attention<'_> {
         values: &[T],
     ) -> Result<Vec<f32>> {
         let heads = self.heads;
-        let pages = (keys.len() / heads.key_page()).min(values.len() / heads.value_page());
+        let of = |cache: &[T], head: usize| cache.len() / (heads.keys * head);
+        let pages = of(keys, heads.key_head(D::KIND)).min(of(values, heads.value_head(D::KIND)));
         check(self.sequences, rows, pages)?;
         self.angles.check(rows, heads.dim)?;
         let stride = heads.queries * heads.dim;
@@ -227,11 +202,12 @@ struct Cache<'a, D> {
     kind: PhantomData<D>,
 }
 
-impl<D: Dense> Cache<'_, D> {
-    /// The keys of one head in a page that begins at number `at`, or its values: `len` numbers.
+impl<D: Kept> Cache<'_, D> {
+    /// The part of key head `head` in page `page`, where it takes `len` elements.
     #[inline]
-    fn part(all: &[u8], at: usize, len: usize) -> &[u8] {
-        &all[at * D::WIDTH..(at + len) * D::WIDTH]
+    fn part(all: &[u8], (page, keys, head): (usize, usize, usize), len: usize) -> &[u8] {
+        let bytes = len * D::KIND.elements().size_in_bytes();
+        &all[(page * keys + head) * bytes..][..bytes]
     }
 }
 
@@ -297,7 +273,7 @@ impl<D> Tile<'_, D> {
 }
 
 #[expect(clippy::inline_always, reason = "compiled once per tier")]
-impl<D: Dense> Kernel for &Tile<'_, D> {
+impl<D: Kept> Kernel for &Tile<'_, D> {
     /// `[rows * group, padded dim]`
     type Output = Vec<f32>;
 
@@ -345,21 +321,25 @@ impl<D: Dense> Kernel for &Tile<'_, D> {
 }
 
 #[expect(clippy::inline_always, reason = "part of a kernel")]
-impl<D: Dense> Tile<'_, D> {
-    /// The keys `[dim, 16]` of this head in a page of a block.
+impl<D: Kept> Tile<'_, D> {
+    /// The keys `[dim, 16]` of this head in a page of a block, and their scales.
     #[inline(always)]
     fn keys(&self, block: usize, page: usize) -> &[u8] {
-        let len = self.heads.dim * PAGE;
-        let at = self.page(block, page) * self.heads.key_page() + self.head * len;
-        Cache::<D>::part(self.cache.keys, at, len)
+        let place = (self.page(block, page), self.heads.keys, self.head);
+        Cache::<D>::part(self.cache.keys, place, self.heads.key_head(D::KIND))
     }
 
-    /// The values `[16, padded dim]` of this head in a page of a block.
+    /// The values `[16, padded dim]` of this head in a page of a block, and their scales.
     #[inline(always)]
     fn values(&self, block: usize, page: usize) -> &[u8] {
-        let len = PAGE * self.heads.padded_dim();
-        let at = self.page(block, page) * self.heads.value_page() + self.head * len;
-        Cache::<D>::part(self.cache.values, at, len)
+        let place = (self.page(block, page), self.heads.keys, self.head);
+        Cache::<D>::part(self.cache.values, place, self.heads.value_head(D::KIND))
+    }
+
+    /// Whether queries `first` to `first + count` see all of a block.
+    fn see_all(&self, block: usize, first: usize, count: usize) -> bool {
+        let (early, late) = (self.visible(first), self.visible(first + count - 1));
+        late.start <= block * BLOCK && (block + 1) * BLOCK <= early.end
     }
 
     /// Takes one block of positions into the answers of queries `first` to `first + Q`.
@@ -374,36 +354,29 @@ impl<D: Dense> Tile<'_, D> {
         let scores = self.scores::<S, Q>(simd, block, first);
         let mut weights = [[0.0; BLOCK]; Q];
         let padded = self.heads.padded_dim();
+        let whole = self.see_all(block, first, Q);
         for (q, scores) in scores.into_iter().enumerate() {
             let visible = self.visible(first + q);
-            let keep: [u16; BLOCK_PAGES] =
-                std::array::from_fn(|page| lanes(&visible, block * BLOCK + page * PAGE));
-            let mut masked = scores;
-            // Zero, or not a number where a score that is seen is none or infinite.
-            let mut probe = simd.splat(0.0);
-            let mut max = simd.splat(f32::NEG_INFINITY);
-            for page in 0..BLOCK_PAGES {
-                masked[page] = simd.select(keep[page], scores[page], simd.splat(f32::NEG_INFINITY));
-                max = simd.max(max, masked[page]);
-                let seen = simd.select(keep[page], scores[page], simd.splat(0.0));
-                probe = simd.fma(seen, simd.splat(0.0), probe);
-            }
-            let max = simd.greatest(max);
             let state = &mut states[q];
-            let max = state.max.max(max);
-            let shift = simd.splat(-max);
-            let mut sum = probe;
             let out = weights[q].as_chunks_mut::<PAGE>().0;
-            for page in 0..BLOCK_PAGES {
-                let weight = simd.exp(simd.add(masked[page], shift));
-                let weight = simd.select(keep[page], weight, simd.splat(0.0));
-                simd.store(weight, &mut out[page]);
-                sum = simd.add(sum, weight);
+            // What is seen as a whole needs no masks; the arithmetic is the same.
+            let (max, sum) = if whole {
+                soften::<S, true>(simd, &scores, &[u16::MAX; BLOCK_PAGES], state.max, out)
+            } else {
+                let keep = std::array::from_fn(|page| lanes(&visible, block * BLOCK + page * PAGE));
+                soften::<S, false>(simd, &scores, &keep, state.max, out)
+            };
+            let before = *state;
+            if before.max >= max {
+                // It is not less, so it is the same: e^0 is 1, and times 1 nothing changes. (Of infinities, whose difference
+                // is none, nothing is left that could change: their sum is no number.)
+                *state = Running { max, sum: before.sum + sum };
+                continue;
             }
             // The first block finds nothing to rescale; exp(-inf) would not be zero here.
-            let fade =
-                if state.max == f32::NEG_INFINITY { 0.0 } else { exp_one(simd, state.max - max) };
-            *state = Running { max, sum: state.sum * fade + simd.sum(sum) };
+            let first = before.max == f32::NEG_INFINITY;
+            let fade = if first { 0.0 } else { exp_one(simd, before.max - max) };
+            *state = Running { max, sum: before.sum * fade + sum };
             for value in &mut answers[q * padded..(q + 1) * padded] {
                 *value *= fade;
             }
@@ -441,28 +414,39 @@ impl<D: Dense> Tile<'_, D> {
         scores: &mut [[S::F; BLOCK_PAGES]; Q],
     ) {
         let Heads { dim, .. } = self.heads;
-        let row = PAGE * D::WIDTH;
+        let (row, unscaled) = (PAGE * D::WIDTH, unscaled::<D>(dim));
+        let heads: [&[u8]; P] = std::array::from_fn(|own| self.keys(block, page + own));
         // Cut to one length, so that the loop below needs no checks.
-        let keys: [&[u8]; P] =
-            std::array::from_fn(|own| &self.keys(block, page + own)[..dim * row]);
+        let keys = heads.map(|head| &head[..dim * row]);
         let queries: [&[f32]; Q] = std::array::from_fn(|q| &self.query(first + q)[..dim]);
-        let mut acc = [[simd.splat(0.0); P]; Q];
-        for d in 0..dim {
-            let own = d * row..(d + 1) * row;
-            let mut key = [simd.splat(0.0); P];
-            for p in 0..P {
-                key[p] = D::widen(simd, &keys[p][own.clone()]);
-            }
-            for q in 0..Q {
-                let query = simd.splat(queries[q][d]);
+        let group = if D::SCALED { GROUP } else { dim.max(1) };
+        for from in (0..dim).step_by(group) {
+            let mut acc = [[simd.splat(0.0); P]; Q];
+            for d in from..dim.min(from + group) {
+                let own = d * row..(d + 1) * row;
+                let mut key = [simd.splat(0.0); P];
                 for p in 0..P {
-                    acc[q][p] = simd.fma(query, key[p], acc[q][p]);
+                    key[p] = D::widen(simd, &keys[p][own.clone()]);
+                }
+                for q in 0..Q {
+                    let query = simd.splat(queries[q][d]);
+                    for p in 0..P {
+                        acc[q][p] = simd.fma(query, key[p], acc[q][p]);
+                    }
                 }
             }
-        }
-        for q in 0..Q {
             for p in 0..P {
-                scores[q][page + p] = acc[q][p];
+                if D::SCALED {
+                    let scale = scales(simd, heads[p], unscaled, from / GROUP);
+                    for q in 0..Q {
+                        let score = &mut scores[q][page + p];
+                        *score = simd.fma(acc[q][p], scale, *score);
+                    }
+                } else {
+                    for q in 0..Q {
+                        scores[q][page + p] = acc[q][p];
+                    }
+                }
             }
         }
     }
@@ -477,11 +461,56 @@ impl<D: Dense> Tile<'_, D> {
         (weights, answers): (&[[f32; BLOCK]; Q], &mut [f32]),
     ) {
         let padded = self.heads.padded_dim();
-        let mut at = 0;
-        while at < padded {
-            if padded - at >= 4 * LANES && S::ACCUMULATORS >= 24 {
+        if !D::SCALED {
+            self.gather_from::<S, Q>(simd, (block, 0..padded), first, (weights, answers));
+            return;
+        }
+        for group in 0..self.heads.dim.div_ceil(GROUP) {
+            let scaled = self.scaled::<S, Q>(simd, (block, group), weights);
+            let dims = group * GROUP..padded.min((group + 1) * GROUP);
+            self.gather_from::<S, Q>(simd, (block, dims), first, (&scaled, answers));
+        }
+    }
+
+    /// Weights times the scales of a group of values. Where a position holds none that is seen, anything.
+    #[inline(always)]
+    fn scaled<S: Simd, const Q: usize>(
+        &self,
+        simd: S,
+        (block, group): (usize, usize),
+        weights: &[[f32; BLOCK]; Q],
+    ) -> [[f32; BLOCK]; Q] {
+        let mut scaled = [[0.0; BLOCK]; Q];
+        let unscaled = unscaled::<D>(self.heads.padded_dim());
+        for page in 0..BLOCK_PAGES {
+            let scale = scales(simd, self.values(block, page), unscaled, group);
+            for q in 0..Q {
+                let weight = simd.load(&weights[q].as_chunks().0[page]);
+                let scaled = &mut scaled[q].as_chunks_mut().0[page];
+                simd.store(simd.mul(weight, scale), scaled);
+            }
+        }
+        scaled
+    }
+
+    /// `answers += weights V` for some dimensions.
+    #[inline(always)]
+    fn gather_from<S: Simd, const Q: usize>(
+        &self,
+        simd: S,
+        (block, dims): (usize, Range<usize>),
+        first: usize,
+        (weights, answers): (&[[f32; BLOCK]; Q], &mut [f32]),
+    ) {
+        let mut at = dims.start;
+        while at < dims.end {
+            let left = dims.end - at;
+            if !D::SCALED && left >= 4 * LANES && S::ACCUMULATORS >= 24 {
                 self.gather_part::<S, Q, 4>(simd, (block, at), first, (weights, answers));
                 at += 4 * LANES;
+            } else if D::SCALED && left >= 2 * LANES && S::ACCUMULATORS >= 12 {
+                self.gather_part::<S, Q, 2>(simd, (block, at), first, (weights, answers));
+                at += 2 * LANES;
             } else {
                 self.gather_part::<S, Q, 1>(simd, (block, at), first, (weights, answers));
                 at += LANES;
@@ -511,22 +540,33 @@ impl<D: Dense> Tile<'_, D> {
                 acc[q][v] = simd.load(&own[v]);
             }
         }
+        let (row, own) = (padded * D::WIDTH, at * D::WIDTH..(at + V * LANES) * D::WIDTH);
         for page in 0..BLOCK_PAGES {
             let start = block * BLOCK + page * PAGE;
             if start >= end {
                 break;
             }
             let count = PAGE.min(end - start);
-            let values = self.values(block, page);
-            let seen_by_all = all.start <= start && start + count <= all.end;
-            for place in 0..count {
-                let own = &values[(place * padded + at) * D::WIDTH..][..V * LANES * D::WIDTH];
-                let mut value = [simd.splat(0.0); V];
-                for (v, own) in own.chunks_exact(LANES * D::WIDTH).enumerate() {
-                    value[v] = D::widen(simd, own);
+            let values = &self.values(block, page)[..PAGE * row];
+            let values = values.chunks_exact(row).take(count).enumerate();
+            if all.start <= start && start + PAGE <= all.end {
+                let weights: [&[f32; PAGE]; Q] =
+                    std::array::from_fn(|q| &weights[q].as_chunks().0[page]);
+                for (place, values) in values {
+                    let value = widened::<S, D, V>(simd, &values[own.clone()]);
+                    for q in 0..Q {
+                        let weight = simd.splat(weights[q][place]);
+                        for v in 0..V {
+                            acc[q][v] = simd.fma(weight, value[v], acc[q][v]);
+                        }
+                    }
                 }
+                continue;
+            }
+            for (place, values) in values {
+                let value = widened::<S, D, V>(simd, &values[own.clone()]);
                 for q in 0..Q {
-                    if seen_by_all || visible[q].contains(&(start + place)) {
+                    if visible[q].contains(&(start + place)) {
                         let weight = simd.splat(weights[q][page * PAGE + place]);
                         for v in 0..V {
                             acc[q][v] = simd.fma(weight, value[v], acc[q][v]);
@@ -542,6 +582,59 @@ impl<D: Dense> Tile<'_, D> {
             }
         }
     }
+}
+
+/// The weights `e^(score - max)` of a block's positions into `out`. Yields the greatest score, of those before too, and the sum of
+/// the weights, which is not a number where a score that is seen is none or infinite. `ALL` says that all are seen.
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn soften<S: Simd, const ALL: bool>(
+    simd: S,
+    scores: &[S::F; BLOCK_PAGES],
+    keep: &[u16; BLOCK_PAGES],
+    before: f32,
+    out: &mut [[f32; PAGE]],
+) -> (f32, f32) {
+    let mut masked = *scores;
+    // Zero, or not a number.
+    let mut sum = simd.splat(0.0);
+    let mut max = simd.splat(f32::NEG_INFINITY);
+    for page in 0..BLOCK_PAGES {
+        let mut seen = scores[page];
+        if !ALL {
+            masked[page] = simd.select(keep[page], seen, simd.splat(f32::NEG_INFINITY));
+            seen = simd.select(keep[page], seen, simd.splat(0.0));
+        }
+        max = simd.max(max, masked[page]);
+        sum = simd.fma(seen, simd.splat(0.0), sum);
+    }
+    let max = before.max(simd.greatest(max));
+    let shift = simd.splat(-max);
+    for page in 0..BLOCK_PAGES {
+        let mut weight = simd.exp(simd.add(masked[page], shift));
+        if !ALL {
+            weight = simd.select(keep[page], weight, simd.splat(0.0));
+        }
+        simd.store(weight, &mut out[page]);
+        sum = simd.add(sum, weight);
+    }
+    (max, simd.sum(sum))
+}
+
+/// Bytes of a head in a page before its scales, where each position has `numbers` numbers.
+fn unscaled<D: Kept>(numbers: usize) -> usize {
+    D::KIND.unscaled(numbers) * D::KIND.elements().size_in_bytes()
+}
+
+/// `V` vectors of a cache's numbers.
+#[expect(clippy::inline_always, reason = "part of a kernel")]
+#[inline(always)]
+fn widened<S: Simd, D: Kept, const V: usize>(simd: S, numbers: &[u8]) -> [S::F; V] {
+    let mut wide = [simd.splat(0.0); V];
+    for (wide, own) in wide.iter_mut().zip(numbers.chunks_exact(LANES * D::WIDTH)) {
+        *wide = D::widen(simd, own);
+    }
+    wide
 }
 
 /// The lanes of the page at `start` that are visible.

@@ -30,6 +30,21 @@ fn reference(heads: Heads, qkv: &[Vec<f32>], position: usize) -> Vec<f64> {
     out
 }
 
+/// A row as a cache keeps it: in codes, groups of keys and of values are what rounding makes of them.
+fn kept(heads: Heads, kind: KvType, row: &[f32]) -> Vec<f32> {
+    let mut row = row.to_vec();
+    if kind == KvType::Int8 {
+        for head in row[heads.queries * heads.dim..].chunks_mut(heads.dim) {
+            for group in head.chunks_mut(32) {
+                let top = group.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
+                let rounded = |x: f32| (x * (127.0 / top)).round_ties_even() * (top / 127.0);
+                group.iter_mut().filter(|_| top > 0.0).for_each(|x| *x = rounded(*x));
+            }
+        }
+    }
+    row
+}
+
 /// Cosines and sines that turn nothing.
 struct Still(Vec<f32>, Vec<f32>);
 
@@ -53,11 +68,18 @@ struct World {
 
 impl World {
     /// A cache of other people's leftovers, some of them not even numbers.
-    fn new(heads: Heads, dtype: DType, pages: usize, threads: usize) -> Self {
-        let full =
-            |shape| Tensor::full(f32::NAN, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
-        let keys = full(heads.key_shape(pages));
-        let values = full(heads.value_shape(pages));
+    fn new(heads: Heads, kind: KvType, pages: usize, threads: usize) -> Self {
+        let full = |shape| match kind {
+            KvType::Int8 => {
+                Tensor::full(f32::NAN.to_bits() | 0x0001_7f81, shape, &Device::Cpu).unwrap()
+            }
+            KvType::F32 | KvType::F16 => {
+                let numbers = Tensor::full(f32::NAN, shape, &Device::Cpu).unwrap();
+                numbers.to_dtype(kind.elements()).unwrap()
+            }
+        };
+        let keys = full(heads.key_shape(kind, pages));
+        let values = full(heads.value_shape(kind, pages));
         Self { heads, pool: Pool::new(threads).unwrap(), keys, values }
     }
 
@@ -82,7 +104,7 @@ impl World {
 }
 
 fn shape() -> impl Strategy<Value = Heads> {
-    let dims = prop::sample::select(vec![4_usize, 16, 24, 64]);
+    let dims = prop::sample::select(vec![4_usize, 6, 16, 24, 40, 64, 80, 100]);
     let window = prop::option::of(1_usize..90);
     (1_usize..3, 1_usize..5, dims, window).prop_map(|(keys, group, dim, window)| Heads {
         queries: keys * group,
@@ -100,7 +122,7 @@ proptest! {
     #[test]
     fn any_chunking_in_any_company_gives_the_same_bits(
         heads in shape(),
-        dtype in prop::sample::select(vec![DType::F32, DType::F16]),
+        kind in prop::sample::select(vec![KvType::F32, KvType::F16, KvType::Int8]),
         seed: u64,
         lengths in (1_usize..150, 1_usize..70),
         cuts in prop::collection::vec(1_usize..60, 40),
@@ -111,7 +133,7 @@ proptest! {
             (state >> 40) as f32 / (1 << 23) as f32 - 1.0
         };
         let mut sequence = |len: usize| -> Vec<Vec<f32>> {
-            // Numbers that a cache of either type keeps as they are.
+            // Numbers that a cache of floats keeps as they are.
             let mut number = || f16::from_f32(unit() * 2.0).to_f32();
             (0..len).map(|_| (0..heads.width()).map(|_| number()).collect()).collect()
         };
@@ -121,7 +143,7 @@ proptest! {
         let tiers = Tier::available();
         let tier = tiers[usize::try_from(seed % tiers.len() as u64).unwrap()];
         let mut cuts = cuts.into_iter().cycle();
-        let together = World::new(heads, dtype, 20, 2);
+        let together = World::new(heads, kind, 20, 2);
         let mut done = [0, 0];
         let mut got = [Vec::new(), Vec::new()];
         while done[0] < rows[0].len() || done[1] < rows[1].len() {
@@ -142,13 +164,14 @@ proptest! {
             }
         }
         for i in 0..2 {
-            let alone = World::new(heads, dtype, 20, 1);
+            let alone = World::new(heads, kind, 20, 1);
+            let kept: Vec<_> = rows[i].iter().map(|row| kept(heads, kind, row)).collect();
             for (position, row) in rows[i].iter().enumerate() {
                 let sequences = [SequenceRows { rows: 0..1, position, pages: &pages[i] }];
                 let tier = tiers[position % tiers.len()];
                 let out = alone.step(tier, std::slice::from_ref(row), &sequences);
                 prop_assert_eq!(&out[0], &got[i][position], "position {} on {}", position, tier);
-                for (got, want) in out[0].iter().zip(reference(heads, &rows[i], position)) {
+                for (got, want) in out[0].iter().zip(reference(heads, &kept, position)) {
                     prop_assert!((f64::from(*got) - want).abs() < 1e-4, "{} is not {}", got, want);
                 }
             }
@@ -159,11 +182,13 @@ proptest! {
 /// Times a weight of zero, it made the rows before it no numbers either, and with them what others take for a prefix.
 #[test]
 fn a_row_that_is_no_number_spoils_none_before_it() {
-    for (window, tier) in
-        [None, Some(3)].into_iter().flat_map(|w| Tier::available().into_iter().map(move |t| (w, t)))
+    let kinds = [KvType::F32, KvType::Int8];
+    let cases = [None, Some(3)].into_iter().flat_map(|window| kinds.map(|kind| (window, kind)));
+    for ((window, kind), tier) in
+        cases.flat_map(|case| Tier::available().into_iter().map(move |tier| (case, tier)))
     {
         let heads = Heads { queries: 1, keys: 1, dim: 16, window };
-        let world = World::new(heads, DType::F32, 3, 1);
+        let world = World::new(heads, kind, 3, 1);
         let mut rows: Vec<Vec<f32>> =
             (0_u8..40).map(|row| vec![f32::from(row) / 40.0; heads.width()]).collect();
         let sequences = [SequenceRows { rows: 0..40, position: 0, pages: &[2, 0, 1] }];
@@ -179,6 +204,53 @@ fn a_row_that_is_no_number_spoils_none_before_it() {
     }
 }
 
+/// Of codes a group is one rounding: what is none in the second group must not be lost in it.
+#[test]
+fn a_single_number_that_is_none_spoils_all_that_see_it() {
+    let heads = Heads { queries: 1, keys: 1, dim: 40, window: None };
+    for (tier, bad) in Tier::available()
+        .into_iter()
+        .flat_map(|tier| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(|bad| (tier, bad)))
+    {
+        for kind in [KvType::F32, KvType::F16, KvType::Int8] {
+            for at in [35, 40 + 35] {
+                let world = World::new(heads, kind, 6, 1);
+                let mut rows = vec![vec![0.5; heads.width()]; 90];
+                let sequences =
+                    [SequenceRows { rows: 0..90, position: 0, pages: &[2, 0, 1, 5, 4, 3] }];
+                let want = world.step(tier, &rows, &sequences);
+                rows[20][heads.dim + at] = bad;
+                let got = world.step(tier, &rows, &sequences);
+                assert_eq!(got[..20], want[..20], "{tier}, {kind:?}");
+                let spoiled = |row: &Vec<f32>| row.iter().any(|x| !x.is_finite());
+                assert!(got[20..].iter().all(spoiled), "{tier}, {kind:?}, {bad} at {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_hold_magnitudes_at_the_ends_of_the_range() {
+    let heads = Heads { queries: 1, keys: 1, dim: 16, window: None };
+    for (tier, magnitude) in Tier::available()
+        .into_iter()
+        .flat_map(|tier| [0.0, 1e-40, 1e-36, 1e-30, 1e30, 1e38].map(|x| (tier, x)))
+    {
+        let world = World::new(heads, KvType::Int8, 1, 1);
+        let mut row = vec![0.0; heads.width()];
+        row[2 * heads.dim..].fill(magnitude);
+        let sequences = [SequenceRows { rows: 0..1, position: 0, pages: &[0] }];
+        let got = world.step(tier, &[row], &sequences);
+        // What is too small for an inverse is nothing.
+        for x in &got[0] {
+            assert!(
+                (x - magnitude).abs() <= magnitude * 1e-6 + 4e-37,
+                "{tier}: {x} of {magnitude}"
+            );
+        }
+    }
+}
+
 /// The exponential is clamped, so that a score which is no number would have come out as one.
 #[test]
 fn a_key_that_half_precision_cannot_hold_makes_no_answer() {
@@ -186,7 +258,7 @@ fn a_key_that_half_precision_cannot_hold_makes_no_answer() {
     for (tier, key) in
         Tier::available().into_iter().flat_map(|tier| [1e6, -1e6].map(|key| (tier, key)))
     {
-        let world = World::new(heads, DType::F16, 3, 1);
+        let world = World::new(heads, KvType::F16, 3, 1);
         let mut rows = vec![vec![0.5; heads.width()]; 40];
         let sequences = [SequenceRows { rows: 0..40, position: 0, pages: &[2, 0, 1] }];
         let want = world.step(tier, &rows, &sequences);
@@ -201,7 +273,7 @@ fn a_key_that_half_precision_cannot_hold_makes_no_answer() {
 #[test]
 fn a_step_that_does_not_fit_is_an_error_and_leaves_the_cache_usable() {
     let heads = Heads { queries: 2, keys: 1, dim: 4, window: None };
-    let world = World::new(heads, DType::F32, 2, 1);
+    let world = World::new(heads, KvType::F32, 2, 1);
     let rows = |width| Tensor::zeros((1, width), DType::F32, &Device::Cpu).unwrap();
     let cases = [
         (0..1, 16, &[0_u32][..], heads.width()),
@@ -236,4 +308,12 @@ fn a_step_that_does_not_fit_is_an_error_and_leaves_the_cache_usable() {
     assert!(error.contains("page 0 is written for two places"), "{error}");
     let sequences = [SequenceRows { rows: 0..1, position: 0, pages: &[1] }];
     world.write(&rows(heads.width()), &sequences).unwrap();
+}
+
+#[test]
+fn codes_take_little_more_than_half_of_sixteen_bits() {
+    let heads = Heads { queries: 9, keys: 3, dim: 64, window: None };
+    assert_eq!(heads.page_bytes(KvType::F32), 2 * heads.page_bytes(KvType::F16));
+    // Two scales of four bytes for 64 codes.
+    assert_eq!(heads.page_bytes(KvType::Int8), 2 * 3 * PAGE * (64 + 2 * 4));
 }

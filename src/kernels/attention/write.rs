@@ -3,8 +3,13 @@
 use std::ops::Range;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, backend::BackendStorage};
+use half::{f16, slice::HalfFloatSliceExt};
 
-use super::{Heads, PAGE, SequenceRows, check, rows_of};
+use super::{
+    Heads, PAGE, SequenceRows,
+    cache::{GROUP, IN_WORD, KvType},
+    check, rows_of,
+};
 use crate::kernels::{
     dense::Number,
     elementwise::Angles,
@@ -25,30 +30,30 @@ pub enum Half {
 struct Lie {
     /// Its first number in a row.
     first: usize,
-    /// Numbers of one page.
-    page: usize,
-    /// From one head to the next within a page, from one position to the next, and from one dimension to the next.
+    /// Elements of a head in a page, and of those how many come before the scales.
     head: usize,
+    unscaled: usize,
+    /// Numbers from one position to the next, and from one dimension to the next.
     place: usize,
     dim: usize,
 }
 
 impl Half {
-    fn lie(self, heads: Heads) -> Lie {
+    fn lie(self, heads: Heads, kind: KvType) -> Lie {
         let Heads { queries, keys, dim, .. } = heads;
         let padded = heads.padded_dim();
         match self {
             Self::Keys => Lie {
                 first: queries * dim,
-                page: heads.key_page(),
-                head: dim * PAGE,
+                head: heads.key_head(kind),
+                unscaled: kind.unscaled(dim),
                 place: 1,
                 dim: PAGE,
             },
             Self::Values => Lie {
                 first: (queries + keys) * dim,
-                page: heads.value_page(),
-                head: PAGE * padded,
+                head: heads.value_head(kind),
+                unscaled: kind.unscaled(padded),
                 place: padded,
                 dim: 1,
             },
@@ -56,10 +61,72 @@ impl Half {
     }
 }
 
+/// An element of a cache.
+trait Element: Number {
+    const KIND: KvType;
+    const ZERO: Self;
+    /// Puts the numbers of a position into their place among a head's; `room` is for as many.
+    fn put(head: &mut [Self], numbers: &[f32], lie: &Lie, place: usize, room: &mut [Self]);
+}
+
+/// Puts numbers in their places.
+fn spread<T: Copy>(head: &mut [T], numbers: &[T], lie: &Lie, place: usize) {
+    let to = head[place * lie.place..].iter_mut().step_by(lie.dim);
+    to.zip(numbers).for_each(|(to, number)| *to = *number);
+}
+
+impl Element for f32 {
+    const KIND: KvType = KvType::F32;
+    const ZERO: Self = 0.0;
+    fn put(head: &mut [Self], numbers: &[f32], lie: &Lie, place: usize, _: &mut [Self]) {
+        spread(head, numbers, lie, place);
+    }
+}
+
+impl Element for f16 {
+    const KIND: KvType = KvType::F16;
+    const ZERO: Self = Self::ZERO;
+    fn put(head: &mut [Self], numbers: &[f32], lie: &Lie, place: usize, room: &mut [Self]) {
+        room.convert_from_f32_slice(numbers);
+        spread(head, room, lie, place);
+    }
+}
+
+/// Codes in words, and scales: each group is rounded to nearest by its own, which is that of its greatest magnitude.
+impl Element for u32 {
+    const KIND: KvType = KvType::Int8;
+    const ZERO: Self = 0;
+    #[expect(clippy::cast_possible_truncation, reason = "codes are in [-127, 127]")]
+    fn put(head: &mut [Self], numbers: &[f32], lie: &Lie, place: usize, _: &mut [Self]) {
+        const MOST: f32 = 127.0;
+        // Added and taken away it leaves whole numbers, the nearest and of two the even one: the last place of such sums is 1.
+        const WHOLE: f32 = 1.5 * (1 << 23) as f32;
+        let (codes, scales) = head.split_at_mut(lie.unscaled);
+        for (group, numbers) in numbers.chunks(GROUP).enumerate() {
+            let top = numbers.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
+            // Zero, or not a number where some number is none or infinite: what is seen of it must not be one either.
+            let probe: f32 = numbers.iter().map(|x| x * 0.0).sum();
+            let inverse = MOST / top;
+            let nothing = probe.is_nan() || !inverse.is_finite();
+            let (inverse, scale) = if nothing { (0.0, probe) } else { (inverse, top / MOST) };
+            scales[group * PAGE + place] = scale.to_bits();
+            for (dim, x) in (group * GROUP..).zip(numbers) {
+                let code = if nothing { 0 } else { (x * inverse + WHOLE - WHOLE) as i8 };
+                let at = place * lie.place + dim * lie.dim;
+                // As bytes in memory, on a little-endian machine.
+                let shift = at % IN_WORD * 8;
+                let word = &mut codes[at / IN_WORD];
+                *word = *word & !(0xff << shift) | Self::from(code.cast_unsigned()) << shift;
+            }
+        }
+    }
+}
+
 /// Puts the keys, turned by their angles, or the values of a step's rows `[queries, keys, values]` into the cache.
 ///
 /// In a cache of `f16` each number is rounded to the nearest; beyond 65,504 that is infinite, and rows that see it come out as
-/// no numbers.
+/// no numbers. Of codes a whole
+/// group comes out as none where one of its numbers was none.
 ///
 /// Whatever does not fit is an error before the first number is written. It must not be a panic: that would poison the
 /// tensor's lock, and no later step could use the cache.
@@ -98,16 +165,18 @@ impl InplaceOp2 for Write<'_> {
         match cache {
             CpuStorage::F32(cache) => self.put(&mut cache[start..end], x, rows),
             CpuStorage::F16(cache) => self.put(&mut cache[start..end], x, rows),
+            CpuStorage::U32(cache) => self.put(&mut cache[start..end], x, rows),
             other => candle_core::bail!("no cache of {:?}", BackendStorage::dtype(other)),
         }
     }
 }
 
 impl Write<'_> {
-    fn put<T: Number>(&self, cache: &mut [T], x: &[f32], rows: usize) -> Result<()> {
+    fn put<T: Element>(&self, cache: &mut [T], x: &[f32], rows: usize) -> Result<()> {
         let heads = self.heads;
-        let lie = self.half.lie(heads);
-        check(self.sequences, rows, cache.len() / lie.page)?;
+        let lie = self.half.lie(heads, T::KIND);
+        let length = heads.keys * lie.head;
+        check(self.sequences, rows, cache.len() / length)?;
         self.angles.check(rows, heads.dim)?;
         let pages: Vec<_> = self.sequences.iter().flat_map(pages).collect();
         let mut written: Vec<_> = pages.iter().map(|(page, _, _)| *page).collect();
@@ -119,8 +188,8 @@ impl Write<'_> {
         let put = |task: usize| {
             let (page, place, rows) = &pages[task];
             // SAFETY: no two tasks have the same page.
-            let page = unsafe { cache.part(page * lie.page..(page + 1) * lie.page) };
-            self.put_in_page(page, *place, rows.clone(), x);
+            let page = unsafe { cache.part(page * length..(page + 1) * length) };
+            self.put_in_page(page, (&lie, *place), rows.clone(), x);
         };
         // A few rows are written before other threads have heard of them.
         if rows < 4 * PAGE {
@@ -132,20 +201,24 @@ impl Write<'_> {
     }
 
     /// Puts rows into places `place` and after of their page.
-    fn put_in_page<T: Number>(&self, page: &mut [T], place: usize, rows: Range<usize>, x: &[f32]) {
+    fn put_in_page<T: Element>(
+        &self,
+        page: &mut [T],
+        (lie, place): (&Lie, usize),
+        rows: Range<usize>,
+        x: &[f32],
+    ) {
         let heads = self.heads;
-        let lie = self.half.lie(heads);
-        let (mut turned, mut converted) = (vec![0.0; heads.dim], vec![T::ZERO; heads.dim]);
+        let (mut turned, mut room) = (vec![0.0; heads.dim], vec![T::ZERO; heads.dim]);
         for (place, row) in (place..).zip(rows) {
             let own = &x[row * heads.width() + lie.first..][..heads.keys * heads.dim];
-            for (head, mut numbers) in own.chunks_exact(heads.dim).enumerate() {
+            let own = own.chunks_exact(heads.dim).zip(page.chunks_exact_mut(lie.head));
+            for (mut numbers, head) in own {
                 if self.half == Half::Keys {
                     self.angles.turn(row, numbers, &mut turned);
                     numbers = &turned;
                 }
-                T::convert(numbers, &mut converted);
-                let to = page[head * lie.head + place * lie.place..].iter_mut();
-                to.step_by(lie.dim).zip(&converted).for_each(|(to, number)| *to = *number);
+                T::put(head, numbers, lie, place, &mut room);
             }
         }
     }
