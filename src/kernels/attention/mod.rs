@@ -5,7 +5,7 @@
 //! position by position. A query walks the positions in blocks of 64 that begin at multiples of 64, with the running
 //! maximum and sum of online softmax (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135). What a
 //! query reads and in which order depends on its position alone, so decoding, any chunking of a prompt, and recomputation
-//! give the same bits. Keys and values are kept as `f32`, `f16` or 8-bit codes, and widened where they are read: [`cache`] says
+//! give the same bits. Keys and values are kept as `f32`, `f16` or 8-bit codes, and widened where they are read: `cache.rs` says
 //! how they lie there. Products with codes are summed up a group at a time before they are scaled.
 
 mod cache;
