@@ -125,8 +125,7 @@ impl Element for u32 {
 /// Puts the keys, turned by their angles, or the values of a step's rows `[queries, keys, values]` into the cache.
 ///
 /// In a cache of `f16` each number is rounded to the nearest; beyond 65,504 that is infinite, and rows that see it come out as
-/// no numbers. Of codes a whole
-/// group comes out as none where one of its numbers was none.
+/// no numbers. Of codes a whole group comes out as none where one of its numbers was none.
 ///
 /// Whatever does not fit is an error before the first number is written. It must not be a panic: that would poison the
 /// tensor's lock, and no later step could use the cache.
