@@ -115,11 +115,23 @@ impl Pool {
     /// Where a task does: with the panic of one of those that did. In a shared region all parts are begun first; within a
     /// part, as where the caller runs alone, those behind it are not.
     pub fn run<F: Fn(usize) + Sync>(&self, tasks: usize, task: F) {
+        self.run_parts((tasks, tasks.min(self.threads() * PARTS)), task);
+    }
+
+    /// The same for long tasks of different lengths, which should ascend: each is a part of its own, and the last ones are begun first,
+    /// so that threads end at about the same time.
+    ///
+    /// # Panics
+    /// As [`Pool::run`] does.
+    pub fn run_each<F: Fn(usize) + Sync>(&self, tasks: usize, task: F) {
+        self.run_parts((tasks, tasks), task);
+    }
+
+    fn run_parts<F: Fn(usize) + Sync>(&self, (tasks, parts): (usize, usize), task: F) {
         if tasks <= 1 || self.crew.workers.is_empty() || IN_TASK.get() {
             (0..tasks).for_each(task);
             return;
         }
-        let parts = tasks.min(self.threads() * PARTS);
         let region = Region { tasks, parts, task };
         let _region = self.crew.region.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let shared = &*self.crew.shared;
@@ -307,12 +319,31 @@ mod tests {
             let pool = Pool::new(threads).unwrap();
             for tasks in [0, 1, 2, 7, 100, 1000] {
                 let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
-                pool.run(tasks, |task| {
+                let count = |task: usize| {
                     counts[task].fetch_add(1, Ordering::Relaxed);
-                });
-                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+                };
+                pool.run(tasks, count);
+                pool.run_each(tasks, count);
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 2));
             }
         }
+    }
+
+    #[test]
+    fn the_longest_of_long_tasks_are_begun_first() {
+        let pool = Pool::new(2).unwrap();
+        let begun = Mutex::new(Vec::new());
+        let start = Instant::now();
+        pool.run_each(2 * PARTS + 2, |task| {
+            begun.lock().unwrap().push(task);
+            // Both threads have begun one before either ends: if they were parts of one part, another would come in between.
+            while task >= 2 * PARTS && begun.lock().unwrap().len() < 2 {
+                assert!(start.elapsed() < Duration::from_mins(1), "nobody takes the other one");
+                thread::yield_now();
+            }
+        });
+        let begun = begun.into_inner().unwrap();
+        assert!(begun[..2].iter().all(|task| *task >= 2 * PARTS), "{begun:?}");
     }
 
     #[test]

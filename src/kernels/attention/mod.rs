@@ -73,6 +73,12 @@ impl SequenceRows<'_> {
         let position = self.position + (row - self.rows.start);
         (self.pages[position / PAGE] as usize, position % PAGE)
     }
+
+    /// How long some of its rows take: positions that each of them sees, and that are read once for all.
+    fn length(&self, rows: &Range<usize>, window: Option<usize>) -> usize {
+        let end = self.position + (rows.end - self.rows.start);
+        end.min(window.unwrap_or(end).saturating_add(rows.len())) * (rows.len() + 1)
+    }
 }
 
 /// Fails unless every row lies within its sequence's pages, and every page within the cache.
@@ -166,15 +172,16 @@ impl Attention<'_> {
         let mut y = vec![0.0; rows * stride];
         let mut tasks = Vec::new();
         for sequence in self.sequences {
-            // Long rows first within a sequence: the last task to finish is a short one.
-            for start in sequence.rows.clone().step_by(ROW_BLOCK).rev() {
+            for start in sequence.rows.clone().step_by(ROW_BLOCK) {
                 let rows = start..sequence.rows.end.min(start + ROW_BLOCK);
                 tasks.extend((0..heads.keys).map(|head| (sequence, rows.clone(), head)));
             }
         }
+        // A few rows of a long text may take as long as all others together.
+        tasks.sort_by_key(|(sequence, rows, _)| sequence.length(rows, heads.window));
         let (keys, values) = (bytes_of(keys), bytes_of(values));
         let out = Disjoint::new(&mut y);
-        self.pool.run(tasks.len(), |task| {
+        self.pool.run_each(tasks.len(), |task| {
             let (sequence, rows, head) = &tasks[task];
             let (rows, head) = (rows.clone(), *head);
             let cache = Cache::<D> { keys, values, kind: PhantomData };
