@@ -6,7 +6,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "a region's closure is borrowed from the caller's stack; see `run`"
+    reason = "a region's closure is borrowed from the caller's stack; see `run_parts`"
 )]
 
 use std::{
@@ -29,8 +29,8 @@ const SPIN: Duration = Duration::from_micros(50);
 /// Looks for the next region between two at the clock.
 const LOOKS: usize = 64;
 
-/// Parts of a region for each thread. Taking one costs the others a cache line or two, so that there must be few; a thread that
-/// the system puts aside must not leave much undone.
+/// Parts for each thread of a region of short tasks. Taking one costs the others a cache line or two, so that there must be few; a
+/// thread that the system puts aside must not leave much undone.
 const PARTS: usize = 4;
 
 thread_local! {
@@ -118,8 +118,8 @@ impl Pool {
         self.run_parts((tasks, tasks.min(self.threads() * PARTS)), task);
     }
 
-    /// The same for long tasks of different lengths, which should ascend: each is a part of its own, and the last ones are begun first,
-    /// so that threads end at about the same time.
+    /// The same for long tasks of different lengths, which should ascend: each is a part of its own, and in a shared region the
+    /// last ones are begun first, so that threads end at about the same time.
     ///
     /// # Panics
     /// As [`Pool::run`] does.
@@ -139,7 +139,7 @@ impl Pool {
         shared.code.store(call::<F> as Work as usize, Ordering::Relaxed);
         shared.open.0.store(parts, Ordering::Relaxed);
         let number = (shared.ticket.0.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
-        let parts = u64::try_from(parts).expect("there are few");
+        let parts = u64::from(u32::try_from(parts).expect("a half of the ticket"));
         // SeqCst: ordered before the reads of `parked`, as a worker's parking is before its read of the ticket.
         shared.ticket.0.store(number << 32 | parts, Ordering::SeqCst);
         for (parked, worker) in shared.parked.iter().zip(&self.crew.workers) {
@@ -159,7 +159,7 @@ impl Pool {
     }
 }
 
-/// What is done in one call of [`Pool::run`].
+/// What is done in one call of [`Pool::run`] or [`Pool::run_each`].
 struct Region<F> {
     tasks: usize,
     parts: usize,
@@ -176,7 +176,7 @@ impl<F: Fn(usize)> Region<F> {
 
 /// Runs a part of the region at `data`.
 fn call<F: Fn(usize) + Sync>(data: usize, part: usize) {
-    // SAFETY: `data` is the address of the `Region<F>` that `run` keeps until every taken part is done, and only a taken part
+    // SAFETY: `data` is the address of the `Region<F>` that `run_parts` keeps until every taken part is done, and only a taken part
     // gets here.
     let region = unsafe { &*(data as *const Region<F>) };
     region.run(part);
@@ -203,7 +203,7 @@ impl Shared {
                 return false;
             }
             // Read before the part is taken; valid only if the exchange then finds the ticket unchanged. While a part of a
-            // region is left untaken, its `run` has not returned, so the words cannot be of another region.
+            // region is left untaken, its `run_parts` has not returned, so the words cannot be of another region.
             let data = self.data.load(Ordering::Relaxed);
             let code = self.code.load(Ordering::Relaxed);
             let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
@@ -218,7 +218,7 @@ impl Shared {
     }
 
     fn call(&self, data: usize, code: usize, part: usize) {
-        // SAFETY: `code` was written by `run` from a `Work`, and the exchange proved it belongs with `data`.
+        // SAFETY: `code` was written by `run_parts` from a `Work`, and the exchange proved it belongs with `data`.
         let work = unsafe { std::mem::transmute::<*const (), Work>(code as *const ()) };
         // Never set already: whoever is in a task runs no shared region.
         IN_TASK.set(true);

@@ -74,7 +74,7 @@ impl SequenceRows<'_> {
         (self.pages[position / PAGE] as usize, position % PAGE)
     }
 
-    /// How long some of its rows take: positions that each of them sees, and that are read once for all.
+    /// How long some of its rows take beside others: each sees about so many positions, which are read once more for all.
     fn length(&self, rows: &Range<usize>, window: Option<usize>) -> usize {
         let end = self.position + (rows.end - self.rows.start);
         end.min(window.unwrap_or(end).saturating_add(rows.len())) * (rows.len() + 1)
