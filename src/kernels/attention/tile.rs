@@ -14,6 +14,7 @@ use crate::kernels::{
 /// Pages and positions of one block of the softmax.
 const BLOCK_PAGES: usize = 4;
 const BLOCK: usize = BLOCK_PAGES * PAGE;
+
 /// Keys and values of type `D`.
 pub(super) struct Cache<'a, D> {
     pub(super) keys: &'a [u8],
